@@ -1,0 +1,1 @@
+//! Ground floor: stats, time, drain signal, randomness and other things that every floor uses.

@@ -1,0 +1,1 @@
+//! Configuration: Envoy's messages in, the proxy's own validated representation out.

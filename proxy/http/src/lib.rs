@@ -1,0 +1,1 @@
+//! HTTP: codecs, connection manager, streams, filters, routes, access log formats.

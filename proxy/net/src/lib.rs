@@ -1,0 +1,1 @@
+//! Network: addresses, sockets, listeners, filter chain selection, TLS and splice.

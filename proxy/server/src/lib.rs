@@ -1,0 +1,1 @@
+//! The nuncio binary: options, assembly, workers, admin, drain.

@@ -1,0 +1,1 @@
+//! Upstream: clusters, hosts, load balancing, connection pools, DNS.
