@@ -1,1 +1,18 @@
-//! Configuration: Envoy's messages in, the proxy's own validated representation out.
+//! Configuration: Envoy's messages in, the proxy's own validated representation (IR) out.
+//!
+//! Reading order: how text becomes messages, what is checked on the way, then one file per API area with
+//! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
+
+pub mod access_log;
+pub mod address;
+pub mod bootstrap;
+pub mod cluster;
+pub mod data_source;
+pub mod hcm;
+pub mod header_mutation;
+pub mod listener;
+pub mod matchers;
+pub mod route;
+pub mod tcp_proxy;
+pub mod tls;
+pub mod typed_config;

@@ -1,0 +1,417 @@
+//! Clusters and their endpoints (`envoy.config.cluster.v3`, `envoy.config.endpoint.v3`).
+
+use crate::address::{Address, EndpointAddress};
+use crate::hcm::{Http1Options, Http2Options};
+use crate::listener::SocketOption;
+use crate::matchers::FractionalPercent;
+use crate::tls::UpstreamTlsContext;
+use crate::typed_config::TypedConfig;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Name in stats, `:` replaced by `_`; the name where not set.
+    pub alt_stat_name: Option<Box<str>>,
+    /// How hosts are found.
+    pub discovery: Discovery,
+    /// Default 5 s.
+    pub connect_timeout: Duration,
+    /// Soft limit on buffers of a connection, bytes; default 1 MiB.
+    pub per_connection_buffer_limit_bytes: u32,
+    /// Load balancing policy.
+    pub lb_policy: LbPolicy,
+    /// Settings common to policies.
+    pub lb_common: CommonLbConfig,
+    /// Endpoints written in the cluster.
+    pub endpoints: ClusterLoadAssignment,
+    /// Protocol toward the hosts.
+    pub http: UpstreamHttpOptions,
+    /// Connection limits.
+    pub circuit_breakers: CircuitBreakers,
+    /// TLS, or None for plain text.
+    pub tls: Option<Arc<UpstreamTlsContext>>,
+    /// Another transport socket, resolved by the registry.
+    pub transport_socket: Option<TypedConfig>,
+    /// `transport_socket_matches`: name, endpoint metadata to match (JSON), TLS or None for plain text.
+    pub transport_socket_matches: Vec<(Box<str>, serde_json::Value, Option<Arc<UpstreamTlsContext>>)>,
+    /// Local address and options of connections.
+    pub bind: BindConfig,
+    /// TCP keep-alive: probes, idle time and interval, in seconds.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// DNS settings.
+    pub dns: DnsConfig,
+    /// Close connections to a host as soon as health checks fail (`close_connections_on_host_health_failure`).
+    pub close_connections_on_host_health_failure: bool,
+    /// Drop a removed host at once although its health check still passes.
+    pub ignore_health_on_host_removal: bool,
+    /// Serialized `health_checks`.
+    pub health_checks: Vec<bytes::Bytes>,
+    /// Serialized `outlier_detection`.
+    pub outlier_detection: Option<bytes::Bytes>,
+    /// Cluster metadata as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
+    /// `connection_pool_per_downstream_connection`.
+    pub connection_pool_per_downstream_connection: bool,
+    /// `preconnect_policy.per_upstream_preconnect_ratio`, in thousandths; 1000 for none.
+    pub per_upstream_preconnect_ratio: u32,
+    /// `track_cluster_stats` / `track_timeout_budgets`.
+    pub track_timeout_budgets: bool,
+    /// Added through an API (shown by the admin).
+    pub added_via_api: bool,
+    /// Path in the configuration.
+    pub path: Box<str>,
+}
+
+/// How hosts are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// STATIC.
+    Static,
+    /// STRICT_DNS.
+    StrictDns,
+    /// LOGICAL_DNS.
+    LogicalDns,
+    /// EDS: service name and serialized `ConfigSource`.
+    Eds {
+        /// `service_name`, the cluster's name where empty.
+        service_name: Box<str>,
+        /// Serialized `ConfigSource`.
+        source: bytes::Bytes,
+    },
+    /// ORIGINAL_DST.
+    OriginalDst,
+    /// `cluster_type`.
+    Extension(TypedConfig),
+}
+
+/// Load balancing policy with its settings.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LbPolicy {
+    /// Round robin.
+    RoundRobin,
+    /// Least request.
+    LeastRequest {
+        /// Hosts compared; default 2.
+        choice_count: u32,
+        /// Exponent of active requests in weighted mode; default 1.
+        active_request_bias: f64,
+    },
+    /// Random.
+    Random,
+    /// Ring hash.
+    RingHash {
+        /// Default 1024.
+        minimum_ring_size: u64,
+        /// Default 8 Mi.
+        maximum_ring_size: u64,
+        /// MURMUR_HASH_2 instead of xxHash64.
+        murmur: bool,
+    },
+    /// Maglev.
+    Maglev {
+        /// Prime; default 65537.
+        table_size: u64,
+    },
+    /// CLUSTER_PROVIDED.
+    ClusterProvided,
+    /// Any other, resolved by the registry.
+    Extension(TypedConfig),
+}
+
+/// `CommonLbConfig`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommonLbConfig {
+    /// Percent of healthy hosts below which all are used; default 50.
+    pub healthy_panic_threshold: f64,
+    /// Do not use the unhealthy when panicking.
+    pub fail_traffic_on_panic: bool,
+    /// Locality weights are respected.
+    pub locality_weighted: bool,
+    /// Default 140.
+    pub overprovisioning_factor: u32,
+    /// Updates are merged over this window; default 1 s.
+    pub update_merge_window: Duration,
+    /// New hosts are not used before their first health check.
+    pub ignore_new_hosts_until_first_hc: bool,
+    /// Close all connections of a pool when the host set changes.
+    pub close_connections_on_host_set_change: bool,
+}
+
+impl Default for CommonLbConfig {
+    fn default() -> Self {
+        CommonLbConfig {
+            healthy_panic_threshold: 50.0,
+            fail_traffic_on_panic: false,
+            locality_weighted: false,
+            overprovisioning_factor: 140,
+            update_merge_window: Duration::from_secs(1),
+            ignore_new_hosts_until_first_hc: false,
+            close_connections_on_host_set_change: false,
+        }
+    }
+}
+
+/// `ClusterLoadAssignment`.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterLoadAssignment {
+    /// Name of the assignment.
+    pub cluster_name: Box<str>,
+    /// Localities in configuration order.
+    pub localities: Vec<LocalityEndpoints>,
+    /// Overrides the cluster's factor.
+    pub overprovisioning_factor: Option<u32>,
+    /// `drop_overloads`: category and share.
+    pub drop_overloads: Vec<(Box<str>, FractionalPercent)>,
+}
+
+/// `LocalityLbEndpoints`.
+#[derive(Debug, Clone)]
+pub struct LocalityEndpoints {
+    /// Region, zone, sub-zone.
+    pub locality: Locality,
+    /// 0 is the highest.
+    pub priority: u32,
+    /// Weight of the locality.
+    pub weight: Option<u32>,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// `Locality`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Locality {
+    /// Region.
+    pub region: Box<str>,
+    /// Zone.
+    pub zone: Box<str>,
+    /// Sub-zone.
+    pub sub_zone: Box<str>,
+}
+
+/// `LbEndpoint`.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Where.
+    pub address: EndpointAddress,
+    /// Further addresses for happy eyeballs.
+    pub additional_addresses: Vec<Address>,
+    /// `hostname`.
+    pub hostname: Box<str>,
+    /// Health by configuration.
+    pub health: HealthStatus,
+    /// Weight; default 1.
+    pub weight: u32,
+    /// Metadata (namespace to struct) as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
+    /// Serialized `health_check_config`.
+    pub health_check: Option<bytes::Bytes>,
+}
+
+/// `HealthStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum HealthStatus {
+    /// UNKNOWN counts as healthy.
+    #[default]
+    Unknown,
+    /// HEALTHY.
+    Healthy,
+    /// UNHEALTHY.
+    Unhealthy,
+    /// DRAINING counts as unhealthy.
+    Draining,
+    /// TIMEOUT counts as unhealthy.
+    Timeout,
+    /// DEGRADED.
+    Degraded,
+}
+
+/// `HttpProtocolOptions` of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamHttpOptions {
+    /// Protocol choice.
+    pub protocol: UpstreamProtocol,
+    /// HTTP/1 options.
+    pub http1: Http1Options,
+    /// HTTP/2 options.
+    pub http2: Http2Options,
+    /// Idle timeout of pooled connections; default 1 h, None when 0.
+    pub idle_timeout: Option<Duration>,
+    /// `max_connection_duration`.
+    pub max_connection_duration: Option<Duration>,
+    /// `max_requests_per_connection`.
+    pub max_requests_per_connection: Option<u32>,
+    /// `max_headers_count` of responses; default 100.
+    pub max_headers_count: u32,
+    /// `max_response_headers_kb`; default 60 (80 for HTTP/1 in Envoy when unset).
+    pub max_response_headers_kb: Option<u32>,
+    /// `max_stream_duration`.
+    pub max_stream_duration: Option<Duration>,
+    /// `headers_with_underscores_action` does not apply upstream; kept for completeness of the common options.
+    pub auto_sni: bool,
+    /// `auto_san_validation`.
+    pub auto_san_validation: bool,
+    /// `override_auto_sni_header`.
+    pub override_auto_sni_header: Option<Box<str>>,
+    /// Upstream HTTP filters.
+    pub http_filters: Vec<crate::hcm::HttpFilterConfig>,
+}
+
+impl Default for UpstreamHttpOptions {
+    fn default() -> Self {
+        UpstreamHttpOptions {
+            protocol: UpstreamProtocol::Http1,
+            http1: Http1Options::default(),
+            http2: Http2Options::default(),
+            idle_timeout: Some(Duration::from_secs(3600)),
+            max_connection_duration: None,
+            max_requests_per_connection: None,
+            max_headers_count: 100,
+            max_response_headers_kb: None,
+            max_stream_duration: None,
+            auto_sni: false,
+            auto_san_validation: false,
+            override_auto_sni_header: None,
+            http_filters: Vec::new(),
+        }
+    }
+}
+
+/// Protocol toward hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// HTTP/3.
+    Http3,
+    /// By ALPN (`auto_config`).
+    Auto,
+    /// Same as the downstream request (`use_downstream_protocol_config`).
+    UseDownstream,
+}
+
+/// Circuit breakers of both priorities.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CircuitBreakers {
+    /// DEFAULT priority.
+    pub default: Thresholds,
+    /// HIGH priority.
+    pub high: Thresholds,
+    /// `per_host_thresholds.max_connections` of DEFAULT.
+    pub per_host_max_connections: Option<u32>,
+}
+
+/// `Thresholds` with Envoy's defaults.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thresholds {
+    /// Default 1024.
+    pub max_connections: u32,
+    /// Default 1024.
+    pub max_pending_requests: u32,
+    /// Default 1024.
+    pub max_requests: u32,
+    /// Default 3.
+    pub max_retries: u32,
+    /// `retry_budget`: percent (default 20) and minimum concurrency (default 3).
+    pub retry_budget: Option<(f64, u32)>,
+    /// Report remaining gauges.
+    pub track_remaining: bool,
+    /// None for no limit.
+    pub max_connection_pools: Option<u32>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            track_remaining: false,
+            max_connection_pools: None,
+        }
+    }
+}
+
+/// `BindConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BindConfig {
+    /// Source address.
+    pub source: Option<std::net::SocketAddr>,
+    /// IP_FREEBIND.
+    pub freebind: bool,
+    /// Options.
+    pub socket_options: Vec<SocketOption>,
+}
+
+/// `TcpKeepalive`; None leaves the system's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// Probes before giving up.
+    pub probes: Option<u32>,
+    /// Seconds of silence before the first.
+    pub time: Option<u32>,
+    /// Seconds between probes.
+    pub interval: Option<u32>,
+}
+
+/// DNS settings of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Default 5 s.
+    pub refresh_rate: Duration,
+    /// Base and maximum after a failure; the refresh rate otherwise.
+    pub failure_refresh: Option<(Duration, Duration)>,
+    /// Random addition to the rate.
+    pub jitter: Duration,
+    /// Use the records' TTL instead of the rate.
+    pub respect_ttl: bool,
+    /// Families asked for.
+    pub family: DnsLookupFamily,
+    /// Resolvers to ask instead of the system's.
+    pub resolvers: Vec<std::net::SocketAddr>,
+    /// Ask over TCP.
+    pub use_tcp: bool,
+    /// Ignore search domains.
+    pub no_default_search_domain: bool,
+    /// Resolve before the cluster counts as initialised; default true.
+    pub wait_for_warm_on_init: bool,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        DnsConfig {
+            refresh_rate: Duration::from_secs(5),
+            failure_refresh: None,
+            jitter: Duration::ZERO,
+            respect_ttl: false,
+            family: DnsLookupFamily::Auto,
+            resolvers: Vec::new(),
+            use_tcp: false,
+            no_default_search_domain: false,
+            wait_for_warm_on_init: true,
+        }
+    }
+}
+
+/// `DnsLookupFamily`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DnsLookupFamily {
+    /// IPv6 first, IPv4 when there is none.
+    #[default]
+    Auto,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// IPv4 first.
+    V4Preferred,
+    /// Both.
+    All,
+}

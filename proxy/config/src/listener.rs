@@ -1,0 +1,209 @@
+//! Listeners and filter chains (`envoy.config.listener.v3`).
+
+use crate::access_log::AccessLogConfig;
+use crate::address::Address;
+use crate::matchers::CidrRange;
+use crate::tls::DownstreamTlsContext;
+use crate::typed_config::TypedConfig;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One listener.
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    /// Unique name; Envoy makes a UUID when it is empty.
+    pub name: Arc<str>,
+    /// First is `address`, the others `additional_addresses`.
+    pub addresses: Vec<ListenAddress>,
+    /// `stat_prefix`; the address with `_` for `:` otherwise.
+    pub stat_prefix: Option<Box<str>>,
+    /// Chains in configuration order.
+    pub filter_chains: Vec<Arc<FilterChainConfig>>,
+    /// Taken when no chain matches.
+    pub default_filter_chain: Option<Arc<FilterChainConfig>>,
+    /// `use_original_dst`.
+    pub use_original_dst: bool,
+    /// Soft limit on buffers of a connection, bytes; Envoy's default 1 MiB.
+    pub per_connection_buffer_limit_bytes: u32,
+    /// Filters that look at the first bytes.
+    pub listener_filters: Vec<ListenerFilterConfig>,
+    /// Default 15 s; zero switches it off.
+    pub listener_filters_timeout: Duration,
+    /// Go on without the filters when they time out.
+    pub continue_on_listener_filters_timeout: bool,
+    /// IP_TRANSPARENT.
+    pub transparent: Option<bool>,
+    /// IP_FREEBIND.
+    pub freebind: Option<bool>,
+    /// Raw socket options.
+    pub socket_options: Vec<SocketOption>,
+    /// TCP_FASTOPEN queue length; 0 switches it off.
+    pub tcp_fast_open_queue_length: Option<u32>,
+    /// `traffic_direction`.
+    pub traffic_direction: TrafficDirection,
+    /// One SO_REUSEPORT socket per worker; Envoy's default true.
+    pub enable_reuse_port: bool,
+    /// false: only reachable by hand-off from another listener.
+    pub bind_to_port: bool,
+    /// Backlog; 128 in Envoy, or the system's limit.
+    pub tcp_backlog_size: Option<u32>,
+    /// `drain_type: MODIFY_ONLY`.
+    pub drain_modify_only: bool,
+    /// Accepted connections beyond the global downstream limit are exempt.
+    pub ignore_global_conn_limit: bool,
+    /// At most this many new connections per wake-up.
+    pub max_connections_to_accept_per_socket_event: Option<u32>,
+    /// From runtime `envoy.resource_limits.listener.NAME.connection_limit`, or the connection limit of the listener.
+    pub connection_limit: Option<u64>,
+    /// Access logs of the listener itself.
+    pub access_logs: Vec<AccessLogConfig>,
+    /// Path in the configuration.
+    pub path: Box<str>,
+}
+
+/// An address with its own options.
+#[derive(Debug, Clone)]
+pub struct ListenAddress {
+    /// Where to bind.
+    pub address: Address,
+    /// Options of this address; the listener's apply first.
+    pub socket_options: Vec<SocketOption>,
+}
+
+/// `SocketOption`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketOption {
+    /// Level, as setsockopt wants it.
+    pub level: i32,
+    /// Option name.
+    pub name: i32,
+    /// Value.
+    pub value: SocketOptionValue,
+    /// When it is set.
+    pub state: SocketOptionState,
+}
+
+/// Value of a socket option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketOptionValue {
+    /// An int.
+    Int(i32),
+    /// Raw bytes.
+    Bytes(Vec<u8>),
+}
+
+/// When a socket option is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketOptionState {
+    /// Before bind.
+    Prebind,
+    /// After bind.
+    Bound,
+    /// After listen.
+    Listening,
+}
+
+/// `TrafficDirection`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrafficDirection {
+    /// Not said.
+    #[default]
+    Unspecified,
+    /// Toward this host.
+    Inbound,
+    /// Away from this host.
+    Outbound,
+}
+
+/// A listener filter.
+#[derive(Debug, Clone)]
+pub enum ListenerFilterConfig {
+    /// `tls_inspector`.
+    TlsInspector,
+    /// `http_inspector`.
+    HttpInspector,
+    /// `original_dst`.
+    OriginalDst,
+    /// `proxy_protocol`.
+    ProxyProtocol(ProxyProtocolConfig),
+    /// Any other; resolved by the registry.
+    Extension(TypedConfig),
+}
+
+/// `envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProxyProtocolConfig {
+    /// Let connections without a PROXY header pass.
+    pub allow_requests_without_proxy_protocol: bool,
+    /// TLVs kept as dynamic metadata: type and metadata key.
+    pub rules: Vec<(u8, Box<str>, Box<str>)>,
+    /// Versions refused (1, 2).
+    pub disallowed_versions: Vec<u8>,
+    /// `stat_prefix`.
+    pub stat_prefix: Box<str>,
+}
+
+/// One filter chain.
+#[derive(Debug, Clone)]
+pub struct FilterChainConfig {
+    /// Name; may be empty.
+    pub name: Arc<str>,
+    /// When it is chosen.
+    pub matches: FilterChainMatch,
+    /// Network filters in order; the last is terminal.
+    pub filters: Vec<NetworkFilterConfig>,
+    /// TLS, or None for plain text.
+    pub tls: Option<Arc<DownstreamTlsContext>>,
+    /// Another transport socket, resolved by the registry.
+    pub transport_socket: Option<TypedConfig>,
+    /// Default 15 s in Envoy is "disabled"; zero means none.
+    pub transport_socket_connect_timeout: Duration,
+    /// Path in the configuration.
+    pub path: Box<str>,
+}
+
+/// A network filter.
+#[derive(Debug, Clone)]
+pub enum NetworkFilterConfig {
+    /// HTTP connection manager.
+    Http(Arc<crate::hcm::HcmConfig>),
+    /// TCP proxy.
+    TcpProxy(Arc<crate::tcp_proxy::TcpProxyConfig>),
+    /// Any other; resolved by the registry.
+    Extension(TypedConfig),
+}
+
+/// `FilterChainMatch`; an empty list or None matches all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilterChainMatch {
+    /// Destination port.
+    pub destination_port: Option<u16>,
+    /// Destination ranges.
+    pub prefix_ranges: Vec<CidrRange>,
+    /// SNI names, lower-cased; `*.example.com` is a suffix.
+    pub server_names: Vec<Box<str>>,
+    /// "tls", "raw_buffer" or empty.
+    pub transport_protocol: Box<str>,
+    /// ALPN names.
+    pub application_protocols: Vec<Box<str>>,
+    /// Directly connected source ranges.
+    pub direct_source_prefix_ranges: Vec<CidrRange>,
+    /// Source kind.
+    pub source_type: SourceType,
+    /// Source ranges.
+    pub source_prefix_ranges: Vec<CidrRange>,
+    /// Source ports.
+    pub source_ports: Vec<u16>,
+}
+
+/// `ConnectionSourceType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum SourceType {
+    /// Any.
+    #[default]
+    Any,
+    /// Loopback or the same address.
+    SameIpOrLoopback,
+    /// Anything else.
+    External,
+}
