@@ -3,6 +3,9 @@
 //! Reading order: how text becomes messages, what is checked on the way, then one file per API area with
 //! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
 
+pub mod paths;
+pub mod diagnostics;
+
 pub mod access_log;
 pub mod address;
 pub mod bootstrap;
@@ -16,3 +19,6 @@ pub mod route;
 pub mod tcp_proxy;
 pub mod tls;
 pub mod typed_config;
+
+pub use diagnostics::{ConfigError, Position, Report};
+pub use paths::FieldPath;
