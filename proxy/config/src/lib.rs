@@ -5,6 +5,7 @@
 
 pub mod paths;
 pub mod diagnostics;
+pub mod descriptors;
 
 pub mod access_log;
 pub mod address;
