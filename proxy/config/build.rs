@@ -1,4 +1,4 @@
-//! Compiles the `.proto` files that the `envoy-types` package ships into one `FileDescriptorSet` in `OUT_DIR`.
+//! Compiles the `.proto` files that the `envoy-types` package ships, and the few in `proto/` that it lacks, into one `FileDescriptorSet` in `OUT_DIR`.
 //!
 //! protox searches relative type names in packages of files that are not imported and then trips over names such as
 //! `config.core.v3.HttpUri` within `envoy.extensions`. So every type name is made absolute before it is linked.
@@ -26,6 +26,7 @@ const ROOTS: [&str; 8] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=../../Cargo.lock");
     let protos = proto_folder()?;
 
@@ -34,6 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let root = protos.join(root);
         read_protos(&root, &root, &mut files)?;
     }
+    let supplements = Path::new("proto");
+    read_protos(supplements, supplements, &mut files)?;
+
     let mut types = HashSet::new();
     for file in files.values() {
         collect_types(file.package(), &file.message_type, &mut types);

@@ -1,30 +1,39 @@
 //! The descriptors of Envoy's messages, compiled from the `.proto` files by the build script.
 //!
 //! Ingest, constraints, the support table and `config_dump` look messages up here by name or type URL. The pool is
-//! decoded once, at first use (some ten milliseconds), and shared by all threads.
+//! decoded at first use (some ten milliseconds), shared by all threads, and takes some ten megabytes: a process that
+//! has read its configuration can [`release`] it, and the next use decodes it again.
 
-use std::sync::LazyLock;
+use std::sync::{Mutex, PoisonError};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::{Value, json};
 
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    #[allow(clippy::expect_used)] // The bytes are part of the program, and a test decodes them.
-    DescriptorPool::decode(include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin")).as_slice())
-        .expect("the built-in descriptors are valid")
-});
+static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
 
 /// The full name of the bootstrap message.
 pub const BOOTSTRAP: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
-/// All messages that are known.
-pub fn pool() -> &'static DescriptorPool {
-    &POOL
+/// All messages that are known. Cheap to call: the pool is counted, not copied.
+pub fn pool() -> DescriptorPool {
+    POOL.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get_or_insert_with(|| {
+            #[allow(clippy::expect_used)] // The bytes are part of the program, and a test decodes them.
+            DescriptorPool::decode(include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin")).as_slice())
+                .expect("the built-in descriptors are valid")
+        })
+        .clone()
+}
+
+/// Lets go of the pool; its memory is free again when the last message made from it is gone.
+pub fn release() {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 /// The message that `name` names, such as `envoy.config.cluster.v3.Cluster`.
 pub fn message(name: &str) -> Option<MessageDescriptor> {
-    POOL.get_message_by_name(name)
+    pool().get_message_by_name(name)
 }
 
 /// The message name in a type URL: what follows the last slash.
@@ -79,6 +88,9 @@ mod tests {
         let cluster = message("envoy.config.cluster.v3.Cluster").expect("clusters are known");
         let name = cluster.get_field_by_name("name").expect("a cluster has a name");
         assert!(name.options().has_extension(&rules));
+        for supplement in ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct", "xds.type.matcher.v3.IPMatcher"] {
+            assert!(message(supplement).is_some(), "{supplement}");
+        }
     }
 
     #[test]

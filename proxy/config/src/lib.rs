@@ -3,9 +3,9 @@
 //! Reading order: how text becomes messages, what is checked on the way, then one file per API area with
 //! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
 
-pub mod paths;
-pub mod diagnostics;
 pub mod descriptors;
+pub mod diagnostics;
+pub mod paths;
 
 pub mod access_log;
 pub mod address;
