@@ -1,1 +1,7 @@
-//! HTTP: codecs, connection manager, streams, filters, routes, access log formats.
+//! HTTP: headers, codecs, the connection manager and its streams, filters, routes, access log formats.
+//!
+//! Reading order: what a message is (`headers`, `body`), how it arrives and leaves (`codec`), what is known about a
+//! stream (`stream_info`), how filters see it (`filter`). Knows no clusters: the router filter, two floors up, does.
+
+pub mod codec;
+pub mod headers;

@@ -1,0 +1,215 @@
+//! What is known about one stream: times, bytes, flags, route and upstream names. Filters write it, access logs,
+//! stats and formatters read it. Envoy's `StreamInfo`.
+
+use crate::codec::{BytesMeter, Protocol};
+use nuncio_net::connection::ConnectionInfo;
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+macro_rules! response_flags {
+    ($($konst:ident = $bit:literal, $short:literal, $long:literal;)+) => {
+        /// Envoy's response flags, a set of bits.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+        pub struct ResponseFlags(u64);
+        impl ResponseFlags {
+            $(#[doc = $long] pub const $konst: ResponseFlags = ResponseFlags(1 << $bit);)+
+            /// All flags with their short and long names, in Envoy's order of output.
+            pub const ALL: &'static [(ResponseFlags, &'static str, &'static str)] =
+                &[$((ResponseFlags::$konst, $short, $long)),+];
+        }
+    };
+}
+
+response_flags! {
+    FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
+    NO_HEALTHY_UPSTREAM = 1, "UH", "NoHealthyUpstream";
+    UPSTREAM_REQUEST_TIMEOUT = 2, "UT", "UpstreamRequestTimeout";
+    LOCAL_RESET = 3, "LR", "LocalReset";
+    UPSTREAM_REMOTE_RESET = 4, "UR", "UpstreamRemoteReset";
+    UPSTREAM_CONNECTION_FAILURE = 5, "UF", "UpstreamConnectionFailure";
+    UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "UpstreamConnectionTermination";
+    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
+    NO_ROUTE_FOUND = 8, "NR", "NoRouteFound";
+    DELAY_INJECTED = 9, "DI", "DelayInjected";
+    FAULT_INJECTED = 10, "FI", "FaultInjected";
+    RATE_LIMITED = 11, "RL", "RateLimited";
+    UNAUTHORIZED_EXTERNAL_SERVICE = 12, "UAEX", "UnauthorizedExternalService";
+    RATELIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
+    DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
+    STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
+    INVALID_ENVOY_REQUEST_HEADERS = 17, "IH", "InvalidEnvoyRequestHeaders";
+    DOWNSTREAM_PROTOCOL_ERROR = 18, "DPE", "DownstreamProtocolError";
+    UPSTREAM_MAX_STREAM_DURATION_REACHED = 19, "UMSDR", "UpstreamMaxStreamDurationReached";
+    RESPONSE_FROM_CACHE_FILTER = 20, "RFCF", "ResponseFromCacheFilter";
+    NO_FILTER_CONFIG_FOUND = 21, "NFCF", "NoFilterConfigFound";
+    DURATION_TIMEOUT = 22, "DT", "DurationTimeout";
+    UPSTREAM_PROTOCOL_ERROR = 23, "UPE", "UpstreamProtocolError";
+    NO_CLUSTER_FOUND = 24, "NC", "NoClusterFound";
+    OVERLOAD_MANAGER = 25, "OM", "OverloadManagerTerminated";
+    DNS_RESOLUTION_FAILED = 26, "DF", "DnsResolutionFailed";
+    DROP_OVERLOAD = 27, "DO", "DropOverload";
+    DOWNSTREAM_REMOTE_RESET = 28, "DR", "DownstreamRemoteReset";
+    UNCONDITIONAL_DROP_OVERLOAD = 29, "UDO", "UnconditionalDropOverload";
+}
+
+impl ResponseFlags {
+    /// Adds flags.
+    pub fn insert(&mut self, other: ResponseFlags) {
+        self.0 |= other.0;
+    }
+
+    /// True when all of `other` are set.
+    pub fn contains(self, other: ResponseFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// True when none is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Response code details: mostly static text.
+pub type Details = Cow<'static, str>;
+
+/// What is known about the upstream side of a stream.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamInfo {
+    /// Cluster that was chosen (`%UPSTREAM_CLUSTER_RAW%`).
+    pub cluster: Option<Arc<str>>,
+    /// Its observability name (`%UPSTREAM_CLUSTER%`).
+    pub cluster_alt_name: Option<Arc<str>>,
+    /// Address of the host (`%UPSTREAM_HOST%`), as text.
+    pub host: Option<Arc<str>>,
+    /// Name of the host (`%UPSTREAM_HOST_NAME%`).
+    pub host_name: Option<Arc<str>>,
+    /// Addresses of all hosts tried, in order; the last is `host`.
+    pub hosts_attempted: Vec<Arc<str>>,
+    /// Connection to the upstream: addresses, TLS, id. Shared with the pool.
+    pub connection: Option<Rc<ConnectionInfo>>,
+    /// Ids of all connections tried.
+    pub connection_ids_attempted: Vec<u64>,
+    /// Protocol spoken.
+    pub protocol: Option<Protocol>,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub transport_failure_reason: Option<Box<str>>,
+    /// Bytes on the upstream wire.
+    pub meter: BytesMeter,
+    /// Time to get a stream from the pool.
+    pub pool_ready: Option<Duration>,
+    /// First byte of the request sent.
+    pub first_tx: Option<Instant>,
+    /// Last byte of the request sent.
+    pub last_tx: Option<Instant>,
+    /// First byte of the response received.
+    pub first_rx: Option<Instant>,
+    /// Last byte of the response received.
+    pub last_rx: Option<Instant>,
+    /// Host metadata, as JSON.
+    pub host_metadata: Option<Arc<serde_json::Value>>,
+    /// Cluster metadata, as JSON.
+    pub cluster_metadata: Option<Arc<serde_json::Value>>,
+}
+
+/// Everything known about one stream (or one TCP connection, for the TCP proxy's log).
+#[derive(Debug, Clone)]
+pub struct StreamInfo {
+    /// The downstream connection.
+    pub connection: Rc<ConnectionInfo>,
+    /// Wall-clock start.
+    pub start_time: SystemTime,
+    /// Monotonic start.
+    pub start: Instant,
+    /// Unique within the process (`%STREAM_ID%`).
+    pub stream_id: u64,
+    /// Downstream protocol; None for TCP.
+    pub protocol: Option<Protocol>,
+    /// Remote address after XFF and original-IP detection; None: the connection's.
+    pub remote_address: Option<nuncio_net::address::Address>,
+    /// Status sent, 0 before.
+    pub response_code: u16,
+    /// Details of it.
+    pub response_code_details: Option<Details>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    pub connection_termination_details: Option<Details>,
+    /// Flags.
+    pub flags: ResponseFlags,
+    /// Body bytes received from downstream.
+    pub bytes_received: u64,
+    /// Body bytes sent downstream.
+    pub bytes_sent: u64,
+    /// Bytes on the downstream wire.
+    pub meter: BytesMeter,
+    /// Last byte of the request received.
+    pub request_complete: Option<Instant>,
+    /// First byte of the response sent.
+    pub response_first_tx: Option<Instant>,
+    /// Last byte of the response sent.
+    pub response_last_tx: Option<Instant>,
+    /// End of the stream.
+    pub complete: Option<Instant>,
+    /// Route name.
+    pub route_name: Option<Arc<str>>,
+    /// Virtual host name.
+    pub virtual_host: Option<Arc<str>>,
+    /// Virtual cluster name.
+    pub virtual_cluster: Option<Arc<str>>,
+    /// Route metadata, as JSON.
+    pub route_metadata: Option<Arc<serde_json::Value>>,
+    /// Upstream side.
+    pub upstream: UpstreamInfo,
+    /// Tries so far; 0 when none was made.
+    pub attempt_count: u32,
+    /// `x-request-id`'s value, for sampling decisions.
+    pub request_id: Option<[u8; 36]>,
+    /// Dynamic metadata by filter; None until a filter writes.
+    pub dynamic_metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
+    /// Filter state as text by key; None until a filter writes.
+    pub filter_state: Option<Box<Vec<(Arc<str>, Box<str>)>>>,
+    /// The request is a health check answered or marked by a filter.
+    pub health_check: bool,
+    /// Traced.
+    pub traced: bool,
+    /// Bytes of the local reply's body, kept only when a format asks for it.
+    pub local_reply_body: Option<bytes::Bytes>,
+}
+
+impl StreamInfo {
+    /// A stream that begins now on `connection`.
+    pub fn new(connection: Rc<ConnectionInfo>, stream_id: u64, protocol: Option<Protocol>) -> StreamInfo {
+        StreamInfo {
+            connection,
+            start_time: SystemTime::now(),
+            start: Instant::now(),
+            stream_id,
+            protocol,
+            remote_address: None,
+            response_code: 0,
+            response_code_details: None,
+            connection_termination_details: None,
+            flags: ResponseFlags::default(),
+            bytes_received: 0,
+            bytes_sent: 0,
+            meter: BytesMeter::default(),
+            request_complete: None,
+            response_first_tx: None,
+            response_last_tx: None,
+            complete: None,
+            route_name: None,
+            virtual_host: None,
+            virtual_cluster: None,
+            route_metadata: None,
+            upstream: UpstreamInfo::default(),
+            attempt_count: 0,
+            request_id: None,
+            dynamic_metadata: None,
+            filter_state: None,
+            health_check: false,
+            traced: false,
+            local_reply_body: None,
+        }
+    }
+}
