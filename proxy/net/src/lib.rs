@@ -1,1 +1,14 @@
 //! Network: addresses, sockets, listeners, filter chain selection, TLS and splice.
+//!
+//! What a connection is ([`connection::Connection`]) and how one comes to be: accepted by a [`listener`], looked at by
+//! listener filters, given to a filter chain and wrapped in TLS; or opened towards an upstream by [`socket`] and [`tls`].
+//! Nothing here knows HTTP, routes or clusters.
+
+pub mod address;
+
+pub mod connection;
+mod io;
+
+pub mod tls;
+
+mod sys;

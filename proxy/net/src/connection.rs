@@ -1,0 +1,265 @@
+//! A connection: its byte stream, what is known about it, and the drain signal that ends it.
+//!
+//! Made by the listener (downstream) and by the upstream connector; read by filters, access logs and formatters. Names are
+//! those of Envoy's `ConnectionInfoProvider` and `StreamInfo`. Nothing of HTTP is here.
+
+use std::borrow::Cow;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use nuncio_base::drain::DrainSignal;
+use nuncio_config::listener::TrafficDirection;
+use tokio::time::Instant;
+
+pub use crate::address::Address;
+pub use crate::io::{ByteMeter, Io, Plain};
+pub use crate::tls::info::{CertificateInfo, TlsInfo};
+
+/// A connection that is ready for its network filters.
+pub struct Connection {
+    /// The bytes.
+    pub io: Io,
+    /// What is known about it.
+    pub info: Rc<ConnectionInfo>,
+    /// Says when the filter chain, the listener or the server drains.
+    pub drain: DrainSignal,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("io", &self.io).field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionInfo")
+            .field("id", &self.id)
+            .field("local_address", &self.local_address)
+            .field("remote_address", &self.remote_address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is known about a connection. Shared by all of its streams.
+pub struct ConnectionInfo {
+    /// Unique in the process; `%CONNECTION_ID%`.
+    pub id: u64,
+    /// Wall time of the accept or connect.
+    pub start_time: SystemTime,
+    /// The same moment on the monotonic clock.
+    pub start: Instant,
+    /// Local address of the socket.
+    pub direct_local_address: Address,
+    /// Local address after listener filters (original destination, PROXY protocol) restored it.
+    pub local_address: Address,
+    /// Peer of the socket.
+    pub direct_remote_address: Address,
+    /// Peer after listener filters restored it.
+    pub remote_address: Address,
+    /// SNI that the client asked for.
+    pub requested_server_name: Option<Box<str>>,
+    /// What the listener filters saw; empty when none looked.
+    pub detected_transport_protocol: TransportProtocol,
+    /// ALPN names that the client offered, or what the HTTP inspector found.
+    pub application_protocols: ProtocolList,
+    /// ALPN name that was agreed upon.
+    pub negotiated_protocol: Option<Box<[u8]>>,
+    /// The TLS session; none on plain text.
+    pub tls: Option<Box<TlsInfo>>,
+    /// The listener; none on upstream connections.
+    pub listener: Option<Arc<ListenerInfo>>,
+    /// Name of the filter chain; empty if it has none.
+    pub filter_chain_name: Arc<str>,
+    /// What the PROXY header said.
+    pub proxy_protocol: Option<Box<ProxyProtocolInfo>>,
+    /// Bytes that passed.
+    pub bytes: Rc<ByteMeter>,
+    /// Why the TLS handshake or the transport failed; `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub transport_failure_reason: OnceCell<Box<str>>,
+    /// Why this side ended the connection; `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: RefCell<Option<Cow<'static, str>>>,
+    /// Set when this side (not the peer) closed it.
+    pub closed_locally: Cell<bool>,
+}
+
+/// The listener as its connections know it.
+#[derive(Debug, Clone)]
+pub struct ListenerInfo {
+    /// Its name; `%LISTENER_NAME%`.
+    pub name: Arc<str>,
+    /// `traffic_direction`.
+    pub direction: TrafficDirection,
+    /// `per_connection_buffer_limit_bytes`.
+    pub buffer_limit: u32,
+}
+
+/// What the first bytes of a connection looked like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum TransportProtocol {
+    /// No listener filter said; matches only chains that do not ask.
+    #[default]
+    Unknown,
+    /// A TLS ClientHello.
+    Tls,
+    /// Anything else.
+    RawBuffer,
+}
+
+impl TransportProtocol {
+    /// Envoy's text: `tls`, `raw_buffer` or empty.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TransportProtocol::Unknown => "",
+            TransportProtocol::Tls => "tls",
+            TransportProtocol::RawBuffer => "raw_buffer",
+        }
+    }
+}
+
+/// ALPN names in the order of the client, kept in their wire form (length, name, ...).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProtocolList(Box<[u8]>);
+
+impl ProtocolList {
+    /// From names; longer ones than 255 bytes are left out.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut wire = Vec::new();
+        for name in names {
+            if let Ok(length) = u8::try_from(name.len()) {
+                wire.push(length);
+                wire.extend_from_slice(name);
+            }
+        }
+        Self(wire.into())
+    }
+
+    /// The names.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let (length, tail) = rest.split_first()?;
+            let (name, tail) = tail.split_at_checked(usize::from(*length))?;
+            rest = tail;
+            Some(name)
+        })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a PROXY protocol header said beyond the addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProxyProtocolInfo {
+    /// 1 or 2.
+    pub version: u8,
+    /// TLVs of version 2 in order: type and value.
+    pub tlvs: Vec<(u8, Box<[u8]>)>,
+    /// Values that the rules keep as dynamic metadata: namespace, key, value.
+    pub metadata: Vec<(Box<str>, Box<str>, Box<[u8]>)>,
+}
+
+/// An id for a new connection, upstream or downstream; never 0.
+pub fn next_connection_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl ConnectionInfo {
+    /// A connection between these addresses that starts now.
+    pub fn new(local: Address, remote: Address) -> Self {
+        Self {
+            id: next_connection_id(),
+            start_time: SystemTime::now(),
+            start: Instant::now(),
+            direct_local_address: local.clone(),
+            local_address: local,
+            direct_remote_address: remote.clone(),
+            remote_address: remote,
+            requested_server_name: None,
+            detected_transport_protocol: TransportProtocol::Unknown,
+            application_protocols: ProtocolList::default(),
+            negotiated_protocol: None,
+            tls: None,
+            listener: None,
+            filter_chain_name: empty_name(),
+            proxy_protocol: None,
+            bytes: Rc::default(),
+            transport_failure_reason: OnceCell::new(),
+            termination_details: RefCell::new(None),
+            closed_locally: Cell::new(false),
+        }
+    }
+
+    /// Whether it is a TLS connection.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Whether the agreed ALPN name is this one.
+    pub fn negotiated(&self, name: &[u8]) -> bool {
+        self.negotiated_protocol.as_deref() == Some(name)
+    }
+
+    /// The listener's `traffic_direction`.
+    pub fn traffic_direction(&self) -> TrafficDirection {
+        self.listener.as_ref().map_or(TrafficDirection::Unspecified, |listener| listener.direction)
+    }
+
+    /// Whether both ends have the same IP, or the peer is on the loopback, or it is a Unix socket
+    /// (`SAME_IP_OR_LOOPBACK`).
+    pub fn is_local(&self) -> bool {
+        is_local(&self.local_address, &self.remote_address)
+    }
+
+    /// Says why this side ends the connection; the first reason stays.
+    pub fn set_termination_details(&self, details: impl Into<Cow<'static, str>>) {
+        self.termination_details.borrow_mut().get_or_insert_with(|| details.into());
+    }
+}
+
+/// Envoy's rule for `SAME_IP_OR_LOOPBACK`.
+pub(crate) fn is_local(local: &Address, remote: &Address) -> bool {
+    match (local, remote) {
+        (Address::Ip(local), Address::Ip(remote)) => remote.ip().is_loopback() || local.ip() == remote.ip(),
+        (_, Address::Pipe(_)) => true,
+        _ => false,
+    }
+}
+
+thread_local! {
+    static EMPTY: Arc<str> = Arc::from("");
+}
+
+fn empty_name() -> Arc<str> {
+    EMPTY.with(Arc::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocol_lists_keep_their_order() {
+        let list = ProtocolList::new([&b"h2"[..], b"http/1.1"]);
+        assert_eq!(list.iter().collect::<Vec<_>>(), [&b"h2"[..], b"http/1.1"]);
+        assert!(ProtocolList::default().iter().next().is_none());
+    }
+
+    #[test]
+    fn the_first_termination_reason_stays() {
+        let ip = |port| Address::Ip(([127, 0, 0, 1], port).into());
+        let info = ConnectionInfo::new(ip(1), ip(2));
+        info.set_termination_details("one");
+        info.set_termination_details("two");
+        assert_eq!(info.termination_details.borrow().as_deref(), Some("one"));
+        assert!(info.is_local());
+    }
+}
