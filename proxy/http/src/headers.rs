@@ -86,12 +86,12 @@ const SLOTS: usize = 1024;
 
 const fn slot(name: &[u8]) -> usize {
     let n = name.len();
-    let h = n as u32 * 0x9E37_79B1
-        ^ (name[0] as u32) << 3
-        ^ (name[n - 1] as u32) << 9
-        ^ (name[n / 2] as u32) << 5
-        ^ (name[n / 3] as u32) << 14
-        ^ (name[2 * n / 3] as u32) << 1;
+    let h = (n as u32).wrapping_mul(0x9E37_79B1)
+        ^ ((name[0] as u32) << 3)
+        ^ ((name[n - 1] as u32) << 9)
+        ^ ((name[n / 2] as u32) << 5)
+        ^ ((name[n / 3] as u32) << 14)
+        ^ ((name[2 * n / 3] as u32) << 1);
     ((h.wrapping_mul(0x85EB_CA6B)) >> 22) as usize & (SLOTS - 1)
 }
 
