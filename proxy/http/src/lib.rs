@@ -5,3 +5,4 @@
 
 pub mod codec;
 pub mod headers;
+pub mod stream_info;

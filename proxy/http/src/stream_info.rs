@@ -6,7 +6,8 @@ use nuncio_net::connection::ConnectionInfo;
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
 macro_rules! response_flags {
     ($($konst:ident = $bit:literal, $short:literal, $long:literal;)+) => {
