@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::histogram::{Merged, ShardHistogram};
-use super::registry::Inner;
+use super::registry::{Inner, StatName};
 use crate::worker;
 
 /// What a histogram's values mean.
@@ -153,6 +153,10 @@ impl Block {
     pub fn histogram(&self, index: usize) -> HistogramRef<'_> {
         debug_assert!(index < self.desc.histograms.len());
         HistogramRef { block: self, index }
+    }
+
+    pub(super) fn stat_name(&self, suffix: &'static str) -> StatName {
+        StatName::new(self.prefix.clone(), suffix)
     }
 
     fn cells(&self) -> usize {

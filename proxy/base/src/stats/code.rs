@@ -3,6 +3,7 @@
 //! Envoy creates these when a code first occurs. Here one add per response serves all three names: the class and the
 //! total are sums over the codes, made for output. A class of codes is allocated per worker when it first occurs.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -112,7 +113,7 @@ impl CodeBody {
     }
 
     /// Calls `visit` with the suffix and value of each counter that exists.
-    pub(super) fn visit(&self, mut visit: impl FnMut(&str, u64)) {
+    pub(super) fn visit(&self, mut visit: impl FnMut(Cow<'static, str>, u64)) {
         if self.shards.iter().all(|shard| shard.get().is_none()) {
             return;
         }
@@ -127,20 +128,20 @@ impl CodeBody {
                 if self.raw(code) != 0 {
                     let value = self.code(code);
                     sum = sum.wrapping_add(value);
-                    visit(&format!("upstream_rq_{code}"), value);
+                    visit(format!("upstream_rq_{code}").into(), value);
                 }
             }
             any = true;
             completed = completed.wrapping_add(sum);
-            visit(&format!("upstream_rq_{class}xx"), sum);
+            visit(format!("upstream_rq_{class}xx").into(), sum);
         }
         if self.raw(600) != 0 {
             any = true;
             completed = completed.wrapping_add(self.code(600));
-            visit("upstream_rq_unknown", self.code(600));
+            visit("upstream_rq_unknown".into(), self.code(600));
         }
         if any {
-            visit("upstream_rq_completed", completed);
+            visit("upstream_rq_completed".into(), completed);
         }
     }
 }

@@ -14,9 +14,13 @@ mod block;
 mod code;
 mod family;
 mod histogram;
+pub mod output;
 mod registry;
+pub mod tags;
 
 pub use block::{Block, Counter, CounterRef, FamilyDesc, Gauge, GaugeRef, Histogram, HistogramRef, Unit};
 pub use code::CodeStats;
-pub use histogram::{HistogramData, LogLinear};
-pub use registry::{HistogramSnapshot, Registry, Snapshot, StatValue, StatsConfig, TextReadout};
+pub use histogram::{Bucket, HistogramData, LogLinear, QUANTILES};
+pub use registry::{
+    DEFAULT_BUCKETS, HistogramSnapshot, NameMatcher, Registry, Snapshot, StatName, StatValue, StatsConfig, TextReadout,
+};

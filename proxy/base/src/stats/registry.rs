@@ -3,6 +3,8 @@
 //! It holds weak references only: when the last handle of a family goes, so do its stats. The lock guards creation, removal
 //! and listing; counting never takes it.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -11,12 +13,35 @@ use rustc_hash::FxHashMap;
 use super::block::{self, Block, Counter, FamilyDesc, Gauge, Histogram, Unit};
 use super::code::CodeBody;
 use super::histogram::HistogramData;
+use super::tags::TagExtractor;
+
+/// Says whether a stat's full name is meant.
+pub type NameMatcher = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// How stats are shown and which exist (`stats_config` of the bootstrap).
 #[derive(Default)]
 pub struct StatsConfig {
     /// Says whether a stat of this name exists; all do when absent (`stats_matcher`).
-    pub matcher: Option<Box<dyn Fn(&str) -> bool + Send + Sync>>,
+    pub matcher: Option<NameMatcher>,
+    /// What is shown as tags (`stats_tags`, `use_all_default_tags`).
+    pub tags: TagExtractor,
+    /// Bucket bounds for the histograms that the matcher means, ascending; the first entry that fits counts
+    /// (`histogram_bucket_settings`). The others have [`DEFAULT_BUCKETS`].
+    pub histogram_buckets: Vec<(NameMatcher, Vec<f64>)>,
+}
+
+/// Envoy's bucket bounds, for milliseconds.
+pub const DEFAULT_BUCKETS: [f64; 19] = [
+    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0, 60000.0, 300000.0,
+    600000.0, 1800000.0, 3600000.0,
+];
+
+impl StatsConfig {
+    /// Bucket bounds of the histogram `name`.
+    pub fn buckets(&self, name: &str) -> &[f64] {
+        let found = self.histogram_buckets.iter().find(|(matcher, _)| matcher(name));
+        found.map_or(&DEFAULT_BUCKETS, |(_, bounds)| bounds)
+    }
 }
 
 impl fmt::Debug for StatsConfig {
@@ -79,11 +104,62 @@ pub struct StatValue {
     pub used: bool,
 }
 
+/// A stat's full name: its family's prefix, shared by the whole family, and its suffix.
+#[derive(Clone, Debug)]
+pub struct StatName {
+    prefix: Arc<str>,
+    suffix: Cow<'static, str>,
+}
+
+impl StatName {
+    /// A name in two parts, either of which may be empty.
+    pub fn new(prefix: Arc<str>, suffix: impl Into<Cow<'static, str>>) -> Self {
+        Self { prefix, suffix: suffix.into() }
+    }
+
+    /// Makes `buffer` hold the name.
+    pub fn write_to(&self, buffer: &mut String) {
+        buffer.clear();
+        buffer.push_str(&self.prefix);
+        buffer.push_str(&self.suffix);
+    }
+}
+
+impl fmt::Display for StatName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.prefix)?;
+        f.write_str(&self.suffix)
+    }
+}
+
+impl Ord for StatName {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.prefix, &other.prefix) {
+            return self.suffix.cmp(&other.suffix);
+        }
+        self.prefix.bytes().chain(self.suffix.bytes()).cmp(other.prefix.bytes().chain(other.suffix.bytes()))
+    }
+}
+
+impl PartialOrd for StatName {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for StatName {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for StatName {}
+
 /// One histogram at the time of a snapshot.
 #[derive(Clone, Debug)]
 pub struct HistogramSnapshot {
     /// Full name.
-    pub name: String,
+    pub name: StatName,
     /// Unit of the recorded values.
     pub unit: Unit,
     /// Interval and cumulative data; empty if nothing was merged yet.
@@ -96,11 +172,11 @@ pub struct HistogramSnapshot {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Counters.
-    pub counters: Vec<(String, StatValue)>,
+    pub counters: Vec<(StatName, StatValue)>,
     /// Gauges.
-    pub gauges: Vec<(String, StatValue)>,
+    pub gauges: Vec<(StatName, StatValue)>,
     /// Text readouts with their used flag.
-    pub text_readouts: Vec<(String, String, bool)>,
+    pub text_readouts: Vec<(StatName, String, bool)>,
     /// Histograms.
     pub histograms: Vec<HistogramSnapshot>,
 }
@@ -197,14 +273,12 @@ impl Registry {
 
     /// Value of the counter of this full name, if it exists. Slow; for tests and admin.
     pub fn counter_value(&self, name: &str) -> Option<u64> {
-        let snapshot = self.snapshot();
-        find(&snapshot.counters, name)
+        find(&self.snapshot().counters, name)
     }
 
     /// Value of the gauge of this full name, if it exists. Slow; for tests and admin.
     pub fn gauge_value(&self, name: &str) -> Option<u64> {
-        let snapshot = self.snapshot();
-        find(&snapshot.gauges, name)
+        find(&self.snapshot().gauges, name)
     }
 
     /// All stats that exist, sorted by name.
@@ -213,10 +287,12 @@ impl Registry {
         for block in self.blocks() {
             snapshot_block(&block, &mut out);
         }
+        let mut full = String::new();
         for codes in self.code_bodies() {
             codes.visit(|suffix, value| {
-                let name = format!("{}{suffix}", codes.prefix);
-                if self.inner.wanted(&name) {
+                let name = StatName::new(codes.prefix.clone(), suffix);
+                name.write_to(&mut full);
+                if self.inner.wanted(&full) {
                     out.counters.push((name, StatValue { value, used: true }));
                 }
             });
@@ -225,12 +301,12 @@ impl Registry {
         for text in texts.iter().filter(|text| !text.excluded) {
             let value = lock(&text.value).clone();
             let used = value.is_some();
-            out.text_readouts.push((text.name.to_string(), value.unwrap_or_default(), used));
+            out.text_readouts.push((StatName::new(text.name.clone(), ""), value.unwrap_or_default(), used));
         }
-        out.counters.sort_by(|a, b| a.0.cmp(&b.0));
-        out.gauges.sort_by(|a, b| a.0.cmp(&b.0));
-        out.text_readouts.sort();
-        out.histograms.sort_by(|a, b| a.name.cmp(&b.name));
+        out.counters.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        out.gauges.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        out.text_readouts.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        out.histograms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         out
     }
 
@@ -250,20 +326,20 @@ fn snapshot_block(block: &Block, out: &mut Snapshot) {
     for (index, suffix) in desc.counters.iter().enumerate() {
         if shown() {
             let value = StatValue { value: block.counter_value(index), used: block.counter_used(index) };
-            out.counters.push((format!("{}{suffix}", block.prefix()), value));
+            out.counters.push((block.stat_name(suffix), value));
         }
     }
     for (index, suffix) in desc.gauges.iter().enumerate() {
         if shown() {
             let value = StatValue { value: block.gauge_value(index), used: block.gauge_used(index) };
-            out.gauges.push((format!("{}{suffix}", block.prefix()), value));
+            out.gauges.push((block.stat_name(suffix), value));
         }
     }
     for (index, (suffix, unit)) in desc.histograms.iter().enumerate() {
         if shown() {
             let data = block.with_merged(index, |merged| merged.data.clone()).unwrap_or_default();
             out.histograms.push(HistogramSnapshot {
-                name: format!("{}{suffix}", block.prefix()),
+                name: block.stat_name(suffix),
                 unit: *unit,
                 used: !data.cumulative.is_empty(),
                 data,
@@ -272,8 +348,9 @@ fn snapshot_block(block: &Block, out: &mut Snapshot) {
     }
 }
 
-fn find(list: &[(String, StatValue)], name: &str) -> Option<u64> {
-    list.binary_search_by(|entry| entry.0.as_str().cmp(name)).ok().map(|at| list[at].1.value)
+fn find(list: &[(StatName, StatValue)], name: &str) -> Option<u64> {
+    let name = StatName::new(name.into(), "");
+    list.binary_search_by(|entry| entry.0.cmp(&name)).ok().map(|at| list[at].1.value)
 }
 
 impl Inner {
@@ -421,7 +498,7 @@ mod tests {
         codes.count(200);
         codes.count(204);
         codes.count(999);
-        let names: Vec<_> = registry.snapshot().counters.into_iter().map(|(n, v)| (n, v.value)).collect();
+        let names: Vec<_> = registry.snapshot().counters.iter().map(|(n, v)| (n.to_string(), v.value)).collect();
         let expected = [
             ("cluster.a.upstream_rq_200", 1),
             ("cluster.a.upstream_rq_204", 1),
@@ -436,7 +513,8 @@ mod tests {
 
     #[test]
     fn excluded_stats_do_not_appear() {
-        let config = StatsConfig { matcher: Some(Box::new(|name| !name.ends_with("active"))) };
+        let config =
+            StatsConfig { matcher: Some(Box::new(|name| !name.ends_with("active"))), ..StatsConfig::default() };
         let registry = Registry::new(1, config);
         let stats = TestStats::new(&registry, "x.");
         stats.active().inc();
