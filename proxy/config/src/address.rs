@@ -1,7 +1,10 @@
 //! Addresses as configured: TCP and UDP sockets, Unix sockets, Envoy-internal names.
 
-use std::net::SocketAddr;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+
+use crate::decode::Context;
 
 /// Where a listener binds or an endpoint lives (`envoy.config.core.v3.Address`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,4 +50,154 @@ pub enum EndpointAddress {
         /// Port.
         port: u16,
     },
+}
+
+impl Address {
+    pub(crate) fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
+        match EndpointAddress::decode(cx, message)? {
+            EndpointAddress::Resolved(address) => Some(address),
+            EndpointAddress::Name { host, .. } => {
+                cx.at("socket_address", |cx| cx.error_at("address", malformed(&host)));
+                None
+            }
+        }
+    }
+}
+
+/// What Envoy says of an address that is none, with its advice.
+fn malformed(host: &str) -> String {
+    format!(
+        "malformed IP address: {host}. Consider setting resolver_name or setting cluster type to 'STRICT_DNS' or 'LOGICAL_DNS'"
+    )
+}
+
+impl EndpointAddress {
+    /// An address that may be a host name.
+    pub(crate) fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
+        use core::address::Address as Kind;
+        match message.address.as_ref() {
+            Some(Kind::SocketAddress(message)) => cx.at("socket_address", |cx| {
+                let port = port(cx, message)?;
+                match message.address.parse::<IpAddr>() {
+                    Ok(ip) => Some(EndpointAddress::Resolved(Address::Socket(SocketAddress {
+                        addr: SocketAddr::new(ip, port),
+                        ipv4_compat: message.ipv4_compat,
+                        udp: message.protocol() == core::socket_address::Protocol::Udp,
+                    }))),
+                    Err(_) => Some(EndpointAddress::Name { host: message.address.clone(), port }),
+                }
+            }),
+            Some(Kind::Pipe(pipe)) => {
+                if pipe.path.len() > MAX_PIPE_PATH {
+                    cx.at("pipe", |cx| {
+                        cx.error_at(
+                            "path",
+                            format!("Path \"{}\" exceeds maximum UNIX domain socket path size of 108.", pipe.path),
+                        );
+                    });
+                    return None;
+                }
+                Some(EndpointAddress::Resolved(Address::Pipe { path: pipe.path.as_str().into(), mode: pipe.mode }))
+            }
+            Some(Kind::EnvoyInternalAddress(internal)) => {
+                use core::envoy_internal_address::AddressNameSpecifier;
+                let Some(AddressNameSpecifier::ServerListenerName(name)) = &internal.address_name_specifier else {
+                    cx.error_at("envoy_internal_address", "internal address without a server_listener_name");
+                    return None;
+                };
+                Some(EndpointAddress::Resolved(Address::Internal {
+                    listener_name: name.clone(),
+                    endpoint_id: internal.endpoint_id.clone(),
+                }))
+            }
+            None => {
+                cx.error("Address must be a socket or pipe: ");
+                None
+            }
+        }
+    }
+}
+
+/// `sun_path` less its closing zero.
+const MAX_PIPE_PATH: usize = 107;
+
+fn port(cx: &mut Context, message: &core::SocketAddress) -> Option<u16> {
+    use core::socket_address::PortSpecifier;
+    match &message.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => match u16::try_from(*port) {
+            Ok(port) => Some(port),
+            Err(_) => {
+                cx.error_at("port_value", "port value missed or out of range");
+                None
+            }
+        },
+        Some(PortSpecifier::NamedPort(name)) => {
+            cx.error_at("named_port", format!("named port '{name}' needs a custom resolver, which is not implemented"));
+            None
+        }
+        None => Some(0),
+    }
+}
+
+/// A `SocketAddress` that has to be an IP address.
+pub(crate) fn socket_address(cx: &mut Context, message: &core::SocketAddress) -> Option<SocketAddr> {
+    let port = port(cx, message)?;
+    match message.address.parse::<IpAddr>() {
+        Ok(ip) => Some(SocketAddr::new(ip, port)),
+        Err(_) => {
+            cx.error_at("address", malformed(&message.address));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+
+    fn socket(address: &str, port: u32) -> core::Address {
+        core::Address {
+            address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+                address: address.into(),
+                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
+                ..Default::default()
+            })),
+        }
+    }
+
+    #[test]
+    fn ip_addresses_of_both_families_are_resolved() {
+        for (text, shown) in [("127.0.0.1", "127.0.0.1:80"), ("::1", "[::1]:80")] {
+            let Some(Address::Socket(address)) = Address::decode(&mut Context::default(), &socket(text, 80)) else {
+                panic!("{text}")
+            };
+            assert_eq!(address.addr.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn a_host_name_is_no_address() {
+        let result = Context::default().run(|cx| Address::decode(cx, &socket("localhost", 80)));
+        assert!(errors(result)[0].starts_with("socket_address.address: malformed IP address: localhost."));
+    }
+
+    #[test]
+    fn an_endpoint_may_be_a_host_name() {
+        let address = EndpointAddress::decode(&mut Context::default(), &socket("a.example", 443));
+        assert_eq!(address, Some(EndpointAddress::Name { host: "a.example".into(), port: 443 }));
+    }
+
+    #[test]
+    fn a_port_has_sixteen_bits() {
+        let result = Context::default().run(|cx| Address::decode(cx, &socket("::", 65536)));
+        assert_eq!(errors(result), ["socket_address.port_value: port value missed or out of range"]);
+    }
+
+    #[test]
+    fn a_long_socket_path_is_an_error() {
+        let pipe = core::Pipe { path: "p".repeat(108), mode: 0 };
+        let message = core::Address { address: Some(core::address::Address::Pipe(pipe)) };
+        assert!(Context::default().run(|cx| Address::decode(cx, &message)).is_err());
+    }
 }

@@ -1,5 +1,9 @@
 //! `request_headers_to_add` and its relatives. Values are format strings, compiled by the HTTP floor.
 
+use envoy_types::pb::envoy::config::core::v3 as core;
+
+use crate::decode::{Context, lower};
+
 /// `HeaderValueOption.append_action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendAction {
@@ -38,4 +42,115 @@ pub struct HeaderMutations {
     pub response_add: Vec<HeaderValueOption>,
     /// Response headers to remove, lower-cased.
     pub response_remove: Vec<Box<str>>,
+}
+
+impl HeaderValueOption {
+    pub(crate) fn decode(cx: &mut Context, message: &core::HeaderValueOption) -> Option<Self> {
+        use core::header_value_option::HeaderAppendAction as Action;
+        let header = message.header.as_ref()?;
+        if !is_modifiable(&header.key) {
+            cx.at("header", |cx| cx.error_at("key", ":-prefixed or host headers may not be modified"));
+            return None;
+        }
+        let value = match std::str::from_utf8(&header.raw_value) {
+            Ok("") => header.value.as_str(),
+            Ok(raw) => raw,
+            Err(_) => {
+                cx.at("header", |cx| cx.error_at("raw_value", "a header value has to be UTF-8"));
+                return None;
+            }
+        };
+        let append_action = match (&message.append, message.append_action()) {
+            (Some(_), action) if action != Action::AppendIfExistsOrAdd => {
+                cx.error("Both append and append_action are set and it's not allowed");
+                return None;
+            }
+            (Some(append), _) if !append.value => AppendAction::OverwriteIfExistsOrAdd,
+            (_, Action::AppendIfExistsOrAdd) => AppendAction::AppendIfExistsOrAdd,
+            (_, Action::AddIfAbsent) => AppendAction::AddIfAbsent,
+            (_, Action::OverwriteIfExistsOrAdd) => AppendAction::OverwriteIfExistsOrAdd,
+            (_, Action::OverwriteIfExists) => AppendAction::OverwriteIfExists,
+        };
+        Some(HeaderValueOption {
+            name: lower(&header.key),
+            value: value.into(),
+            append_action,
+            keep_empty_value: message.keep_empty_value,
+        })
+    }
+}
+
+impl HeaderMutations {
+    /// The four fields that every level has.
+    pub(crate) fn decode(
+        cx: &mut Context,
+        request_add: &[core::HeaderValueOption],
+        request_remove: &[String],
+        response_add: &[core::HeaderValueOption],
+        response_remove: &[String],
+    ) -> Self {
+        HeaderMutations {
+            request_add: cx.each("request_headers_to_add", request_add, HeaderValueOption::decode),
+            request_remove: cx.each("request_headers_to_remove", request_remove, removal),
+            response_add: cx.each("response_headers_to_add", response_add, HeaderValueOption::decode),
+            response_remove: cx.each("response_headers_to_remove", response_remove, removal),
+        }
+    }
+}
+
+fn removal(cx: &mut Context, name: &String) -> Option<Box<str>> {
+    if !is_modifiable(name) {
+        cx.error(":-prefixed or host headers may not be removed");
+        return None;
+    }
+    Some(lower(name))
+}
+
+fn is_modifiable(name: &str) -> bool {
+    !name.starts_with(':') && !name.eq_ignore_ascii_case("host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf::BoolValue;
+
+    fn header(key: &str, append: Option<bool>, action: i32) -> core::HeaderValueOption {
+        core::HeaderValueOption {
+            header: Some(core::HeaderValue { key: key.into(), value: "v".into(), ..Default::default() }),
+            append: append.map(|value| BoolValue { value }),
+            append_action: action,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn appending_is_the_default_and_the_old_flag_still_works() {
+        let action = |message| HeaderValueOption::decode(&mut Context::default(), &message).unwrap().append_action;
+        assert_eq!(action(header("a", None, 0)), AppendAction::AppendIfExistsOrAdd);
+        assert_eq!(action(header("a", Some(true), 0)), AppendAction::AppendIfExistsOrAdd);
+        assert_eq!(action(header("a", Some(false), 0)), AppendAction::OverwriteIfExistsOrAdd);
+        assert_eq!(action(header("a", None, 3)), AppendAction::OverwriteIfExists);
+    }
+
+    #[test]
+    fn append_and_append_action_exclude_each_other() {
+        let result = Context::default().run(|cx| HeaderValueOption::decode(cx, &header("a", Some(true), 1)));
+        assert_eq!(errors(result), ["Both append and append_action are set and it's not allowed"]);
+    }
+
+    #[test]
+    fn pseudo_headers_and_host_are_out_of_reach() {
+        let add = [header(":path", None, 0), header("X-A", None, 0)];
+        let remove = ["Host".to_owned(), "X-B".to_owned()];
+        let result = Context::default().run(|cx| Some(HeaderMutations::decode(cx, &add, &remove, &[], &[])));
+        assert_eq!(
+            errors(result),
+            [
+                "request_headers_to_add[0].header.key: :-prefixed or host headers may not be modified",
+                "request_headers_to_remove[0]: :-prefixed or host headers may not be removed",
+            ]
+        );
+    }
 }

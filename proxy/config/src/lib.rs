@@ -7,6 +7,8 @@ pub mod descriptors;
 pub mod diagnostics;
 pub mod paths;
 
+pub mod decode;
+
 pub mod access_log;
 pub mod address;
 pub mod bootstrap;

@@ -1,7 +1,14 @@
 //! Matchers shared by every API area: strings, headers, query parameters, fractions, address ranges.
 
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3 as percent;
 use ipnet::IpNet;
 use regex::bytes::Regex;
+use std::net::IpAddr;
+
+use crate::decode::{Context, lower};
 
 /// `envoy.type.matcher.v3.StringMatcher`, compiled. Where `ignore_case` is set the pattern is stored lower-cased.
 #[derive(Debug, Clone)]
@@ -101,3 +108,217 @@ pub struct RuntimeFlag {
 
 /// `envoy.config.core.v3.CidrRange`.
 pub type CidrRange = IpNet;
+
+impl StringMatcher {
+    pub(crate) fn decode(cx: &mut Context, message: &pb::StringMatcher) -> Option<Self> {
+        use pb::string_matcher::MatchPattern;
+        let ignore = message.ignore_case;
+        let text = |value: &str| -> Box<str> { if ignore { value.to_ascii_lowercase().into() } else { value.into() } };
+        Some(match message.match_pattern.as_ref()? {
+            MatchPattern::Exact(value) => StringMatcher::Exact(text(value), ignore),
+            MatchPattern::Prefix(value) => StringMatcher::Prefix(text(value), ignore),
+            MatchPattern::Suffix(value) => StringMatcher::Suffix(text(value), ignore),
+            MatchPattern::Contains(value) => StringMatcher::Contains(text(value), ignore),
+            MatchPattern::SafeRegex(regex) => {
+                if ignore {
+                    cx.error("ignore_case has no effect for safe_regex.");
+                }
+                StringMatcher::Regex(cx.at("safe_regex", |cx| anchored(cx, regex))?)
+            }
+            MatchPattern::Custom(custom) => {
+                cx.error_at("custom", format!("string matcher extension '{}' is not implemented", custom.name));
+                return None;
+            }
+        })
+    }
+}
+
+/// A `RegexMatcher` that has to match the whole text.
+pub(crate) fn anchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
+    cx.at("regex", |cx| cx.compile(&message.regex, true))
+}
+
+/// A `RegexMatcher` whose matches are replaced.
+pub(crate) fn unanchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
+    cx.at("regex", |cx| cx.compile(&message.regex, false))
+}
+
+impl HeaderMatcher {
+    pub(crate) fn decode(cx: &mut Context, message: &route::HeaderMatcher) -> Option<Self> {
+        use route::header_matcher::HeaderMatchSpecifier as Specifier;
+        let plain = |matcher| HeaderMatchKind::String(matcher);
+        let kind = match &message.header_match_specifier {
+            None => HeaderMatchKind::Present(true),
+            Some(Specifier::PresentMatch(present)) => HeaderMatchKind::Present(*present),
+            Some(Specifier::ExactMatch(value)) => plain(StringMatcher::Exact(value.as_str().into(), false)),
+            Some(Specifier::PrefixMatch(value)) => plain(StringMatcher::Prefix(value.as_str().into(), false)),
+            Some(Specifier::SuffixMatch(value)) => plain(StringMatcher::Suffix(value.as_str().into(), false)),
+            Some(Specifier::ContainsMatch(value)) => plain(StringMatcher::Contains(value.as_str().into(), false)),
+            Some(Specifier::SafeRegexMatch(regex)) => {
+                plain(StringMatcher::Regex(cx.at("safe_regex_match", |cx| anchored(cx, regex))?))
+            }
+            Some(Specifier::StringMatch(matcher)) => {
+                plain(cx.at("string_match", |cx| StringMatcher::decode(cx, matcher))?)
+            }
+            Some(Specifier::RangeMatch(range)) => HeaderMatchKind::Range { start: range.start, end: range.end },
+        };
+        Some(HeaderMatcher {
+            name: lower(&message.name),
+            kind,
+            invert: message.invert_match,
+            missing_as_empty: message.treat_missing_header_as_empty,
+        })
+    }
+}
+
+impl QueryParameterMatcher {
+    pub(crate) fn decode(cx: &mut Context, message: &route::QueryParameterMatcher) -> Option<Self> {
+        use route::query_parameter_matcher::QueryParameterMatchSpecifier as Specifier;
+        let (value, present) = match &message.query_parameter_match_specifier {
+            None => (None, true),
+            Some(Specifier::PresentMatch(present)) => (None, *present),
+            Some(Specifier::StringMatch(matcher)) => {
+                (Some(cx.at("string_match", |cx| StringMatcher::decode(cx, matcher))?), true)
+            }
+        };
+        Some(QueryParameterMatcher { name: message.name.as_str().into(), value, present })
+    }
+}
+
+impl CookieMatcher {
+    pub(crate) fn decode(cx: &mut Context, message: &route::CookieMatcher) -> Option<Self> {
+        let value = cx.required("string_match", &message.string_match, StringMatcher::decode)?;
+        Some(CookieMatcher { name: message.name.as_str().into(), value, invert: message.invert_match })
+    }
+}
+
+impl FractionalPercent {
+    pub(crate) fn decode(message: &percent::FractionalPercent) -> Self {
+        use percent::fractional_percent::DenominatorType;
+        let denominator = match message.denominator() {
+            DenominatorType::Hundred => 100,
+            DenominatorType::TenThousand => 10_000,
+            DenominatorType::Million => 1_000_000,
+        };
+        FractionalPercent { numerator: message.numerator, denominator }
+    }
+}
+
+impl RuntimeFraction {
+    pub(crate) fn decode(message: &core::RuntimeFractionalPercent) -> Self {
+        let never = FractionalPercent { numerator: 0, denominator: 100 };
+        RuntimeFraction {
+            default: message.default_value.as_ref().map_or(never, FractionalPercent::decode),
+            runtime_key: message.runtime_key.as_str().into(),
+        }
+    }
+}
+
+impl RuntimeFlag {
+    pub(crate) fn decode(message: &core::RuntimeFeatureFlag) -> Self {
+        RuntimeFlag {
+            default: message.default_value.as_ref().is_some_and(|value| value.value),
+            runtime_key: message.runtime_key.as_str().into(),
+        }
+    }
+}
+
+/// A `CidrRange`, its host bits cleared.
+pub(crate) fn cidr_range(cx: &mut Context, message: &core::CidrRange) -> Option<CidrRange> {
+    let length = message.prefix_len.as_ref().map_or(0, |value| value.value);
+    let Ok(address) = message.address_prefix.parse::<IpAddr>() else {
+        cx.error_at("address_prefix", format!("malformed IP address: {}", message.address_prefix));
+        return None;
+    };
+    match u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok()) {
+        Some(net) => Some(net.trunc()),
+        None => {
+            cx.error(format!(
+                "invalid ip/mask combo '{}/{length}' (format is <ip>/<# mask bits>)",
+                message.address_prefix
+            ));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf::UInt32Value;
+    use pb::string_matcher::MatchPattern;
+
+    fn string(pattern: MatchPattern, ignore_case: bool) -> pb::StringMatcher {
+        pb::StringMatcher { ignore_case, match_pattern: Some(pattern) }
+    }
+
+    fn regex(text: &str) -> pb::RegexMatcher {
+        pb::RegexMatcher { regex: text.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn patterns_that_ignore_case_are_stored_in_lower_case() {
+        let mut cx = Context::default();
+        let matcher = StringMatcher::decode(&mut cx, &string(MatchPattern::Prefix("AbC".into()), true));
+        assert!(matches!(matcher, Some(StringMatcher::Prefix(text, true)) if &*text == "abc"));
+    }
+
+    #[test]
+    fn a_regex_matches_the_whole_value() {
+        let mut cx = Context::default();
+        let matcher = StringMatcher::decode(&mut cx, &string(MatchPattern::SafeRegex(regex("a|b")), false));
+        let Some(StringMatcher::Regex(regex)) = matcher else { panic!("{matcher:?}") };
+        assert!(regex.is_match(b"b") && !regex.is_match(b"ab"));
+    }
+
+    #[test]
+    fn an_invalid_regex_is_an_error_at_its_field() {
+        let message = string(MatchPattern::SafeRegex(regex("(")), false);
+        let result = Context::default().run(|cx| StringMatcher::decode(cx, &message));
+        assert_eq!(errors(result), ["safe_regex.regex: invalid regex '(': unclosed group"]);
+    }
+
+    #[test]
+    fn ignore_case_with_a_regex_is_an_error() {
+        let message = string(MatchPattern::SafeRegex(regex("a")), true);
+        let result = Context::default().run(|cx| StringMatcher::decode(cx, &message));
+        assert_eq!(errors(result), ["ignore_case has no effect for safe_regex."]);
+    }
+
+    #[test]
+    fn a_header_matcher_without_condition_asks_for_presence() {
+        let message = route::HeaderMatcher { name: "X-A".into(), ..Default::default() };
+        let matcher = HeaderMatcher::decode(&mut Context::default(), &message).unwrap();
+        assert_eq!(&*matcher.name, "x-a");
+        assert!(matches!(matcher.kind, HeaderMatchKind::Present(true)));
+    }
+
+    #[test]
+    fn the_deprecated_exact_match_is_a_string_matcher() {
+        use route::header_matcher::HeaderMatchSpecifier;
+        let specifier = Some(HeaderMatchSpecifier::ExactMatch("V".into()));
+        let message =
+            route::HeaderMatcher { name: "a".into(), header_match_specifier: specifier, ..Default::default() };
+        let matcher = HeaderMatcher::decode(&mut Context::default(), &message).unwrap();
+        assert!(matches!(matcher.kind, HeaderMatchKind::String(StringMatcher::Exact(v, false)) if &*v == "V"));
+    }
+
+    fn cidr(prefix: &str, length: u32) -> core::CidrRange {
+        core::CidrRange { address_prefix: prefix.into(), prefix_len: Some(UInt32Value { value: length }) }
+    }
+
+    #[test]
+    fn ranges_lose_their_host_bits() {
+        let net = cidr_range(&mut Context::default(), &cidr("10.1.2.3", 8)).unwrap();
+        assert_eq!(net.to_string(), "10.0.0.0/8");
+    }
+
+    #[test]
+    fn bad_ranges_are_told_in_envoys_words() {
+        let result = Context::default().run(|cx| cidr_range(cx, &cidr("10.0.0.0", 33)));
+        assert_eq!(errors(result), ["invalid ip/mask combo '10.0.0.0/33' (format is <ip>/<# mask bits>)"]);
+        let result = Context::default().run(|cx| cidr_range(cx, &cidr("example", 8)));
+        assert_eq!(errors(result), ["address_prefix: malformed IP address: example"]);
+    }
+}

@@ -75,16 +75,28 @@ impl FieldPath {
 
 impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, segment) in self.segments().into_iter().enumerate() {
-            match segment {
-                Segment::Field(name) if i == 0 => write!(f, "{name}")?,
-                Segment::Field(name) => write!(f, ".{name}")?,
-                Segment::Index(index) => write!(f, "[{index}]")?,
-                Segment::Key(key) => write!(f, "[{key:?}]")?,
-            }
-        }
-        Ok(())
+        write_segments(f, self.segments())
     }
+}
+
+/// The text of a path from the root that is held as its steps.
+pub fn text(segments: &[Segment]) -> String {
+    let mut text = String::with_capacity(segments.len() * 12);
+    // Writing to a String cannot fail.
+    let _ = write_segments(&mut text, segments);
+    text
+}
+
+fn write_segments<'a>(out: &mut impl fmt::Write, segments: impl IntoIterator<Item = &'a Segment>) -> fmt::Result {
+    for (i, segment) in segments.into_iter().enumerate() {
+        match segment {
+            Segment::Field(name) if i == 0 => write!(out, "{name}")?,
+            Segment::Field(name) => write!(out, ".{name}")?,
+            Segment::Index(index) => write!(out, "[{index}]")?,
+            Segment::Key(key) => write!(out, "[{key:?}]")?,
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for FieldPath {
