@@ -6,6 +6,8 @@
 
 pub mod address;
 
+pub mod socket;
+
 pub mod connection;
 mod io;
 
