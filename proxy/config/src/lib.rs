@@ -3,9 +3,12 @@
 //! Reading order: how text becomes messages, what is checked on the way, then one file per API area with
 //! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
 
+pub mod constraints;
 pub mod descriptors;
 pub mod diagnostics;
+pub mod ingest;
 pub mod paths;
+pub mod support;
 
 pub mod decode;
 

@@ -60,6 +60,17 @@ impl FieldPath {
         self.0.is_none()
     }
 
+    /// The path of the message, list or map that this path is in; `None` for the root.
+    pub fn parent(&self) -> Option<&FieldPath> {
+        self.0.as_ref().map(|node| &node.parent)
+    }
+
+    /// Whether this path is `other` or lies below it.
+    pub fn is_within(&self, other: &FieldPath) -> bool {
+        let (own, other) = (self.segments(), other.segments());
+        own.len() >= other.len() && own.iter().zip(&other).all(|(a, b)| a == b)
+    }
+
     /// The steps from the root down.
     pub fn segments(&self) -> Vec<&Segment> {
         let mut segments = Vec::new();
@@ -136,5 +147,7 @@ mod tests {
         let b = FieldPath::root().field(String::from("a")).index(1);
         assert_eq!(a, b);
         assert_ne!(a, b.field("c"));
+        assert!(b.field("c").is_within(&a) && !a.is_within(&b.field("c")));
+        assert_eq!(a.parent(), Some(&FieldPath::root().field("a")));
     }
 }

@@ -1,0 +1,263 @@
+//! From a file to a message: YAML, JSON, binary and text protobuf, with all of Envoy's leniencies.
+//!
+//! The server calls [`load`] once for the bootstrap; [`parse`] reads any other message, such as a file of resources.
+//! A text becomes a position-keeping tree (`yaml`, `json`, `tree`), the tree a message (`walk`), and every message is
+//! inspected (`inspect`): constraints and support table. All errors of a run are reported at once. What the fields mean
+//! is for the decoders.
+
+mod inspect;
+mod json;
+mod scalars;
+mod source_map;
+mod tree;
+mod walk;
+mod yaml;
+
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
+use prost_reflect::{DynamicMessage, MessageDescriptor};
+
+use crate::descriptors;
+use crate::diagnostics::{ConfigError, Report};
+use crate::paths::FieldPath;
+
+pub use inspect::{Findings, IgnoredField, inspect};
+pub use source_map::SourceMap;
+pub use walk::UnknownField;
+
+/// What to load.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Source<'a> {
+    /// The file (`--config-path`); read once to its end, so it may be a FIFO.
+    pub path: Option<&'a Path>,
+    /// YAML or JSON text (`--config-yaml`), merged over the file.
+    pub overlay_yaml: Option<&'a str>,
+    /// Whether unknown fields are passed over (`--allow-unknown-static-fields`).
+    pub allow_unknown: bool,
+}
+
+/// A configuration that was loaded and keeps all constraints.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The bootstrap.
+    pub bootstrap: Bootstrap,
+    /// The same, encoded: what `config_dump` serves.
+    pub bytes: Bytes,
+    /// Finds the place of a field, for the errors of decoders.
+    pub source_map: SourceMap,
+    /// Fields that are set and have no effect, with the reason.
+    pub ignored: Vec<IgnoredField>,
+    /// Unknown fields that were passed over.
+    pub unknown: Vec<UnknownField>,
+    /// What is legal and yet hardly meant, such as a key that stands twice; each with its place.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// How a text is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syntax {
+    /// YAML in Envoy's dialect.
+    Yaml,
+    /// JSON as protobuf reads it.
+    Json,
+}
+
+/// A text that was read into a message, and what was passed over on the way.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The message; fields with errors are left out.
+    pub message: DynamicMessage,
+    /// Everything that is wrong.
+    pub errors: Vec<ConfigError>,
+    /// Unknown fields, if they are allowed.
+    pub unknown: Vec<UnknownField>,
+    /// Keys that stand twice.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// Loads a bootstrap: the file, the text over it, constraints, support table.
+///
+/// # Errors
+/// A report of everything that is wrong.
+pub fn load(source: &Source<'_>) -> Result<Loaded, Report> {
+    let Some(descriptor) = descriptors::message(descriptors::BOOTSTRAP) else {
+        return Err(Report::general("the bootstrap message is not known"));
+    };
+    let mut source_map = SourceMap::default();
+    let mut parts = Vec::new();
+    if let Some(path) = source.path {
+        parts.push(read_file(path, &descriptor, source.allow_unknown, &mut source_map)?);
+    }
+    if let Some(text) = source.overlay_yaml {
+        let number = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        // JSON is nearly a part of YAML; what YAML does not take (tabs, say) may still be JSON.
+        let syntax = if yaml::read(text, number).is_err() && json::read(text, number).is_ok() {
+            Syntax::Json
+        } else {
+            Syntax::Yaml
+        };
+        source_map.push("--config-yaml", text, Some(syntax));
+        parts.push(parse(&descriptor, text, syntax, number, source.allow_unknown));
+    }
+    if parts.is_empty() {
+        return Err(Report::general(
+            "At least one of --config-path or --config-yaml or Options::configProto() should be non-empty",
+        ));
+    }
+
+    let (mut errors, mut unknown, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+    let mut messages = Vec::new();
+    for part in parts {
+        errors.extend(part.errors);
+        unknown.extend(part.unknown);
+        warnings.extend(part.warnings);
+        messages.push(part.message);
+    }
+    // The encodings of two messages, one after the other, are the encoding of the two merged.
+    let mut bytes = Vec::new();
+    for message in &messages {
+        message.encode(&mut bytes).map_err(|e| Report::general(e.to_string()))?;
+    }
+    let message = match messages.pop() {
+        Some(only) if messages.is_empty() => only,
+        _ => DynamicMessage::decode(descriptor, bytes.as_slice()).map_err(|e| Report::general(e.to_string()))?,
+    };
+
+    let findings = inspect(&message, source.allow_unknown);
+    drop(message);
+    unknown.extend(findings.unknown);
+    let faulty = faulty_paths(&errors);
+    errors.extend(findings.errors.into_iter().filter(|e| !faulty.iter().any(|path| e.path.is_within(path))));
+    if !errors.is_empty() {
+        return Err(source_map.report(errors));
+    }
+    let bootstrap = Bootstrap::decode(bytes.as_slice()).map_err(|e| Report::general(e.to_string()))?;
+    Ok(Loaded { bootstrap, bytes: bytes.into(), source_map, ignored: findings.ignored, unknown, warnings })
+}
+
+/// Reads `text` into a message; `number` is its place among the sources of a report.
+pub fn parse(descriptor: &MessageDescriptor, text: &str, syntax: Syntax, number: u32, allow_unknown: bool) -> Parsed {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let tree = match syntax {
+        Syntax::Yaml => yaml::read(text, number),
+        Syntax::Json => json::read(text, number),
+    };
+    let tree = match tree {
+        Ok(tree) => tree,
+        Err(error) => {
+            let message = DynamicMessage::new(descriptor.clone());
+            return Parsed { message, errors: vec![error], unknown: Vec::new(), warnings: Vec::new() };
+        }
+    };
+    let mut walk = walk::Walk::new(&tree, number, allow_unknown);
+    let message = walk.root(descriptor);
+    let warnings = tree.overridden.iter().map(|key| {
+        let name = tree.text(*key).unwrap_or_default();
+        let message = format!("the key '{name}' stands twice in this mapping; the last one counts");
+        ConfigError::new(FieldPath::root(), message).at(tree.position(*key, number))
+    });
+    Parsed { message, warnings: warnings.collect(), errors: walk.errors, unknown: walk.unknown }
+}
+
+/// The message inside a `TypedStruct`, packed as what it stands for; `None` if `any` is none, or of a type that is not
+/// known and has to stay opaque.
+///
+/// # Errors
+/// What is wrong with the struct as a message of that type; paths begin at `path`.
+pub fn unwrap_typed_struct(any: &Any, path: &FieldPath) -> Result<Option<Any>, Vec<ConfigError>> {
+    let name = descriptors::type_name(&any.type_url);
+    if !matches!(name, "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct") {
+        return Ok(None);
+    }
+    let fail = |message: String| vec![ConfigError::new(path.clone(), message)];
+    let Some(Ok(typed)) = descriptors::any_to_dynamic(&any.type_url, &any.value) else {
+        return Err(fail("the TypedStruct cannot be decoded".to_owned()));
+    };
+    let type_url = typed.get_field_by_name("type_url").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    let Some(descriptor) = descriptors::message(descriptors::type_name(&type_url)) else { return Ok(None) };
+    let value = typed.get_field_by_name("value").and_then(|v| v.as_message().and_then(descriptors::dynamic_to_json));
+    let text = value.map_or_else(|| "{}".to_owned(), |value| value.to_string());
+    let mut parsed = parse(&descriptor, &text, Syntax::Json, 0, false);
+    if parsed.errors.is_empty() {
+        let type_url = if type_url.contains('/') { type_url } else { format!("type.googleapis.com/{type_url}") };
+        return Ok(Some(Any { type_url, value: parsed.message.encode_to_vec() }));
+    }
+    for error in &mut parsed.errors {
+        let below = error.path.segments().into_iter().fold(path.clone(), |at, segment| at.push(segment.clone()));
+        error.path = below;
+        error.position = None;
+    }
+    Err(parsed.errors)
+}
+
+/// Where the walk has found fault already: a violation there would say the same thing twice, less clearly. A misspelt
+/// field counts for the field that was meant, too.
+fn faulty_paths(errors: &[ConfigError]) -> Vec<FieldPath> {
+    let meant = errors.iter().filter_map(|e| Some(e.path.parent()?.field(e.suggestion.clone()?)));
+    errors.iter().filter(|e| !e.path.is_root()).map(|e| e.path.clone()).chain(meant).collect()
+}
+
+fn read_file(
+    path: &Path,
+    descriptor: &MessageDescriptor,
+    allow_unknown: bool,
+    source_map: &mut SourceMap,
+) -> Result<Parsed, Report> {
+    let name = path.display().to_string();
+    let bytes = fs::read(path).map_err(|e| Report::general(format!("unable to read file: {name}: {e}")))?;
+    let lower = name.to_ascii_lowercase();
+    if lower.ends_with(".pb") {
+        source_map.push(&name, "", None);
+        return Ok(binary(&name, descriptor, &bytes));
+    }
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let line = bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+            return Err(Report::general(format!("{name}:{line}: the file is not valid UTF-8")));
+        }
+    };
+    if lower.ends_with(".pb_text") {
+        source_map.push(&name, text, None);
+        return Ok(text_format(&name, descriptor, text));
+    }
+    let syntax = if lower.ends_with(".yaml") || lower.ends_with(".yml") {
+        Syntax::Yaml
+    } else if lower.ends_with(".json") || text.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
+        Syntax::Json
+    } else {
+        Syntax::Yaml
+    };
+    source_map.push(&name, text, Some(syntax));
+    Ok(parse(descriptor, text, syntax, 0, allow_unknown))
+}
+
+fn binary(name: &str, descriptor: &MessageDescriptor, bytes: &[u8]) -> Parsed {
+    match DynamicMessage::decode(descriptor.clone(), bytes) {
+        Ok(message) => Parsed { message, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
+        Err(error) => unparsable(name, descriptor, "binary", &error.to_string()),
+    }
+}
+
+fn text_format(name: &str, descriptor: &MessageDescriptor, text: &str) -> Parsed {
+    match DynamicMessage::parse_text_format(descriptor.clone(), text) {
+        Ok(message) => Parsed { message, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
+        Err(error) => unparsable(name, descriptor, "text", &error.to_string()),
+    }
+}
+
+fn unparsable(name: &str, descriptor: &MessageDescriptor, form: &str, why: &str) -> Parsed {
+    let message =
+        format!("Unable to parse file \"{name}\" as a {form} protobuf (type {}): {why}", descriptor.full_name());
+    Parsed {
+        message: DynamicMessage::new(descriptor.clone()),
+        errors: vec![ConfigError::new(FieldPath::root(), message)],
+        unknown: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
