@@ -1,1 +1,20 @@
-//! Test harness.
+//! The differential suite: the same configuration and the same requests for Nuncio and for the real Envoy 1.40.0.
+//!
+//! The cases are data (`tests/cases/*.yaml`, described in the README there); `build.rs` makes one test of each. Reading
+//! order: [`case`] (what a file says), [`suite`] (what happens to it), [`proxy`], [`upstream`] and [`client`] (the three
+//! parties), [`compare`] (the verdict).
+//!
+//! With `NUNCIO_BIN` set to the Envoy binary, Envoy is compared with itself: the check that the harness is sound.
+
+pub mod case;
+pub mod certs;
+pub mod client;
+pub mod compare;
+pub mod find;
+pub mod http1;
+pub mod proxy;
+pub mod suite;
+pub mod text;
+pub mod tls;
+pub mod upstream;
+pub mod yaml;

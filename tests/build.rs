@@ -1,0 +1,45 @@
+//! Makes one `#[test]` of every case in `cases/*.yaml`, so that each counts, filters and fails by its own name.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+fn main() {
+    println!("cargo:rerun-if-changed=cases");
+    let mut files: Vec<_> = std::fs::read_dir("cases")
+        .expect("tests/cases")
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    files.sort();
+    let mut out = String::new();
+    for path in files {
+        println!("cargo:rerun-if-changed={}", path.display());
+        let stem = path.file_stem().and_then(|s| s.to_str()).expect("a file name").to_owned();
+        let text = std::fs::read_to_string(&path).expect("a case file");
+        let _ = writeln!(out, "mod {} {{", identifier(&stem));
+        for line in text.lines() {
+            let Some(name) = line.strip_prefix("- case: ") else { continue };
+            let name = name.trim().trim_matches('"');
+            let _ = writeln!(out, "    #[test]\n    fn {}() {{", identifier(name));
+            let _ = writeln!(out, "        nuncio_tests::suite::check(\"{stem}.yaml\", {name:?});\n    }}");
+        }
+        out.push_str("}\n");
+    }
+    let dir = std::env::var("OUT_DIR").expect("OUT_DIR");
+    std::fs::write(Path::new(&dir).join("cases.rs"), out).expect("the generated tests");
+}
+
+fn identifier(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        match c {
+            'a'..='z' | '0'..='9' => out.push(c),
+            'A'..='Z' => out.push(c.to_ascii_lowercase()),
+            _ if out.ends_with('_') => {}
+            _ => out.push('_'),
+        }
+    }
+    let out = out.trim_matches('_').to_owned();
+    if out.starts_with(|c: char| c.is_ascii_digit()) { format!("n{out}") } else { out }
+}

