@@ -15,7 +15,7 @@ macro_rules! known_names {
         #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
         #[repr(u8)]
-        enum Known { $($konst),+ }
+        pub(crate) enum Known { $($konst),+ }
 
         const KNOWN_TEXT: &[&str] = &[$($text),+];
         const KNOWN: &[Known] = &[$(Known::$konst),+];
@@ -181,6 +181,15 @@ impl HeaderName {
         match &self.0 {
             Repr::Known(k) => (*k as u8) <= Known::PROTOCOL as u8,
             Repr::Custom(b) => b.first() == Some(&b':'),
+        }
+    }
+
+    /// Which interned name it is, for a `match`.
+    #[inline]
+    pub(crate) fn known(&self) -> Option<Known> {
+        match &self.0 {
+            Repr::Known(k) => Some(*k),
+            Repr::Custom(_) => None,
         }
     }
 
@@ -354,6 +363,13 @@ impl Headers {
         } else {
             self.entries.push((name, value));
         }
+    }
+
+    /// Adds an entry at the very end; a codec that puts pseudo-headers first itself saves the search for their place.
+    #[inline]
+    pub(crate) fn push(&mut self, name: HeaderName, value: HeaderValue) {
+        debug_assert!(!name.is_pseudo() || self.entries.last().is_none_or(|(n, _)| n.is_pseudo()));
+        self.entries.push((name, value));
     }
 
     /// Makes `value` the only value: the first line is overwritten in place, further ones are removed.

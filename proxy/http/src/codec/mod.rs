@@ -5,6 +5,9 @@
 //! not polling. Upgrades and CONNECT look the same whatever the protocol: HTTP/2 extended CONNECT arrives as an
 //! HTTP/1 style upgrade request and a `101` answer leaves as `200` (RFC 8441), as in Envoy.
 
+pub mod h1;
+pub mod stats;
+
 use crate::headers::Headers;
 use bytes::Bytes;
 use std::task::{Context, Poll};
