@@ -1,0 +1,222 @@
+//! The TLS context of a cluster: handshakes as a client.
+//!
+//! The server's name is sent as SNI and checked only where the configuration asks for it (SAN matchers, or
+//! `auto_sni_san_validation`), as in Envoy.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use nuncio_config::tls::UpstreamTlsContext;
+use rustls::ClientConfig;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+
+use super::certificates::{ContextCertificates, LoadedCertificate, OwnCertificate, load_all};
+use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
+use super::handshake::{Record, failed_session, finish, note, recorded};
+use super::info::TlsInfo;
+use super::parameters::Parameters;
+use super::sources::{self, KeyLogFile};
+use super::stats::TlsStats;
+use super::verify::{Verifier, VerifyFailure};
+use super::watch::Reload;
+use crate::connection::{Io, Plain};
+
+/// A client-side TLS context.
+#[derive(Debug)]
+pub struct ClientTlsContext {
+    config: Arc<UpstreamTlsContext>,
+    stats: Arc<TlsStats>,
+    state: ArcSwap<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    with_sni: Arc<ClientConfig>,
+    without_sni: Arc<ClientConfig>,
+    verifier: Arc<Verifier>,
+    own: Option<Arc<OwnCertificate>>,
+    ca: Option<LoadedCertificate>,
+    digest: [u8; 32],
+}
+
+/// What one connection asks for beyond its context.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientTarget<'a> {
+    /// Host name of the endpoint, for `auto_host_sni`.
+    pub hostname: Option<&'a str>,
+    /// SNI from the request (`auto_sni`); goes before the context's.
+    pub server_name: Option<&'a str>,
+    /// ALPN names instead of the context's.
+    pub alpn: Option<&'a [&'a [u8]]>,
+}
+
+/// A finished handshake.
+#[derive(Debug)]
+pub struct ClientSession {
+    /// The encrypted stream.
+    pub io: Io,
+    /// The session.
+    pub tls: Box<TlsInfo>,
+    /// ALPN name that was agreed upon.
+    pub negotiated_protocol: Option<Box<[u8]>>,
+    /// SNI that was sent.
+    pub server_name: Option<Box<str>>,
+}
+
+impl ClientTlsContext {
+    /// Reads all data sources and builds the context.
+    ///
+    /// # Errors
+    /// Names the file or option at fault, the reason and the path in the configuration.
+    pub fn new(config: Arc<UpstreamTlsContext>, stats: Arc<TlsStats>) -> Result<Arc<Self>, TlsConfigError> {
+        let state = State::load(&config)?;
+        Ok(Arc::new(Self { config, stats, state: ArcSwap::from_pointee(state) }))
+    }
+
+    /// Certificates for `/certs`.
+    pub fn certificates(&self) -> ContextCertificates {
+        let state = self.state.load();
+        let own = state.own.iter();
+        ContextCertificates {
+            ca: state.ca.clone(),
+            chains: own.map(|own| LoadedCertificate { path: own.label.clone(), info: own.info.clone() }).collect(),
+        }
+    }
+
+    /// The SNI for a connection to `target`; none when there is no name.
+    pub fn server_name<'a>(&'a self, target: &ClientTarget<'a>) -> Option<&'a str> {
+        let configured = Some(&*self.config.sni).filter(|name| !name.is_empty());
+        let host = target.hostname.filter(|_| self.config.auto_host_sni);
+        target.server_name.or(host).or(configured)
+    }
+
+    /// Does the handshake over `plain`. The caller sets the deadline; the outcome is counted.
+    ///
+    /// # Errors
+    /// [`HandshakeError`] with the text for `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub async fn connect(&self, plain: Plain, target: &ClientTarget<'_>) -> Result<ClientSession, HandshakeError> {
+        let state = self.state.load_full();
+        let server_name = self.server_name(target);
+        let parsed = server_name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        let (config, name) = match parsed {
+            Some(name) => (&state.with_sni, name),
+            None => (&state.without_sni, ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
+        };
+        let connector = TlsConnector::from(config.clone());
+        let mut record = Record::default();
+        let outcome = match target.alpn {
+            Some(alpn) => {
+                let alpn = alpn.iter().map(|name| name.to_vec()).collect();
+                recorded(&mut record, connector.with_alpn(alpn).connect(name, plain)).await
+            }
+            None => recorded(&mut record, connector.connect(name, plain)).await,
+        };
+        match outcome {
+            Ok(stream) => {
+                let session = stream.get_ref().1;
+                let tls = finish(session, record, state.verifier.checks(), &self.stats);
+                Ok(ClientSession {
+                    negotiated_protocol: session.alpn_protocol().map(Into::into),
+                    io: Io::tls_client(stream),
+                    tls: Box::new(tls),
+                    server_name: server_name.map(Into::into),
+                })
+            }
+            Err(error) => {
+                let stats = &self.stats.fixed;
+                let reason = match tls_error(&error) {
+                    Some(error) => {
+                        match &record.failure {
+                            Some(VerifyFailure::SanList | VerifyFailure::SanMatcher) => stats.fail_verify_san().inc(),
+                            Some(VerifyFailure::Pin) => stats.fail_verify_cert_hash().inc(),
+                            Some(VerifyFailure::Chain(_)) => stats.fail_verify_error().inc(),
+                            None => stats.connection_error().inc(),
+                        }
+                        // A server's first record is no help: it is not known here.
+                        Cow::Owned(failure_text(error, record.failure.as_ref(), &[]))
+                    }
+                    None => Cow::Borrowed(""),
+                };
+                Err(HandshakeError { reason: reason.into(), tls: failed_session(record) })
+            }
+        }
+    }
+}
+
+/// Shows the one own certificate to any server that asks.
+#[derive(Debug)]
+struct ClientCertificate(Arc<OwnCertificate>);
+
+impl ResolvesClientCert for ClientCertificate {
+    fn resolve(&self, _root_hint_subjects: &[&[u8]], schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.key.key.choose_scheme(schemes)?;
+        note(|record| record.local = Some(self.0.clone()));
+        Some(self.0.key.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+impl State {
+    fn load(config: &UpstreamTlsContext) -> Result<Self, TlsConfigError> {
+        let common = &config.common;
+        let fail = |problem: String| TlsConfigError::new(&common.path, problem);
+        let digest = sources::digest(&sources::of_context(common));
+        let parameters = Parameters::new(common)?;
+        let own = load_all(&common.certificates, &common.path)?.into_iter().next();
+        let validation = sources::static_validation(common);
+        if common.validation.is_some() && validation.is_none() {
+            return Err(fail("the validation context is neither a static secret nor fetched yet".to_owned()));
+        }
+        let (verifier, ca) = Verifier::new(validation, false, config.auto_sni_san_validation, &common.path)?;
+        let verifier = Arc::new(verifier);
+        let builder = ClientConfig::builder_with_provider(parameters.provider(|_| false))
+            .with_protocol_versions(&parameters.versions)
+            .map_err(|error| fail(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.clone());
+        let mut client = match &own {
+            Some(own) => builder.with_client_cert_resolver(Arc::new(ClientCertificate(own.clone()))),
+            None => builder.with_no_client_auth(),
+        };
+        client.alpn_protocols = common.alpn_protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        client.resumption = match config.max_session_keys {
+            0 => Resumption::disabled(),
+            keys => Resumption::in_memory_sessions(keys as usize),
+        };
+        if let Some(path) = &common.key_log_path {
+            client.key_log = Arc::new(KeyLogFile::open(path).map_err(fail)?);
+        }
+        let mut without_sni = client.clone();
+        without_sni.enable_sni = false;
+        Ok(Self { with_sni: Arc::new(client), without_sni: Arc::new(without_sni), verifier, own, ca, digest })
+    }
+}
+
+impl Reload for ClientTlsContext {
+    fn watched(&self) -> Vec<(PathBuf, PathBuf)> {
+        sources::of_context(&self.config.common).into_iter().filter_map(sources::watched).collect()
+    }
+
+    fn reload(&self) -> Result<bool, TlsConfigError> {
+        if sources::digest(&sources::of_context(&self.config.common)) == self.state.load().digest {
+            return Ok(false);
+        }
+        let state = State::load(&self.config).inspect_err(|_| self.stats.rotation_failed())?;
+        self.state.store(Arc::new(state));
+        self.stats.factory.ssl_context_update_by_sds().inc();
+        Ok(true)
+    }
+
+    fn context_certificates(&self) -> ContextCertificates {
+        self.certificates()
+    }
+}

@@ -1,0 +1,654 @@
+//! The TLS context of a filter chain: handshakes as a server.
+//!
+//! One context has several rustls configurations, made when first needed: rustls ends a handshake without a common ALPN
+//! name, while BoringSSL goes on without ALPN; and rustls knows either the server's or the client's order of ciphers,
+//! while BoringSSL has the client's within groups of equal suites. So the ClientHello is read first and picks one.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use nuncio_config::tls::DownstreamTlsContext;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets, ServerSessionMemoryCache};
+use rustls::{CipherSuite, ServerConfig};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt as _;
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::certificates::{ContextCertificates, LoadedCertificate, Resolver, load_all};
+use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
+use super::handshake::{Record, failed_session, finish, recorded};
+use super::parameters::Parameters;
+use super::sources::{self, KeyLogFile};
+use super::stats::TlsStats;
+use super::tickets::GivenKeys;
+use super::verify::{Verifier, VerifyFailure};
+use super::watch::Reload;
+use crate::connection::{ConnectionInfo, Io, Plain};
+
+/// Sessions that can be resumed by id (TLS 1.2 clients without tickets), per context.
+const SESSION_CACHE: usize = 1024;
+/// Lifetime of tickets where the configuration gives none: two hours, BoringSSL's.
+const TICKET_LIFETIME: u32 = 7200;
+
+/// A server-side TLS context. Built on the control thread, used by all workers, swapped whole when its files change.
+#[derive(Debug)]
+pub struct ServerTlsContext {
+    config: Arc<DownstreamTlsContext>,
+    stats: Arc<TlsStats>,
+    expiration: Vec<nuncio_base::stats::Gauge>,
+    state: ArcSwap<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    parameters: Parameters,
+    verifier: Arc<Verifier>,
+    resolver: Arc<Resolver>,
+    ticketer: Option<Arc<dyn ProducesTickets>>,
+    sessions: Option<Arc<ServerSessionMemoryCache>>,
+    key_log: Option<Arc<KeyLogFile>>,
+    alpn: Vec<Vec<u8>>,
+    prefer_client_ciphers: bool,
+    configs: [OnceLock<Arc<ServerConfig>>; 6],
+    ca: Option<LoadedCertificate>,
+    digest: [u8; 32],
+}
+
+/// Whose order of cipher suites counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Client,
+    Server,
+    /// The server's, and within groups of equal suites ChaCha20 first.
+    ServerChaCha,
+}
+
+impl ServerTlsContext {
+    /// Reads all data sources and builds the context.
+    ///
+    /// # Errors
+    /// Names the file or option at fault, the reason and the path in the configuration.
+    pub fn new(config: Arc<DownstreamTlsContext>, stats: Arc<TlsStats>) -> Result<Arc<Self>, TlsConfigError> {
+        let state = State::load(&config)?;
+        let mut expiration = Vec::new();
+        if let Some(ca) = &state.ca {
+            expiration.push(expiration_gauge(&stats, "unnamed_ca_cert", ca));
+        }
+        for own in &state.resolver.certificates {
+            let loaded = LoadedCertificate { path: own.label.clone(), info: own.info.clone() };
+            expiration.push(expiration_gauge(&stats, "unnamed_cert", &loaded));
+        }
+        Ok(Arc::new(Self { config, stats, expiration, state: ArcSwap::from_pointee(state) }))
+    }
+
+    /// Whether a client must show a certificate.
+    pub fn requires_client_certificate(&self) -> bool {
+        self.config.require_client_certificate
+    }
+
+    /// Certificates for `/certs`.
+    pub fn certificates(&self) -> ContextCertificates {
+        let state = self.state.load();
+        let own = state.resolver.certificates.iter();
+        ContextCertificates {
+            ca: state.ca.clone(),
+            chains: own.map(|own| LoadedCertificate { path: own.label.clone(), info: own.info.clone() }).collect(),
+        }
+    }
+
+    /// Does the handshake over `plain` and fills in what `info` says about TLS.
+    ///
+    /// The caller sets the deadline. No matter how it ends, the outcome is counted.
+    ///
+    /// # Errors
+    /// [`HandshakeError`], whose reason also becomes the transport failure reason in `info`.
+    pub async fn accept(&self, plain: Plain, info: &mut ConnectionInfo) -> Result<Io, HandshakeError> {
+        let state = self.state.load_full();
+        let mut record = Record::default();
+        let mut first = [0; 5];
+        let outcome = recorded(&mut record, handshake(&state, plain, &mut first)).await;
+        match outcome {
+            Ok(stream) => {
+                let session = stream.get_ref().1;
+                let mut tls = finish(session, record, state.verifier.checks(), &self.stats);
+                if let (None, [only]) = (&tls.local_certificate, &*state.resolver.certificates) {
+                    // A resumed session shows no certificate; it was this one.
+                    tls.local_certificate = Some(only.info.clone());
+                }
+                info.negotiated_protocol = session.alpn_protocol().map(Into::into);
+                info.tls = Some(Box::new(tls));
+                let mut io = Io::tls_server(stream);
+                io.set_meter(info.bytes.clone());
+                Ok(io)
+            }
+            Err(error) => {
+                let stats = &self.stats.fixed;
+                let mut reason = String::new();
+                if let Some(error) = tls_error(&error) {
+                    match (&record.failure, error) {
+                        (Some(VerifyFailure::SanList | VerifyFailure::SanMatcher), _) => stats.fail_verify_san().inc(),
+                        (Some(VerifyFailure::Pin), _) => stats.fail_verify_cert_hash().inc(),
+                        (Some(VerifyFailure::Chain(_)), _) => stats.fail_verify_error().inc(),
+                        (None, rustls::Error::NoCertificatesPresented) => stats.fail_verify_no_cert().inc(),
+                        (None, _) => stats.connection_error().inc(),
+                    }
+                    reason = failure_text(error, record.failure.as_ref(), &first);
+                    // Set once per connection; a listener filter may have said something before.
+                    let _ = info.transport_failure_reason.set(reason.as_str().into());
+                }
+                let tls = failed_session(record);
+                Err(HandshakeError { reason: reason.into(), tls })
+            }
+        }
+    }
+}
+
+fn expiration_gauge(stats: &TlsStats, kind: &str, certificate: &LoadedCertificate) -> nuncio_base::stats::Gauge {
+    // Envoy appends a hash of the name of the secret, which certificates written in place do not have.
+    let gauge = stats.expiration(&format!("{kind}_e3b0c442"));
+    let end = certificate.info.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH);
+    gauge.set(end.map_or(0, |end| end.as_secs()));
+    gauge
+}
+
+async fn handshake(
+    state: &State,
+    mut plain: Plain,
+    first: &mut [u8; 5],
+) -> std::io::Result<tokio_rustls::server::TlsStream<Plain>> {
+    if plain.prefix().is_empty() {
+        // The first bytes are read here, since they tell what to log when they are no TLS.
+        let mut buffer = BytesMut::with_capacity(4096);
+        if plain.read_buf(&mut buffer).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        plain.unread(buffer.freeze());
+    }
+    let known = plain.prefix().len().min(first.len());
+    first[..known].copy_from_slice(&plain.prefix()[..known]);
+    let start = LazyConfigAcceptor::new(Acceptor::default(), plain).await?;
+    let config = state.choose(&start.client_hello());
+    start.into_stream(config).await
+}
+
+impl State {
+    fn load(config: &DownstreamTlsContext) -> Result<Self, TlsConfigError> {
+        let common = &config.common;
+        let fail = |problem: String| TlsConfigError::new(&common.path, problem);
+        let sources = all_sources(config);
+        // Taken first, so that a change while the files are read is seen by the next look.
+        let digest = sources::digest(&sources);
+        let parameters = Parameters::new(common)?;
+        let certificates = load_all(&common.certificates, &common.path)?;
+        if certificates.is_empty() {
+            return Err(fail("No TLS certificates found for server context".to_owned()));
+        }
+        let validation = sources::static_validation(common);
+        if common.validation.is_some() && validation.is_none() {
+            return Err(fail("the validation context is neither a static secret nor fetched yet".to_owned()));
+        }
+        let (verifier, ca) = Verifier::new(validation, config.require_client_certificate, false, &common.path)?;
+        let lifetime =
+            config.session_timeout.map_or(TICKET_LIFETIME, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        let ticketer = match () {
+            () if config.disable_stateless_session_resumption => None,
+            () if !config.session_ticket_keys.is_empty() => {
+                let mut keys = Vec::new();
+                for source in &config.session_ticket_keys {
+                    let source = sources::read(source).map_err(fail)?;
+                    keys.push((source.bytes, source.label));
+                }
+                let keys = GivenKeys::new(&keys, session_context(config, &certificates, ca.as_ref()), lifetime);
+                Some(Arc::new(keys.map_err(fail)?) as Arc<dyn ProducesTickets>)
+            }
+            () => Some(
+                rustls::crypto::aws_lc_rs::Ticketer::new()
+                    .map_err(|error| fail(format!("cannot make session ticket keys: {error}")))?,
+            ),
+        };
+        let sessions =
+            (!config.disable_stateful_session_resumption).then(|| ServerSessionMemoryCache::new(SESSION_CACHE));
+        let key_log = common.key_log_path.as_deref().map(KeyLogFile::open).transpose().map_err(fail)?;
+        let resolver = Resolver::new(certificates, config.full_scan_certs_on_sni_mismatch, config.require_sni);
+        let state = Self {
+            parameters,
+            verifier: Arc::new(verifier),
+            resolver: Arc::new(resolver),
+            ticketer,
+            sessions,
+            key_log: key_log.map(Arc::new),
+            alpn: common.alpn_protocols.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            prefer_client_ciphers: config.prefer_client_ciphers,
+            configs: Default::default(),
+            ca,
+            digest,
+        };
+        let config = state.build(Order::Client, true).map_err(|error| fail(error.to_string()))?;
+        // The array is new, so that the cell is empty.
+        let _ = state.configs[0].set(Arc::new(config));
+        Ok(state)
+    }
+
+    fn build(&self, order: Order, alpn: bool) -> Result<ServerConfig, rustls::Error> {
+        let provider = self.parameters.provider(|suite| {
+            let chacha = matches!(
+                suite.suite(),
+                CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+                    | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+            );
+            chacha == (order == Order::ServerChaCha)
+        });
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.parameters.versions)?
+            .with_client_cert_verifier(self.verifier.clone())
+            .with_cert_resolver(self.resolver.clone());
+        config.ignore_client_order = order != Order::Client;
+        config.alpn_protocols = if alpn { self.alpn.clone() } else { Vec::new() };
+        match &self.ticketer {
+            Some(ticketer) => {
+                config.ticketer = ticketer.clone();
+                config.send_tls13_tickets = 1;
+            }
+            // Without tickets TLS 1.3 would fall back on stateful sessions; BoringSSL does not resume then.
+            None => config.send_tls13_tickets = 0,
+        }
+        match &self.sessions {
+            Some(sessions) => config.session_storage = sessions.clone(),
+            None => config.session_storage = Arc::new(NoServerSessionStorage {}),
+        }
+        if let Some(key_log) = &self.key_log {
+            config.key_log = key_log.clone();
+        }
+        Ok(config)
+    }
+
+    fn choose(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
+        let alpn = match hello.alpn() {
+            Some(mut offered) => offered.any(|name| self.alpn.iter().any(|own| own == name)),
+            None => true,
+        };
+        let order = self.order(hello.cipher_suites());
+        let index = match order {
+            Order::Client => 0,
+            Order::Server => 1,
+            Order::ServerChaCha => 2,
+        };
+        let cell = &self.configs[index + if alpn { 0 } else { 3 }];
+        if let Some(config) = cell.get() {
+            return config.clone();
+        }
+        match (self.build(order, alpn), self.configs[0].get()) {
+            (Ok(config), _) => cell.get_or_init(|| Arc::new(config)).clone(),
+            // The same parameters have been accepted before, so that this cannot happen; the first one is right too.
+            (Err(_), Some(first)) => first.clone(),
+            (Err(error), None) => unreachable!("the first configuration is made with the state: {error}"),
+        }
+    }
+
+    /// TLS 1.3 follows the client; TLS 1.2 the server's groups, and the client within a group.
+    fn order(&self, offered: &[CipherSuite]) -> Order {
+        let tls13 = |suite: &CipherSuite| {
+            matches!(
+                suite,
+                CipherSuite::TLS13_AES_128_GCM_SHA256
+                    | CipherSuite::TLS13_AES_256_GCM_SHA384
+                    | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            )
+        };
+        let has_tls13 =
+            self.parameters.versions.iter().any(|version| version.version == rustls::ProtocolVersion::TLSv1_3);
+        if self.prefer_client_ciphers || has_tls13 && offered.iter().any(tls13) {
+            return Order::Client;
+        }
+        let position = |wanted: [CipherSuite; 2]| offered.iter().position(|suite| wanted.contains(suite));
+        let chacha = position([
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ]);
+        let aes = position([
+            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ]);
+        match (chacha, aes) {
+            (Some(chacha), Some(aes)) if chacha < aes => Order::ServerChaCha,
+            (Some(_), None) => Order::ServerChaCha,
+            _ => Order::Server,
+        }
+    }
+}
+
+fn all_sources(config: &DownstreamTlsContext) -> Vec<&nuncio_config::data_source::DataSource> {
+    let mut all = sources::of_context(&config.common);
+    all.extend(&config.session_ticket_keys);
+    all
+}
+
+/// What a session must have in common with this context to be resumed in it: who we are and whom we trust.
+fn session_context(
+    config: &DownstreamTlsContext,
+    certificates: &[Arc<super::certificates::OwnCertificate>],
+    ca: Option<&LoadedCertificate>,
+) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update([u8::from(config.require_client_certificate)]);
+    for own in certificates {
+        digest.update(own.info.subject.as_bytes());
+        for san in &own.info.sans {
+            digest.update(format!("{san:?}"));
+        }
+    }
+    if let Some(ca) = ca {
+        digest.update(ca.info.fingerprint_256());
+    }
+    // Matchers and pins have no canonical bytes; their debug form is stable within a version of the program.
+    digest.update(format!("{:?}", config.common.validation));
+    digest.finalize().into()
+}
+
+impl Reload for ServerTlsContext {
+    fn watched(&self) -> Vec<(PathBuf, PathBuf)> {
+        all_sources(&self.config).into_iter().filter_map(sources::watched).collect()
+    }
+
+    fn reload(&self) -> Result<bool, TlsConfigError> {
+        if sources::digest(&all_sources(&self.config)) == self.state.load().digest {
+            return Ok(false);
+        }
+        let state = State::load(&self.config).inspect_err(|_| self.stats.rotation_failed())?;
+        let ends = state.ca.iter().map(|ca| &ca.info).chain(state.resolver.certificates.iter().map(|own| &own.info));
+        for (gauge, info) in self.expiration.iter().zip(ends) {
+            let end = info.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH);
+            gauge.set(end.map_or(0, |end| end.as_secs()));
+        }
+        self.state.store(Arc::new(state));
+        self.stats.factory.ssl_context_update_by_sds().inc();
+        Ok(true)
+    }
+
+    fn context_certificates(&self) -> ContextCertificates {
+        self.certificates()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificates::tests::self_signed;
+    use super::super::client::{ClientSession, ClientTarget, ClientTlsContext};
+    use super::super::parameters::tests::common;
+    use super::*;
+    use crate::address::Address;
+    use nuncio_base::stats::{Registry, StatsConfig};
+    use nuncio_config::data_source::DataSource;
+    use nuncio_config::matchers::StringMatcher;
+    use nuncio_config::tls::{
+        CertificateSource, SanMatcher, SanType, TlsVersion, UpstreamTlsContext, ValidationContext, ValidationSource,
+    };
+    use tokio::io::AsyncWriteExt as _;
+
+    pub(crate) fn downstream() -> DownstreamTlsContext {
+        let mut common = common();
+        let (certificate, _) = self_signed(&["a.example.com"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        common.certificates = vec![CertificateSource::Static(certificate)];
+        DownstreamTlsContext {
+            common,
+            require_client_certificate: false,
+            require_sni: false,
+            full_scan_certs_on_sni_mismatch: false,
+            disable_stateless_session_resumption: false,
+            disable_stateful_session_resumption: false,
+            session_ticket_keys: Vec::new(),
+            session_timeout: None,
+            prefer_client_ciphers: false,
+        }
+    }
+
+    fn upstream() -> UpstreamTlsContext {
+        UpstreamTlsContext {
+            common: common(),
+            sni: "a.example.com".into(),
+            auto_host_sni: false,
+            auto_sni_san_validation: false,
+            max_session_keys: 1,
+        }
+    }
+
+    struct Pair {
+        registry: Registry,
+        server: Arc<ServerTlsContext>,
+        client: Arc<ClientTlsContext>,
+    }
+
+    impl Pair {
+        fn new(server: DownstreamTlsContext, client: UpstreamTlsContext) -> Self {
+            let registry = Registry::new(1, StatsConfig::default());
+            let stats = Arc::new(TlsStats::server(&registry, "listener.x."));
+            let server = ServerTlsContext::new(Arc::new(server), stats).expect("server context");
+            let stats = Arc::new(TlsStats::client(&registry, "cluster.y."));
+            let client = ClientTlsContext::new(Arc::new(client), stats).expect("client context");
+            Self { registry, server, client }
+        }
+
+        async fn connect(
+            &self,
+            target: ClientTarget<'_>,
+        ) -> (ConnectionInfo, Result<Io, HandshakeError>, Result<ClientSession, HandshakeError>) {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let pipe = || Address::Pipe("".into());
+            let mut info = ConnectionInfo::new(pipe(), pipe());
+            let server = async {
+                let mut io = self.server.accept(Plain::memory(near), &mut info).await?;
+                io.write_all(b"x").await.expect("written");
+                Ok(io)
+            };
+            let client = async {
+                let mut session = self.client.connect(Plain::memory(far), &target).await?;
+                // With TLS 1.3 a refused client certificate and the tickets are seen only now.
+                if session.io.read(&mut [0; 1]).await.is_err() {
+                    return Err(HandshakeError { reason: "refused".into(), tls: None });
+                }
+                Ok(session)
+            };
+            let (server, client) = tokio::join!(server, client);
+            (info, server, client)
+        }
+
+        fn count(&self, name: &str) -> u64 {
+            self.registry.counter_value(name).unwrap_or(0)
+        }
+    }
+
+    fn trust(certificate: &rcgen::Certificate) -> ValidationContext {
+        ValidationContext {
+            trusted_ca: Some(DataSource::Inline(certificate.pem().into_bytes())),
+            ..ValidationContext::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_is_described_and_counted() {
+        let mut server = downstream();
+        server.common.alpn_protocols = vec!["h2".into(), "http/1.1".into()];
+        let mut client = upstream();
+        client.common.alpn_protocols = vec!["http/1.1".into()];
+        let pair = Pair::new(server, client);
+        let (info, io, session) = pair.connect(ClientTarget::default()).await;
+        io.expect("server side");
+        let session = session.expect("client side");
+        assert!(info.negotiated(b"http/1.1"));
+        assert_eq!(session.negotiated_protocol.as_deref(), Some(&b"http/1.1"[..]));
+        let tls = info.tls.expect("TLS");
+        assert_eq!((tls.version, tls.group), ("TLSv1.3", "X25519"));
+        assert!(tls.cipher.starts_with("TLS_"), "{}", tls.cipher);
+        assert!(tls.local_certificate.is_some() && !tls.peer_certificate_presented());
+        assert!(!session.tls.peer_validated);
+        let seen = session.tls.peer_certificate().expect("the server's certificate");
+        assert_eq!(seen.dns_sans().collect::<Vec<_>>(), ["a.example.com"]);
+        for name in ["handshake", "no_certificate", "versions.TLSv1.3", "curves.X25519"] {
+            assert_eq!(pair.count(&format!("listener.x.ssl.{name}")), 1, "{name}");
+        }
+        assert_eq!(pair.count(&format!("listener.x.ssl.ciphers.{}", tls.cipher)), 1);
+        assert_eq!(pair.count("cluster.y.ssl.sigalgs.ecdsa_secp256r1_sha256"), 1);
+    }
+
+    #[tokio::test]
+    async fn no_common_alpn_name_means_no_alpn() {
+        let mut server = downstream();
+        server.common.alpn_protocols = vec!["h2".into()];
+        let pair = Pair::new(server, upstream());
+        let target = ClientTarget { alpn: Some(&[b"foo"]), ..ClientTarget::default() };
+        let (info, io, session) = pair.connect(target).await;
+        io.expect("server side");
+        session.expect("client side");
+        assert_eq!(info.negotiated_protocol, None);
+    }
+
+    #[tokio::test]
+    async fn a_demanded_client_certificate_must_be_shown_and_trusted() {
+        let (own, certificate) = self_signed(&["client"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        let (other, _) = self_signed(&["other"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        let mut server = downstream();
+        server.require_client_certificate = true;
+        server.common.validation = Some(ValidationSource::Static(trust(&certificate)));
+
+        let pair = Pair::new(server.clone(), upstream());
+        let (info, io, client) = pair.connect(ClientTarget::default()).await;
+        assert!(io.is_err() && client.is_err());
+        let reason = info.transport_failure_reason.get().expect("a reason");
+        assert!(reason.contains("PEER_DID_NOT_RETURN_A_CERTIFICATE"), "{reason}");
+        assert_eq!(pair.count("listener.x.ssl.fail_verify_no_cert"), 1);
+        assert_eq!(pair.count("listener.x.ssl.connection_error"), 0);
+
+        let mut client = upstream();
+        client.common.certificates = vec![CertificateSource::Static(other)];
+        let pair = Pair::new(server.clone(), client);
+        let (info, io, _) = pair.connect(ClientTarget::default()).await;
+        let error = io.expect_err("untrusted");
+        assert!(error.reason.contains("CERTIFICATE_VERIFY_FAILED:verify cert failed: X509_verify_cert"), "{error}");
+        assert!(info.transport_failure_reason.get().is_some());
+        let shown = error.tls.expect("a session");
+        assert!(shown.peer_certificate().is_some_and(|peer| peer.dns_sans().any(|name| name == "other")));
+        assert_eq!(pair.count("listener.x.ssl.fail_verify_error"), 1);
+
+        let mut client = upstream();
+        client.common.certificates = vec![CertificateSource::Static(own)];
+        let pair = Pair::new(server, client);
+        let (info, io, _) = pair.connect(ClientTarget::default()).await;
+        io.expect("trusted");
+        assert!(info.tls.is_some_and(|tls| tls.peer_validated));
+    }
+
+    #[tokio::test]
+    async fn an_upstream_is_checked_only_as_far_as_configured() {
+        let (own, certificate) = self_signed(&["a.example.com"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        let (_, stranger) = self_signed(&["a.example.com"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        let mut server = downstream();
+        server.common.certificates = vec![CertificateSource::Static(own)];
+        let san = |name: &str| SanMatcher { san_type: SanType::Dns, matcher: StringMatcher::Exact(name.into(), false) };
+        let with_san =
+            |name: &str| ValidationContext { match_typed_subject_alt_names: vec![san(name)], ..trust(&certificate) };
+        let pin = |byte: u8| ValidationContext {
+            verify_certificate_hash: vec![format!("{byte:02x}").repeat(32).into()],
+            ..ValidationContext::default()
+        };
+        let cases = [
+            (trust(&certificate), true, ""),
+            (trust(&stranger), false, "fail_verify_error"),
+            (ValidationContext { accept_untrusted: true, ..trust(&stranger) }, true, ""),
+            (with_san("a.example.com"), true, ""),
+            (with_san("b.example.com"), false, "fail_verify_san"),
+            (pin(7), false, "fail_verify_cert_hash"),
+        ];
+        for (index, (validation, passes, counter)) in cases.into_iter().enumerate() {
+            let mut client = upstream();
+            client.common.validation = Some(ValidationSource::Static(validation));
+            let pair = Pair::new(server.clone(), client);
+            let (_, _, session) = pair.connect(ClientTarget::default()).await;
+            assert_eq!(session.is_ok(), passes, "case {index}: {:?}", session.err());
+            if !passes {
+                assert_eq!(pair.count(&format!("cluster.y.ssl.{counter}")), 1, "case {index}");
+            }
+        }
+        let mut client = upstream();
+        client.sni = "c.example.com".into();
+        client.auto_sni_san_validation = true;
+        client.common.validation = Some(ValidationSource::Static(trust(&certificate)));
+        let pair = Pair::new(server, client);
+        let (_, _, session) = pair.connect(ClientTarget::default()).await;
+        assert!(session.is_err_and(|error| error.reason.contains("verify SAN list")));
+    }
+
+    #[tokio::test]
+    async fn sessions_resume_unless_tickets_are_off() {
+        for (off, resumed) in [(false, true), (true, false)] {
+            for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+                let mut server = downstream();
+                server.disable_stateless_session_resumption = off;
+                server.disable_stateful_session_resumption = off;
+                server.common.max_version = version;
+                let pair = Pair::new(server, upstream());
+                for _ in 0..2 {
+                    let (info, io, session) = pair.connect(ClientTarget::default()).await;
+                    assert!(info.tls.is_some_and(|tls| tls.local_certificate.is_some()));
+                    io.expect("server side");
+                    session.expect("client side");
+                }
+                assert_eq!(pair.count("listener.x.ssl.session_reused"), u64::from(resumed), "{off} {version:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn plain_text_is_named_in_the_failure() {
+        let pair = Pair::new(downstream(), upstream());
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("written");
+        let pipe = || Address::Pipe("".into());
+        let mut info = ConnectionInfo::new(pipe(), pipe());
+        let error = pair.server.accept(Plain::memory(near), &mut info).await.expect_err("no TLS");
+        assert!(error.reason.contains("268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST"), "{error}");
+        assert_eq!(pair.count("listener.x.ssl.connection_error"), 1);
+    }
+
+    #[tokio::test]
+    async fn changed_files_are_used_and_bad_ones_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str| DataSource::File { path: folder.path().join(name), watched_directory: None };
+        let write = |config: &nuncio_config::tls::TlsCertificate| {
+            for (name, source) in [("chain", &config.chain), ("key", &config.key)] {
+                let DataSource::Inline(bytes) = source else { panic!("inline") };
+                std::fs::write(folder.path().join(name), bytes).expect("written");
+            }
+        };
+        let (first, _) = self_signed(&["first"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        write(&first);
+        let mut server = downstream();
+        let from_files = nuncio_config::tls::TlsCertificate { chain: file("chain"), key: file("key"), ..first };
+        server.common.certificates = vec![CertificateSource::Static(from_files)];
+        let pair = Pair::new(server, upstream());
+        let contexts = super::super::watch::TlsContexts::new();
+        contexts.add(&pair.server);
+        assert_eq!(contexts.reload(), 0);
+        let name = || pair.server.certificates().chains[0].info.dns_sans().next().map(|name| name.into_owned());
+
+        std::fs::write(folder.path().join("key"), "junk").expect("written");
+        assert_eq!(contexts.reload(), 0);
+        assert_eq!(name().as_deref(), Some("first"));
+        assert_eq!(pair.count("listener.x.ssl.key_rotation_failed"), 1);
+
+        write(&self_signed(&["second"], &rcgen::PKCS_ECDSA_P256_SHA256).0);
+        let deadline = std::time::Duration::from_secs(10);
+        let changed = async {
+            while name().as_deref() != Some("second") {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = contexts.run() => {}
+            done = tokio::time::timeout(deadline, changed) => done.expect("reloaded by the watcher"),
+        }
+        assert!(contexts.days_until_first_expiration(std::time::SystemTime::now()).is_some_and(|days| days > 0));
+        assert_eq!(pair.count("listener.x.server_ssl_socket_factory.ssl_context_update_by_sds"), 1);
+    }
+}
