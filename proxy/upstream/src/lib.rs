@@ -1,1 +1,34 @@
 //! Upstream: clusters, hosts, load balancing, connection pools, DNS.
+//!
+//! Reading order: the manager that finds a cluster by name (`cluster_manager`), the cluster (`cluster`) with its hosts
+//! (`host_set`, `host`), how one is picked (`lb`), what limits it (`circuit_breakers`), and how a stream to it is had
+//! (`pool`). Hosts come from the configuration or from DNS (`discovery`, `dns`). `worker` is what each thread keeps.
+//! Knows no routes; the router filter does.
+
+pub mod cluster_manager;
+
+pub mod cluster;
+pub mod host;
+pub mod host_set;
+
+pub mod lb;
+
+pub mod circuit_breakers;
+pub mod transport;
+
+pub mod pool;
+
+mod discovery;
+
+pub mod stats;
+pub mod worker;
+
+#[cfg(test)]
+mod testing;
+
+pub use circuit_breakers::{Resource, ResourceManager, ResourcePriority};
+pub use cluster::{Cluster, ClusterError};
+pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
+pub use host::Host;
+pub use lb::LbContext;
+pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream};

@@ -1,0 +1,222 @@
+//! Circuit breakers: limits of a cluster that hold over all workers (Envoy's `ResourceManager`).
+//!
+//! One atomic per resource. As in Envoy the check and the count are two steps, so that workers racing for the last place
+//! may pass the limit by their number. The `*_open` gauges follow the transitions, so they cost nothing below the limit.
+
+use crate::stats::{ClusterStats, RemainingFamily};
+use nuncio_base::stats::GaugeRef;
+use nuncio_config::cluster::{CircuitBreakers, Thresholds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Priority of a request (`RoutingPriority`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ResourcePriority {
+    /// DEFAULT
+    #[default]
+    Default,
+    /// HIGH
+    High,
+}
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// `max_connections`
+    Connections,
+    /// `max_pending_requests`
+    PendingRequests,
+    /// `max_requests`
+    Requests,
+    /// `max_retries` or the retry budget
+    Retries,
+    /// `max_connection_pools`
+    ConnectionPools,
+}
+
+const RESOURCES: usize = 5;
+
+/// Limits and counts of one priority of one cluster.
+pub struct ResourceManager {
+    max: [u32; RESOURCES],
+    current: [AtomicU32; RESOURCES],
+    /// Percent and minimum concurrency.
+    retry_budget: Option<(f64, u32)>,
+    max_connections_per_host: u32,
+    priority: ResourcePriority,
+    stats: Arc<ClusterStats>,
+    remaining: Option<RemainingFamily>,
+}
+
+impl std::fmt::Debug for ResourceManager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResourceManager")
+            .field("max", &self.max)
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ResourceManager {
+    /// The manager of `priority` with the limits of `config`.
+    pub fn new(priority: ResourcePriority, config: &CircuitBreakers, stats: Arc<ClusterStats>) -> Self {
+        let (thresholds, per_host, name): (&Thresholds, _, _) = match priority {
+            ResourcePriority::Default => (&config.default, config.per_host_max_connections, "default"),
+            ResourcePriority::High => (&config.high, None, "high"),
+        };
+        let max = [
+            thresholds.max_connections,
+            thresholds.max_pending_requests,
+            thresholds.max_requests,
+            thresholds.max_retries,
+            thresholds.max_connection_pools.unwrap_or(u32::MAX),
+        ];
+        let remaining = thresholds.track_remaining.then(|| {
+            let prefix = format!("{}circuit_breakers.{name}.", stats.prefix());
+            let family = RemainingFamily::new(stats.registry(), &prefix);
+            family.remaining_cx().set(u64::from(max[0]));
+            family.remaining_pending().set(u64::from(max[1]));
+            family.remaining_rq().set(u64::from(max[2]));
+            family.remaining_retries().set(if thresholds.retry_budget.is_some() { 0 } else { u64::from(max[3]) });
+            family.remaining_cx_pools().set(thresholds.max_connection_pools.map_or(u64::MAX, u64::from));
+            family
+        });
+        ResourceManager {
+            max,
+            current: Default::default(),
+            retry_budget: thresholds.retry_budget,
+            max_connections_per_host: per_host.unwrap_or(u32::MAX),
+            priority,
+            stats,
+            remaining,
+        }
+    }
+
+    /// Whether one more of `resource` is within the limit.
+    #[inline]
+    pub fn can_create(&self, resource: Resource) -> bool {
+        self.count(resource) < self.max(resource)
+    }
+
+    /// The limit now; that of retries moves with the load where there is a budget.
+    #[inline]
+    pub fn max(&self, resource: Resource) -> u32 {
+        if let (Resource::Retries, Some((percent, min))) = (resource, self.retry_budget) {
+            let active = f64::from(self.count(Resource::Requests)) + f64::from(self.count(Resource::PendingRequests));
+            return ((percent / 100.0 * active) as u32).max(min);
+        }
+        self.max[resource as usize]
+    }
+
+    /// How many there are.
+    #[inline]
+    pub fn count(&self, resource: Resource) -> u32 {
+        self.current[resource as usize].load(Relaxed)
+    }
+
+    /// Limit on connections to one host.
+    #[inline]
+    pub fn max_connections_per_host(&self) -> u32 {
+        self.max_connections_per_host
+    }
+
+    /// Counts one in.
+    #[inline]
+    pub fn inc(&self, resource: Resource) {
+        let before = self.current[resource as usize].fetch_add(1, Relaxed);
+        let max = self.max[resource as usize];
+        if before + 1 == max {
+            self.open_gauge(resource).inc();
+        } else if max == 0 && before == 0 && self.open_gauge(resource).value() == 0 {
+            self.open_gauge(resource).inc();
+        }
+        if before < max {
+            self.remaining(resource, |gauge| gauge.dec());
+        }
+    }
+
+    /// Counts one out.
+    #[inline]
+    pub fn dec(&self, resource: Resource) {
+        let before = self.current[resource as usize].fetch_sub(1, Relaxed);
+        debug_assert!(before > 0, "more of a resource given back than taken");
+        let max = self.max[resource as usize];
+        if before == max {
+            self.open_gauge(resource).dec();
+        }
+        if before <= max {
+            self.remaining(resource, |gauge| gauge.inc());
+        }
+    }
+
+    fn remaining(&self, resource: Resource, change: impl FnOnce(GaugeRef<'_>)) {
+        let Some(family) = &self.remaining else { return };
+        change(match resource {
+            Resource::Connections => family.remaining_cx(),
+            Resource::PendingRequests => family.remaining_pending(),
+            Resource::Requests => family.remaining_rq(),
+            Resource::Retries if self.retry_budget.is_some() => return,
+            Resource::Retries => family.remaining_retries(),
+            Resource::ConnectionPools => family.remaining_cx_pools(),
+        });
+    }
+
+    fn open_gauge(&self, resource: Resource) -> GaugeRef<'_> {
+        let stats = &self.stats;
+        match (self.priority, resource) {
+            (ResourcePriority::Default, Resource::Connections) => stats.cb_default_cx_open(),
+            (ResourcePriority::Default, Resource::PendingRequests) => stats.cb_default_rq_pending_open(),
+            (ResourcePriority::Default, Resource::Requests) => stats.cb_default_rq_open(),
+            (ResourcePriority::Default, Resource::Retries) => stats.cb_default_rq_retry_open(),
+            (ResourcePriority::Default, Resource::ConnectionPools) => stats.cb_default_cx_pool_open(),
+            (ResourcePriority::High, Resource::Connections) => stats.cb_high_cx_open(),
+            (ResourcePriority::High, Resource::PendingRequests) => stats.cb_high_rq_pending_open(),
+            (ResourcePriority::High, Resource::Requests) => stats.cb_high_rq_open(),
+            (ResourcePriority::High, Resource::Retries) => stats.cb_high_rq_retry_open(),
+            (ResourcePriority::High, Resource::ConnectionPools) => stats.cb_high_cx_pool_open(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuncio_base::stats::{Registry, StatsConfig};
+
+    fn manager(registry: &Registry, thresholds: Thresholds) -> ResourceManager {
+        let config = CircuitBreakers { default: thresholds, ..CircuitBreakers::default() };
+        ResourceManager::new(ResourcePriority::Default, &config, Arc::new(ClusterStats::new(registry, "a")))
+    }
+
+    #[test]
+    fn the_open_gauge_follows_the_limit() {
+        let registry = Registry::new(1, StatsConfig::default());
+        let thresholds = Thresholds { max_requests: 2, track_remaining: true, ..Thresholds::default() };
+        let manager = manager(&registry, thresholds);
+        let gauge = |name: &str| registry.gauge_value(&format!("cluster.a.circuit_breakers.default.{name}"));
+        manager.inc(Resource::Requests);
+        assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(0), Some(1)));
+        manager.inc(Resource::Requests);
+        assert!(!manager.can_create(Resource::Requests));
+        assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(1), Some(0)));
+        manager.inc(Resource::Requests);
+        assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(1), Some(0)));
+        manager.dec(Resource::Requests);
+        assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(1), Some(0)));
+        manager.dec(Resource::Requests);
+        assert!(manager.can_create(Resource::Requests));
+        assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn a_retry_budget_grows_with_the_load_and_has_a_floor() {
+        let registry = Registry::new(1, StatsConfig::default());
+        let manager =
+            manager(&registry, Thresholds { retry_budget: Some((20.0, 3)), max_retries: 0, ..Thresholds::default() });
+        assert_eq!(manager.max(Resource::Retries), 3);
+        for _ in 0..50 {
+            manager.inc(Resource::Requests);
+        }
+        assert_eq!(manager.max(Resource::Retries), 10);
+    }
+}

@@ -1,0 +1,191 @@
+//! A cluster at run time: configuration, stats, limits, and its hosts with their load balancing tables.
+//!
+//! Shared by all threads. The control thread publishes host sets with [`Cluster::update`]; workers pick hosts with
+//! [`Cluster::choose_host`], which reads one generation number and the worker's own state.
+
+use crate::circuit_breakers::{ResourceManager, ResourcePriority};
+use crate::host::Host;
+use crate::host_set::PrioritySet;
+use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
+use crate::stats::ClusterStats;
+use crate::transport::Transport;
+use crate::worker;
+use arc_swap::ArcSwap;
+use nuncio_base::stats::Registry;
+use nuncio_config::cluster::{BindConfig, ClusterConfig};
+use nuncio_net::socket::ConnectOptions;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+/// What changes when hosts or their health change; published whole.
+#[derive(Debug)]
+pub struct ClusterState {
+    /// Hosts by priority.
+    pub priority_set: Arc<PrioritySet>,
+    /// Tables of the load balancer over them.
+    pub tables: LbTables,
+}
+
+/// One cluster.
+pub struct Cluster {
+    /// Unique in the process; a cluster that is added again under its name has another.
+    pub id: u64,
+    /// Its configuration.
+    pub config: Arc<ClusterConfig>,
+    /// Name in stats and in `%UPSTREAM_CLUSTER%`; as configured, `:` not replaced.
+    pub observability_name: Arc<str>,
+    /// Stats.
+    pub stats: Arc<ClusterStats>,
+    limits: [ResourceManager; 2],
+    state: ArcSwap<ClusterState>,
+    generation: AtomicU64,
+    removed: AtomicBool,
+    pub(crate) transport: Transport,
+    /// How sockets to hosts are made.
+    pub(crate) connect: ConnectOptions,
+    weak: Weak<Cluster>,
+    pub(crate) workers: Weak<worker::Workers>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("name", &self.config.name).finish_non_exhaustive()
+    }
+}
+
+/// A cluster that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The policy does not exist here.
+    #[error(transparent)]
+    Policy(#[from] UnsupportedPolicy),
+    /// Something of the cluster is not supported.
+    #[error("{path}: {what}")]
+    Unsupported {
+        /// Path in the configuration.
+        path: String,
+        /// What it is.
+        what: String,
+    },
+}
+
+impl Cluster {
+    /// A cluster without hosts; `workers` are told of changes. `upstream_bind` is used where the cluster binds nothing.
+    ///
+    /// # Errors
+    /// [`ClusterError`] when the configuration asks for what does not exist here, or its TLS files cannot be used.
+    pub fn new(
+        config: Arc<ClusterConfig>,
+        registry: &Registry,
+        upstream_bind: &BindConfig,
+        workers: Weak<worker::Workers>,
+    ) -> Result<Arc<Cluster>, ClusterError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        check_policy(&config)?;
+        let observability_name: Arc<str> = match &config.alt_stat_name {
+            Some(name) => (**name).into(),
+            None => config.name.clone(),
+        };
+        let stats = Arc::new(ClusterStats::new(registry, &observability_name.replace(':', "_")));
+        let transport = Transport::new(&config)?;
+        let priority_set = Arc::new(PrioritySet::default());
+        let tables = LbTables::new(&config, &priority_set, &stats);
+        let limits = [ResourcePriority::Default, ResourcePriority::High]
+            .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
+        let bind = if config.bind == BindConfig::default() { upstream_bind } else { &config.bind };
+        let connect = ConnectOptions { bind: bind.clone(), keepalive: config.tcp_keepalive };
+        Ok(Arc::new_cyclic(|weak| Cluster {
+            weak: weak.clone(),
+            connect,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            observability_name,
+            limits,
+            state: ArcSwap::from_pointee(ClusterState { priority_set, tables }),
+            generation: AtomicU64::new(1),
+            removed: AtomicBool::new(false),
+            transport,
+            workers,
+            stats,
+            config,
+        }))
+    }
+
+    #[inline]
+    pub(crate) fn weak(&self) -> Weak<Cluster> {
+        self.weak.clone()
+    }
+
+    /// Name.
+    #[inline]
+    pub fn name(&self) -> &Arc<str> {
+        &self.config.name
+    }
+
+    /// Limits of `priority`.
+    #[inline]
+    pub fn resource_manager(&self, priority: ResourcePriority) -> &ResourceManager {
+        &self.limits[priority as usize]
+    }
+
+    /// Hosts and tables as they are now.
+    pub fn state(&self) -> Arc<ClusterState> {
+        self.state.load_full()
+    }
+
+    /// Changes with every update; what a worker compares to know whether its copy is still good.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether it was removed or replaced.
+    #[inline]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn mark_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Release);
+        self.notify_workers();
+    }
+
+    /// Publishes new hosts, or the same with changed health or weights. For the control thread. Hosts that are no longer
+    /// there are drained by the workers' pools.
+    pub fn update(&self, priority_set: PrioritySet) {
+        let old = self.state();
+        let now: std::collections::HashSet<u64> = priority_set.hosts().map(|host| host.id).collect();
+        let before: std::collections::HashSet<u64> = old.priority_set.hosts().map(|host| host.id).collect();
+        let mut gone = false;
+        for host in old.priority_set.hosts().filter(|host| !now.contains(&host.id)) {
+            host.mark_removed();
+            gone = true;
+        }
+        if now != before {
+            self.stats.membership_change().inc();
+        }
+        let (total, healthy, degraded, excluded) = priority_set.membership();
+        self.stats.membership_total().set(total as u64);
+        self.stats.membership_healthy().set(healthy as u64);
+        self.stats.membership_degraded().set(degraded as u64);
+        self.stats.membership_excluded().set(excluded as u64);
+        let tables = LbTables::new(&self.config, &priority_set, &self.stats);
+        self.state.store(Arc::new(ClusterState { priority_set: Arc::new(priority_set), tables }));
+        self.generation.fetch_add(1, Ordering::Release);
+        if gone || (self.config.lb_common.close_connections_on_host_set_change && now != before) {
+            self.notify_workers();
+        }
+    }
+
+    fn notify_workers(&self) {
+        if let Some(workers) = self.workers.upgrade() {
+            workers.notify(self.id);
+        }
+    }
+
+    /// Picks a host by the calling worker's turns. None when there is none to use.
+    #[inline]
+    pub fn choose_host(&self, context: &LbContext<'_>) -> Option<Arc<Host>> {
+        worker::choose_host(self, context)
+    }
+}

@@ -1,0 +1,116 @@
+//! How a cluster gets its hosts: from its configuration, or by DNS.
+
+use crate::cluster::{Cluster, ClusterError};
+use crate::cluster_manager::Warming;
+use crate::host::{Host, HostDescription};
+use crate::host_set::HostGroups;
+use crate::transport;
+use nuncio_config::address::EndpointAddress;
+use nuncio_config::cluster::{ClusterConfig, Discovery as DiscoveryConfig, Endpoint, Locality};
+use nuncio_net::address::Address;
+use std::sync::Arc;
+
+/// A discovery ready to start.
+pub(crate) enum Discovery {
+    /// Hosts are known.
+    Static(HostGroups),
+}
+
+impl Discovery {
+    /// What `cluster`'s configuration asks for.
+    ///
+    /// # Errors
+    /// [`ClusterError::Unsupported`] for kinds that do not exist here and for names in a STATIC cluster.
+    pub(crate) fn new(cluster: &Cluster) -> Result<Discovery, ClusterError> {
+        let config = &cluster.config;
+        let unsupported = |field: &str, what: String| {
+            Err(ClusterError::Unsupported { path: format!("{}.{field}", config.path), what })
+        };
+        match &config.discovery {
+            DiscoveryConfig::Static => match static_groups(config) {
+                Ok(groups) => Ok(Discovery::Static(groups)),
+                Err(name) => unsupported(
+                    "load_assignment",
+                    format!("a STATIC cluster needs addresses, and '{name}' is a name (use STRICT_DNS or LOGICAL_DNS)"),
+                ),
+            },
+            DiscoveryConfig::StrictDns | DiscoveryConfig::LogicalDns => unsupported("type", "DNS".to_owned()),
+            DiscoveryConfig::Eds { .. } => unsupported("type", "clusters of type EDS are not supported".to_owned()),
+            DiscoveryConfig::OriginalDst => {
+                unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
+            }
+            DiscoveryConfig::Extension(typed) => {
+                unsupported("cluster_type", format!("cluster type {typed:?} is not supported"))
+            }
+        }
+    }
+
+    /// Publishes hosts that are known; begins to look for others.
+    pub(crate) fn start(
+        self,
+        cluster: &Arc<Cluster>,
+        control: &tokio::runtime::Handle,
+        warming: impl FnOnce() -> Warming,
+    ) {
+        match self {
+            Discovery::Static(groups) => {
+                let _ = (control, warming);
+                cluster.update(groups.priority_set());
+            }
+        }
+    }
+}
+
+/// A host of `cluster` for `endpoint` at `address`.
+pub(crate) fn make_host(
+    config: &ClusterConfig,
+    endpoint: &Endpoint,
+    address: Address,
+    hostname: Arc<str>,
+    locality: &Arc<Locality>,
+    priority: u32,
+) -> Arc<Host> {
+    Arc::new(Host::new(HostDescription {
+        address,
+        additional_addresses: endpoint.additional_addresses.iter().map(Address::from).collect(),
+        hostname,
+        locality: locality.clone(),
+        priority,
+        weight: endpoint.weight,
+        health: endpoint.health,
+        metadata: endpoint.metadata.clone(),
+        transport_socket_match: transport::find_match(config, endpoint.metadata.as_deref()),
+        health_check: endpoint.health_check.clone(),
+    }))
+}
+
+/// Groups without hosts, with the settings of `config`.
+pub(crate) fn empty_groups(config: &ClusterConfig) -> HostGroups {
+    HostGroups {
+        groups: Vec::new(),
+        overprovisioning_factor: config
+            .endpoints
+            .overprovisioning_factor
+            .unwrap_or(config.lb_common.overprovisioning_factor),
+        locality_weighted: config.lb_common.locality_weighted,
+    }
+}
+
+/// Hosts as configured; the error is a name that is no address.
+fn static_groups(config: &ClusterConfig) -> Result<HostGroups, String> {
+    let mut groups = empty_groups(config);
+    for locality in &config.endpoints.localities {
+        let name = Arc::new(locality.locality.clone());
+        let mut hosts = Vec::with_capacity(locality.endpoints.len());
+        for endpoint in &locality.endpoints {
+            let address = match &endpoint.address {
+                EndpointAddress::Resolved(address) => Address::from(address),
+                EndpointAddress::Name { host, .. } => return Err(host.clone()),
+            };
+            let hostname = (*endpoint.hostname).into();
+            hosts.push(make_host(config, endpoint, address, hostname, &name, locality.priority));
+        }
+        groups.groups.push((locality.priority, name, locality.weight, hosts));
+    }
+    Ok(groups)
+}

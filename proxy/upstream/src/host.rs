@@ -1,0 +1,284 @@
+//! One upstream host: address, what the configuration says of it, health flags, counters.
+//!
+//! Shared by all threads; pools and load balancers hold it by `Arc`. A host that is configured again with the same
+//! address keeps its object, so its counters and connections go on. Nothing here connects.
+
+use nuncio_config::cluster::{HealthStatus, Locality};
+use nuncio_net::address::Address;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Health of a host as load balancing sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Takes no traffic except in panic.
+    Unhealthy,
+    /// Takes traffic when the healthy ones are too few.
+    Degraded,
+    /// Takes traffic.
+    Healthy,
+}
+
+/// Reasons why a host is not healthy; bits of [`Host::health_flags`]. In Envoy's order and with its names.
+pub mod health_flag {
+    /// `failed_active_hc`
+    pub const FAILED_ACTIVE_HC: u32 = 1;
+    /// `failed_outlier_check`
+    pub const FAILED_OUTLIER_CHECK: u32 = 1 << 1;
+    /// `failed_eds_health`
+    pub const FAILED_EDS_HEALTH: u32 = 1 << 2;
+    /// `degraded_active_hc`
+    pub const DEGRADED_ACTIVE_HC: u32 = 1 << 3;
+    /// `degraded_eds_health`
+    pub const DEGRADED_EDS_HEALTH: u32 = 1 << 4;
+    /// `pending_dynamic_removal`
+    pub const PENDING_DYNAMIC_REMOVAL: u32 = 1 << 5;
+    /// `pending_active_hc`
+    pub const PENDING_ACTIVE_HC: u32 = 1 << 6;
+    /// `excluded_via_immediate_hc_fail`
+    pub const EXCLUDED_VIA_IMMEDIATE_HC_FAIL: u32 = 1 << 7;
+    /// `active_hc_timeout`
+    pub const ACTIVE_HC_TIMEOUT: u32 = 1 << 8;
+    /// `eds_status_draining`
+    pub const EDS_STATUS_DRAINING: u32 = 1 << 9;
+    /// `degraded_outlier_detection`
+    pub const DEGRADED_OUTLIER_DETECTION: u32 = 1 << 10;
+
+    /// Flags that make a host unhealthy.
+    pub const UNHEALTHY: u32 = FAILED_ACTIVE_HC | FAILED_OUTLIER_CHECK | FAILED_EDS_HEALTH | EDS_STATUS_DRAINING;
+    /// Flags that make it degraded.
+    pub const DEGRADED: u32 = DEGRADED_ACTIVE_HC | DEGRADED_EDS_HEALTH | DEGRADED_OUTLIER_DETECTION;
+    /// Flags that exclude it from the panic calculation.
+    pub const EXCLUDED: u32 = PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
+
+    /// All flags with their names, in the order of `/clusters`.
+    pub const ALL: &[(u32, &str)] = &[
+        (FAILED_ACTIVE_HC, "failed_active_hc"),
+        (FAILED_OUTLIER_CHECK, "failed_outlier_check"),
+        (FAILED_EDS_HEALTH, "failed_eds_health"),
+        (DEGRADED_ACTIVE_HC, "degraded_active_hc"),
+        (DEGRADED_EDS_HEALTH, "degraded_eds_health"),
+        (PENDING_DYNAMIC_REMOVAL, "pending_dynamic_removal"),
+        (PENDING_ACTIVE_HC, "pending_active_hc"),
+        (EXCLUDED_VIA_IMMEDIATE_HC_FAIL, "excluded_via_immediate_hc_fail"),
+        (ACTIVE_HC_TIMEOUT, "active_hc_timeout"),
+        (EDS_STATUS_DRAINING, "eds_status_draining"),
+        (DEGRADED_OUTLIER_DETECTION, "degraded_outlier_detection"),
+    ];
+}
+
+/// Counters and gauges of one host, as `/clusters` shows them. Written by all workers.
+#[derive(Debug, Default)]
+pub struct HostStats {
+    /// Connections that failed.
+    pub cx_connect_fail: AtomicU64,
+    /// Connections made.
+    pub cx_total: AtomicU64,
+    /// Connections now.
+    pub cx_active: AtomicU32,
+    /// Requests answered with an error (5xx) or reset.
+    pub rq_error: AtomicU64,
+    /// Requests answered otherwise.
+    pub rq_success: AtomicU64,
+    /// Requests that timed out.
+    pub rq_timeout: AtomicU64,
+    /// Requests sent.
+    pub rq_total: AtomicU64,
+    /// Requests now; least request reads it.
+    pub rq_active: AtomicU32,
+    /// Requests that wait for a connection.
+    pub rq_pending_active: AtomicU32,
+}
+
+/// One host.
+#[derive(Debug)]
+pub struct Host {
+    /// Unique in the process.
+    pub id: u64,
+    /// Where it is.
+    pub address: Address,
+    /// The same as text (`%UPSTREAM_HOST%`).
+    pub address_text: Arc<str>,
+    /// Further addresses for happy eyeballs.
+    pub additional_addresses: Box<[Address]>,
+    /// Host name; empty when it has none.
+    pub hostname: Arc<str>,
+    /// Locality.
+    pub locality: Arc<Locality>,
+    /// Priority; 0 is the highest.
+    pub priority: AtomicU32,
+    /// Weight, at least 1.
+    weight: AtomicU32,
+    flags: AtomicU32,
+    eds_status: AtomicU32,
+    /// Marked `canary` by metadata `envoy.lb`.
+    pub canary: bool,
+    /// Metadata as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
+    /// Index of the transport socket match that applies, by order in the cluster; None for the default.
+    pub transport_socket_match: Option<u32>,
+    /// Its own health check settings, serialized.
+    pub health_check: Option<bytes::Bytes>,
+    /// Serving addresses of a LOGICAL_DNS host rotate: the address to connect to now, if not `address`.
+    current: OnceLock<arc_swap::ArcSwap<Address>>,
+    removed: AtomicBool,
+    /// Counters.
+    pub stats: HostStats,
+}
+
+/// What a host is made from.
+#[derive(Debug, Clone)]
+pub struct HostDescription {
+    /// Address.
+    pub address: Address,
+    /// Further addresses.
+    pub additional_addresses: Vec<Address>,
+    /// Host name or empty.
+    pub hostname: Arc<str>,
+    /// Locality.
+    pub locality: Arc<Locality>,
+    /// Priority.
+    pub priority: u32,
+    /// Weight.
+    pub weight: u32,
+    /// Health by configuration.
+    pub health: HealthStatus,
+    /// Metadata.
+    pub metadata: Option<Arc<serde_json::Value>>,
+    /// Transport socket match.
+    pub transport_socket_match: Option<u32>,
+    /// Health check settings.
+    pub health_check: Option<bytes::Bytes>,
+}
+
+impl Host {
+    /// A new host.
+    pub fn new(description: HostDescription) -> Host {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let canary = description
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.get("envoy.lb")?.get("canary")?.as_bool())
+            .unwrap_or(false);
+        let host = Host {
+            id: NEXT.fetch_add(1, Relaxed),
+            address_text: description.address.to_string().into(),
+            address: description.address,
+            additional_addresses: description.additional_addresses.into(),
+            hostname: description.hostname,
+            locality: description.locality,
+            priority: AtomicU32::new(description.priority),
+            weight: AtomicU32::new(description.weight.max(1)),
+            flags: AtomicU32::new(0),
+            eds_status: AtomicU32::new(0),
+            canary,
+            metadata: description.metadata,
+            transport_socket_match: description.transport_socket_match,
+            health_check: description.health_check,
+            current: OnceLock::new(),
+            removed: AtomicBool::new(false),
+            stats: HostStats::default(),
+        };
+        host.set_eds_health(description.health);
+        host
+    }
+
+    /// Weight, at least 1.
+    #[inline]
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// Changes the weight; the cluster must then publish its host sets again.
+    pub fn set_weight(&self, weight: u32) {
+        self.weight.store(weight.max(1), Relaxed);
+    }
+
+    /// Bits of [`health_flag`].
+    #[inline]
+    pub fn health_flags(&self) -> u32 {
+        self.flags.load(Relaxed)
+    }
+
+    /// Sets flags; returns the flags before.
+    pub fn set_flags(&self, flags: u32) -> u32 {
+        self.flags.fetch_or(flags, Relaxed)
+    }
+
+    /// Clears flags; returns the flags before.
+    pub fn clear_flags(&self, flags: u32) -> u32 {
+        self.flags.fetch_and(!flags, Relaxed)
+    }
+
+    /// Takes over the health that the configuration says.
+    pub fn set_eds_health(&self, health: HealthStatus) {
+        use health_flag::{DEGRADED_EDS_HEALTH, EDS_STATUS_DRAINING, FAILED_EDS_HEALTH};
+        self.clear_flags(FAILED_EDS_HEALTH | DEGRADED_EDS_HEALTH | EDS_STATUS_DRAINING);
+        let (status, flags) = match health {
+            HealthStatus::Unknown => (0, 0),
+            HealthStatus::Healthy => (1, 0),
+            HealthStatus::Unhealthy => (2, FAILED_EDS_HEALTH),
+            HealthStatus::Draining => (3, EDS_STATUS_DRAINING),
+            HealthStatus::Timeout => (4, FAILED_EDS_HEALTH),
+            HealthStatus::Degraded => (5, DEGRADED_EDS_HEALTH),
+        };
+        self.eds_status.store(status, Relaxed);
+        self.set_flags(flags);
+    }
+
+    /// Health by configuration, as given.
+    pub fn eds_status(&self) -> HealthStatus {
+        match self.eds_status.load(Relaxed) {
+            1 => HealthStatus::Healthy,
+            2 => HealthStatus::Unhealthy,
+            3 => HealthStatus::Draining,
+            4 => HealthStatus::Timeout,
+            5 => HealthStatus::Degraded,
+            _ => HealthStatus::Unknown,
+        }
+    }
+
+    /// Health by the flags.
+    pub fn health(&self) -> Health {
+        let flags = self.health_flags();
+        if flags & health_flag::UNHEALTHY != 0 {
+            Health::Unhealthy
+        } else if flags & health_flag::DEGRADED != 0 {
+            Health::Degraded
+        } else {
+            Health::Healthy
+        }
+    }
+
+    /// Left out of the panic calculation.
+    pub fn excluded(&self) -> bool {
+        self.health_flags() & health_flag::EXCLUDED != 0
+    }
+
+    /// No longer part of its cluster: pools to it drain.
+    #[inline]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Relaxed)
+    }
+
+    pub(crate) fn mark_removed(&self) {
+        self.removed.store(true, Relaxed);
+    }
+
+    /// Where to connect to now.
+    pub fn connect_address(&self) -> Address {
+        match self.current.get() {
+            Some(current) => (**current.load()).clone(),
+            None => self.address.clone(),
+        }
+    }
+
+    /// Moves a LOGICAL_DNS host to another address; connections that exist stay.
+    pub(crate) fn set_connect_address(&self, address: Address) {
+        let cell = self.current.get_or_init(|| arc_swap::ArcSwap::from_pointee(address.clone()));
+        if **cell.load() != address {
+            cell.store(Arc::new(address));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The hosts of a cluster by priority and locality, as one immutable value.
+//!
+//! Built on the control thread whenever hosts, weights or health change, and published whole; workers read it.
+
+use crate::host::{Health, Host};
+use nuncio_config::cluster::Locality;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The hosts of one locality within one priority.
+#[derive(Debug)]
+pub struct LocalityHosts {
+    /// The locality.
+    pub locality: Arc<Locality>,
+    /// Its weight; 0 takes no traffic in locality-weighted balancing.
+    pub weight: u32,
+    /// All hosts.
+    pub hosts: Vec<Arc<Host>>,
+    /// Healthy ones.
+    pub healthy: Vec<Arc<Host>>,
+    /// Degraded ones.
+    pub degraded: Vec<Arc<Host>>,
+    /// Number of hosts excluded from health arithmetic.
+    pub excluded: usize,
+}
+
+/// The hosts of one priority.
+#[derive(Debug, Default)]
+pub struct HostSet {
+    /// All hosts.
+    pub hosts: Vec<Arc<Host>>,
+    /// Healthy ones; empty when `all_healthy`, as they are the same.
+    healthy: Vec<Arc<Host>>,
+    all_healthy: bool,
+    /// Degraded ones.
+    pub degraded: Vec<Arc<Host>>,
+    /// Number of hosts excluded from health arithmetic.
+    pub excluded: usize,
+    /// By locality, in the order of region, zone, sub-zone; empty where the cluster has no locality weights.
+    pub localities: Vec<LocalityHosts>,
+    /// In percent; default 140.
+    pub overprovisioning_factor: u32,
+}
+
+impl HostSet {
+    /// Healthy hosts.
+    #[inline]
+    pub fn healthy(&self) -> &[Arc<Host>] {
+        if self.all_healthy { &self.hosts } else { &self.healthy }
+    }
+
+    /// Sorts `hosts` by their health as it is now. `locality_weights` is given for locality-weighted clusters.
+    pub fn new(
+        hosts: Vec<Arc<Host>>,
+        locality_weights: Option<&[(Arc<Locality>, u32)]>,
+        overprovisioning_factor: u32,
+    ) -> Self {
+        let mut set = HostSet { overprovisioning_factor, ..HostSet::default() };
+        set.all_healthy = hosts.iter().all(|host| host.health() == Health::Healthy && !host.excluded());
+        if !set.all_healthy {
+            (set.healthy, set.degraded, set.excluded) = partition(&hosts);
+        }
+        if let Some(weights) = locality_weights {
+            let mut localities: Vec<LocalityHosts> = Vec::new();
+            for host in &hosts {
+                match localities.iter_mut().find(|entry| entry.locality == host.locality) {
+                    Some(entry) => entry.hosts.push(host.clone()),
+                    None => localities.push(LocalityHosts {
+                        locality: host.locality.clone(),
+                        weight: weights
+                            .iter()
+                            .find(|(name, _)| *name == host.locality)
+                            .map_or(0, |(_, weight)| *weight),
+                        hosts: vec![host.clone()],
+                        healthy: Vec::new(),
+                        degraded: Vec::new(),
+                        excluded: 0,
+                    }),
+                }
+            }
+            localities.sort_by(|a, b| {
+                let key = |l: &LocalityHosts| {
+                    (l.locality.region.clone(), l.locality.zone.clone(), l.locality.sub_zone.clone())
+                };
+                key(a).cmp(&key(b))
+            });
+            for entry in &mut localities {
+                (entry.healthy, entry.degraded, entry.excluded) = partition(&entry.hosts);
+            }
+            set.localities = localities;
+        }
+        set.hosts = hosts;
+        set
+    }
+}
+
+fn partition(hosts: &[Arc<Host>]) -> (Vec<Arc<Host>>, Vec<Arc<Host>>, usize) {
+    let (mut healthy, mut degraded, mut excluded) = (Vec::new(), Vec::new(), 0);
+    for host in hosts {
+        match host.health() {
+            Health::Healthy => healthy.push(host.clone()),
+            Health::Degraded => degraded.push(host.clone()),
+            Health::Unhealthy => {}
+        }
+        excluded += usize::from(host.excluded());
+    }
+    (healthy, degraded, excluded)
+}
+
+/// All hosts of a cluster; index 0 is the highest priority. Never empty.
+#[derive(Debug)]
+pub struct PrioritySet {
+    /// By priority.
+    pub host_sets: Vec<HostSet>,
+}
+
+impl Default for PrioritySet {
+    fn default() -> Self {
+        PrioritySet { host_sets: vec![HostSet { overprovisioning_factor: 140, ..HostSet::default() }] }
+    }
+}
+
+impl PrioritySet {
+    /// All hosts, highest priority first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.host_sets.iter().flat_map(|set| &set.hosts)
+    }
+
+    /// Total, healthy, degraded and excluded hosts.
+    pub fn membership(&self) -> (usize, usize, usize, usize) {
+        self.host_sets.iter().fold((0, 0, 0, 0), |sum, set| {
+            (sum.0 + set.hosts.len(), sum.1 + set.healthy().len(), sum.2 + set.degraded.len(), sum.3 + set.excluded)
+        })
+    }
+}
+
+/// Groups of hosts, as configured or resolved, from which a [`PrioritySet`] is made.
+#[derive(Debug, Default, Clone)]
+pub struct HostGroups {
+    /// Priority, locality, weight of the locality, hosts.
+    pub groups: Vec<(u32, Arc<Locality>, Option<u32>, Vec<Arc<Host>>)>,
+    /// In percent.
+    pub overprovisioning_factor: u32,
+    /// Build localities for locality-weighted balancing.
+    pub locality_weighted: bool,
+}
+
+impl HostGroups {
+    /// The set of all groups, by the health that hosts have now.
+    pub fn priority_set(&self) -> PrioritySet {
+        let levels = self.groups.iter().map(|group| group.0 as usize + 1).max().unwrap_or(1);
+        let host_sets = (0..levels)
+            .map(|level| {
+                let groups = || self.groups.iter().filter(move |group| group.0 as usize == level);
+                let hosts: Vec<_> = groups().flat_map(|group| group.3.iter().cloned()).collect();
+                for host in &hosts {
+                    host.priority.store(level as u32, Relaxed);
+                }
+                let weights: Option<Vec<_>> = self.locality_weighted.then(|| {
+                    groups().filter_map(|(_, locality, weight, _)| weight.map(|w| (locality.clone(), w))).collect()
+                });
+                HostSet::new(hosts, weights.as_deref().filter(|w| !w.is_empty()), self.overprovisioning_factor)
+            })
+            .collect();
+        PrioritySet { host_sets }
+    }
+}

@@ -1,0 +1,178 @@
+//! How load spreads over priorities: Envoy's health, overprovisioning and panic arithmetic. Pure functions.
+
+use crate::host_set::{HostSet, PrioritySet};
+
+/// Healthy or degraded hosts of a priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// Healthy hosts.
+    Healthy,
+    /// Degraded hosts.
+    Degraded,
+}
+
+/// Percentages of load per priority; the healthy and degraded parts together make 100.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PriorityLoad {
+    /// To the healthy hosts of each priority.
+    pub healthy: Box<[u32]>,
+    /// To the degraded hosts of each priority.
+    pub degraded: Box<[u32]>,
+    /// Priorities in panic: all of their hosts are used.
+    pub panic: Box<[bool]>,
+}
+
+impl PriorityLoad {
+    /// Computes the load for `set`. `panic_threshold` in percent.
+    pub fn new(set: &PrioritySet, panic_threshold: f64) -> Self {
+        let count = set.host_sets.len();
+        let mut load = PriorityLoad {
+            healthy: vec![0; count].into(),
+            degraded: vec![0; count].into(),
+            panic: vec![false; count].into(),
+        };
+        let health: Vec<u32> = set.host_sets.iter().map(|set| availability(set, set.healthy().len())).collect();
+        let degraded: Vec<u32> = set.host_sets.iter().map(|set| availability(set, set.degraded.len())).collect();
+        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
+        if total > 0 {
+            let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
+            let (first_degraded, rest) = distribute(&mut load.degraded, &degraded, rest, total);
+            // What is left are rounding errors.
+            match (first_healthy, first_degraded) {
+                (Some(first), _) => load.healthy[first] += rest,
+                (None, Some(first)) => load.degraded[first] += rest,
+                (None, None) => {}
+            }
+        }
+        let threshold = panic_threshold.min(100.0);
+        if threshold == 0.0 && total == 0 {
+            load.healthy[0] = 100;
+            return load;
+        }
+        for (panic, set) in load.panic.iter_mut().zip(&set.host_sets) {
+            *panic = total != 100 && in_panic(set, threshold);
+        }
+        if load.panic.iter().all(|panic| *panic) {
+            load.spread_by_size(set);
+        }
+        load
+    }
+
+    /// With every priority in panic, load follows the number of hosts.
+    fn spread_by_size(&mut self, set: &PrioritySet) {
+        self.healthy.fill(0);
+        self.degraded.fill(0);
+        let total: usize = set.host_sets.iter().map(|set| set.hosts.len()).sum();
+        if total == 0 {
+            self.healthy[0] = 100;
+            return;
+        }
+        let mut rest = 100;
+        for (load, set) in self.healthy.iter_mut().zip(&set.host_sets) {
+            *load = (100 * set.hosts.len() / total) as u32;
+            rest -= *load;
+        }
+        if let Some(first) = set.host_sets.iter().position(|set| !set.hosts.is_empty()) {
+            self.healthy[first] += rest;
+        }
+    }
+
+    /// The priority for a random number or hash.
+    #[inline]
+    pub fn choose(&self, hash: u64) -> (usize, Availability) {
+        if self.healthy.len() == 1 && self.healthy[0] == 100 {
+            return (0, Availability::Healthy);
+        }
+        let point = (hash % 100) as u32 + 1;
+        let mut sum = 0;
+        for (priority, load) in self.healthy.iter().enumerate() {
+            sum += load;
+            if point <= sum {
+                return (priority, Availability::Healthy);
+            }
+        }
+        for (priority, load) in self.degraded.iter().enumerate() {
+            sum += load;
+            if point <= sum {
+                return (priority, Availability::Degraded);
+            }
+        }
+        (0, Availability::Healthy)
+    }
+}
+
+/// Percentage of a priority that is available, with the overprovisioning factor, at most 100.
+fn availability(set: &HostSet, hosts: usize) -> u32 {
+    match set.hosts.len().saturating_sub(set.excluded) {
+        0 => 0,
+        total => (u64::from(set.overprovisioning_factor) * hosts as u64 / total as u64).min(100) as u32,
+    }
+}
+
+fn in_panic(set: &HostSet, threshold: f64) -> bool {
+    let total = set.hosts.len().saturating_sub(set.excluded);
+    let percent = |count: usize| if total == 0 { 0.0 } else { 100.0 * count as f64 / total as f64 };
+    percent(set.healthy().len()) + percent(set.degraded.len()) < threshold
+}
+
+/// Gives each priority its share of `rest`; returns the first that is available and what is left.
+fn distribute(load: &mut [u32], availability: &[u32], mut rest: u32, total: u32) -> (Option<usize>, u32) {
+    for (load, available) in load.iter_mut().zip(availability) {
+        *load = (available * 100 / total).min(rest);
+        rest -= *load;
+    }
+    (availability.iter().position(|available| *available > 0), rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::priority_set;
+
+    /// Priorities as (healthy, degraded, unhealthy) hosts.
+    fn load(levels: &[(usize, usize, usize)], threshold: f64) -> (Vec<u32>, Vec<u32>, Vec<bool>) {
+        let load = PriorityLoad::new(&priority_set(levels), threshold);
+        (load.healthy.to_vec(), load.degraded.to_vec(), load.panic.to_vec())
+    }
+
+    #[test]
+    fn overprovisioning_keeps_the_load_until_it_runs_out() {
+        // The table of Envoy's documentation, P0 at 100, 72, 71, 50, 25 and 0 percent of health.
+        let level = |healthy: usize| load(&[(healthy, 0, 100 - healthy), (100, 0, 0)], 50.0).0;
+        assert_eq!(level(100), [100, 0]);
+        assert_eq!(level(72), [100, 0]);
+        assert_eq!(level(71), [99, 1]);
+        assert_eq!(level(50), [70, 30]);
+        assert_eq!(level(25), [35, 65]);
+        assert_eq!(level(0), [0, 100]);
+    }
+
+    #[test]
+    fn load_is_scaled_when_all_priorities_together_are_short() {
+        // Health 28 and 28 of 100: both take half.
+        let (healthy, _, panic) = load(&[(20, 0, 80), (20, 0, 80)], 10.0);
+        assert_eq!((healthy, panic), (vec![50, 50], vec![false, false]));
+    }
+
+    #[test]
+    fn degraded_hosts_take_what_the_healthy_cannot() {
+        let (healthy, degraded, _) = load(&[(50, 50, 0)], 50.0);
+        assert_eq!((healthy, degraded), (vec![70], vec![30]));
+    }
+
+    #[test]
+    fn panic_spreads_load_by_the_number_of_hosts() {
+        let (healthy, _, panic) = load(&[(0, 0, 3), (0, 0, 1)], 50.0);
+        assert_eq!((healthy, panic), (vec![75, 25], vec![true, true]));
+        assert_eq!(load(&[(0, 0, 0)], 50.0), (vec![100], vec![0], vec![true]));
+        assert_eq!(load(&[(0, 0, 2)], 0.0), (vec![100], vec![0], vec![false]));
+    }
+
+    #[test]
+    fn the_choice_follows_the_percentages() {
+        let load = PriorityLoad { healthy: [70, 10].into(), degraded: [15, 5].into(), panic: [false; 2].into() };
+        let chosen = |hash| load.choose(hash);
+        assert_eq!((chosen(69), chosen(70)), ((0, Availability::Healthy), (1, Availability::Healthy)));
+        assert_eq!((chosen(80), chosen(199)), ((0, Availability::Degraded), (1, Availability::Degraded)));
+    }
+}

@@ -1,0 +1,96 @@
+//! Hosts and configurations for this crate's tests.
+
+use crate::host::{Host, HostDescription};
+use crate::host_set::{HostGroups, PrioritySet};
+use crate::stats::ClusterStats;
+use nuncio_base::stats::{Registry, StatsConfig};
+use nuncio_config::cluster::{
+    BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
+    HealthStatus, LbPolicy, Locality, UpstreamHttpOptions,
+};
+use nuncio_net::address::Address;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A static cluster `a` without endpoints.
+pub(crate) fn config() -> ClusterConfig {
+    ClusterConfig {
+        name: "a".into(),
+        alt_stat_name: None,
+        discovery: Discovery::Static,
+        connect_timeout: Duration::from_secs(5),
+        per_connection_buffer_limit_bytes: 1 << 20,
+        lb_policy: LbPolicy::RoundRobin,
+        lb_common: CommonLbConfig::default(),
+        endpoints: ClusterLoadAssignment::default(),
+        http: UpstreamHttpOptions::default(),
+        circuit_breakers: CircuitBreakers::default(),
+        tls: None,
+        transport_socket: None,
+        transport_socket_matches: Vec::new(),
+        bind: BindConfig::default(),
+        tcp_keepalive: None,
+        dns: DnsConfig::default(),
+        close_connections_on_host_health_failure: false,
+        ignore_health_on_host_removal: false,
+        health_checks: Vec::new(),
+        outlier_detection: None,
+        metadata: None,
+        connection_pool_per_downstream_connection: false,
+        per_upstream_preconnect_ratio: 1000,
+        track_timeout_budgets: false,
+        added_via_api: false,
+        path: "static_resources.clusters[0]".into(),
+    }
+}
+
+pub(crate) fn stats() -> ClusterStats {
+    ClusterStats::new(&Registry::new(1, StatsConfig::default()), "a")
+}
+
+pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host> {
+    Arc::new(Host::new(HostDescription {
+        address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))),
+        additional_addresses: Vec::new(),
+        hostname: "".into(),
+        locality: locality.clone(),
+        priority: 0,
+        weight,
+        health: HealthStatus::Unknown,
+        metadata: None,
+        transport_socket_match: None,
+        health_check: None,
+    }))
+}
+
+/// One priority whose hosts have these weights and the ports 0, 1, ...
+pub(crate) fn weighted_set(weights: &[u32]) -> PrioritySet {
+    let locality = Arc::default();
+    let hosts = weights.iter().enumerate().map(|(port, weight)| host(port as u16, *weight, &locality)).collect();
+    HostGroups { groups: vec![(0, locality, None, hosts)], overprovisioning_factor: 140, locality_weighted: false }
+        .priority_set()
+}
+
+/// Priorities of (healthy, degraded, unhealthy) hosts; ports count on from 0 in this order.
+pub(crate) fn priority_set(levels: &[(usize, usize, usize)]) -> PrioritySet {
+    let locality: Arc<Locality> = Arc::default();
+    let mut port = 0;
+    let groups = levels.iter().enumerate().map(|(level, (healthy, degraded, unhealthy))| {
+        let mut hosts = Vec::new();
+        for (count, health) in [
+            (*healthy, HealthStatus::Healthy),
+            (*degraded, HealthStatus::Degraded),
+            (*unhealthy, HealthStatus::Unhealthy),
+        ] {
+            for _ in 0..count {
+                let host = host(port, 1, &locality);
+                host.set_eds_health(health);
+                hosts.push(host);
+                port += 1;
+            }
+        }
+        (level as u32, locality.clone(), None, hosts)
+    });
+    HostGroups { groups: groups.collect(), overprovisioning_factor: 140, locality_weighted: false }.priority_set()
+}
