@@ -1,1 +1,3 @@
 //! The nuncio binary: options, assembly, workers, admin, drain.
+
+pub mod admin;

@@ -1,0 +1,156 @@
+//! `/stats` and `/stats/prometheus`: the parameters, and which format shows the stats.
+
+use nuncio_base::stats::output::{self, HistogramMode, Kind, StatsParams};
+
+use super::commands::Call;
+use super::query::regex_error;
+use super::{AdminResponse, HTML, JSON, home};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Format {
+    Text,
+    Json,
+    Prometheus,
+    Html,
+}
+
+/// `/stats`.
+pub(super) fn stats(call: &Call<'_>) -> AdminResponse {
+    parse(call, Format::Text).map_or_else(|error| error, |(format, params)| render(call, format, &params))
+}
+
+/// `/stats/prometheus`.
+pub(super) fn prometheus(call: &Call<'_>) -> AdminResponse {
+    parse(call, Format::Prometheus).map_or_else(|error| error, |(_, params)| render(call, Format::Prometheus, &params))
+}
+
+fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), AdminResponse> {
+    let query = &call.query;
+    let bad = |text: String| Err(AdminResponse::text(400, text));
+    let filter = match query.get("filter").map(|pattern| (pattern, regex::Regex::new(pattern))) {
+        None => None,
+        Some((_, Ok(regex))) => Some(regex),
+        Some((pattern, Err(error))) => {
+            return bad(format!("Invalid re2 regex: {}", regex_error(pattern, &error)));
+        }
+    };
+    let native = query.get("histogram_buckets") == Some("prometheusnative");
+    let histograms = match query.get("histogram_buckets") {
+        None | Some("" | "none") => HistogramMode::Unset,
+        Some("summary" | "prometheusnative") => HistogramMode::Summary,
+        Some("cumulative") => HistogramMode::Cumulative,
+        Some("disjoint") => HistogramMode::Disjoint,
+        Some("detailed") => HistogramMode::Detailed,
+        Some(_) => {
+            return bad(
+                "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n".into()
+            );
+        }
+    };
+    let kind = match query.get("type") {
+        None | Some("All") => Kind::All,
+        Some("Counters") => Kind::Counters,
+        Some("Gauges") => Kind::Gauges,
+        Some("Histograms") => Kind::Histograms,
+        Some("TextReadouts") => Kind::TextReadouts,
+        Some(_) => return bad("invalid &type= param".into()),
+    };
+    if !matches!(query.get("hidden"), None | Some("include" | "only" | "exclude")) {
+        return bad("usage: /stats?hidden=(include|only|exclude)\n\n".into());
+    }
+    let format = match query.get("format") {
+        None => default,
+        Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some("prometheus") => Format::Prometheus,
+        Some("html" | "active-html") => Format::Html,
+        Some(_) => return bad("usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into()),
+    };
+    let shown = if default == Format::Prometheus { default } else { format };
+    if shown == Format::Prometheus {
+        if matches!(histograms, HistogramMode::Disjoint | HistogramMode::Detailed) {
+            return bad("unsupported prometheus histogram bucket mode".into());
+        }
+        if native {
+            let text = "unsupported prometheusnative histogram type when not using protobuf exposition format";
+            return bad(text.into());
+        }
+    } else if native {
+        return bad("Invalid histogram_buckets type for non prometheus stats type".into());
+    }
+    let params = StatsParams {
+        used_only: query.has("usedonly"),
+        filter,
+        kind,
+        histograms,
+        text_readouts: query.has("text_readouts"),
+    };
+    Ok((shown, params))
+}
+
+fn render(call: &Call<'_>, format: Format, params: &StatsParams) -> AdminResponse {
+    call.sources.prepare_stats();
+    let registry = call.sources.stats();
+    let (snapshot, config) = (registry.snapshot(), registry.config());
+    match format {
+        Format::Text => AdminResponse::text(200, output::text(&snapshot, config, params)),
+        Format::Json => AdminResponse::new(200, JSON, output::json(&snapshot, config, params)),
+        Format::Prometheus => AdminResponse::text(200, output::prometheus(&snapshot, config, params)),
+        Format::Html => AdminResponse::new(200, HTML, home::preformatted(&output::text(&snapshot, config, params))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FakeSources, get, post, text_of};
+    use super::*;
+
+    #[test]
+    fn wrong_parameters_are_answered_as_envoy_answers_them() {
+        let sources = FakeSources::default();
+        for (path, expected) in [
+            ("/stats?format=x", "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n"),
+            ("/stats?type=Foo", "invalid &type= param"),
+            ("/stats?filter=(", "Invalid re2 regex: missing ): ("),
+            (
+                "/stats?histogram_buckets=bogus",
+                "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n",
+            ),
+            (
+                "/stats?histogram_buckets=prometheusnative",
+                "Invalid histogram_buckets type for non prometheus stats type",
+            ),
+            ("/stats/prometheus?histogram_buckets=disjoint", "unsupported prometheus histogram bucket mode"),
+            (
+                "/stats/prometheus?histogram_buckets=prometheusnative",
+                "unsupported prometheusnative histogram type when not using protobuf exposition format",
+            ),
+            ("/stats?hidden=x", "usage: /stats?hidden=(include|only|exclude)\n\n"),
+        ] {
+            assert_eq!(get(&sources, path), AdminResponse::text(400, expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn stats_are_shown_in_the_format_asked_for() {
+        let sources = FakeSources::default();
+        let counter = sources.registry.counter("cluster.a.upstream_rq_total");
+        let gauge = sources.registry.gauge("server.live");
+        counter.add(3);
+        gauge.set(1);
+        assert_eq!(text_of(&get(&sources, "/stats")), "cluster.a.upstream_rq_total: 3\nserver.live: 1\n");
+        assert_eq!(text_of(&get(&sources, "/stats?type=Gauges")), "server.live: 1\n");
+        assert_eq!(text_of(&get(&sources, "/stats?filter=server%5C.li")), "server.live: 1\n");
+        let json = get(&sources, "/stats?format=json&filter=live");
+        assert_eq!((json.content_type, text_of(&json)), (JSON, r#"{"stats":[{"name":"server.live","value":1}]}"#));
+        let expected = "# TYPE envoy_cluster_upstream_rq_total counter\n\
+                        envoy_cluster_upstream_rq_total{envoy_cluster_name=\"a\"} 3\n\
+                        # TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n";
+        assert_eq!(text_of(&get(&sources, "/stats/prometheus")), expected);
+        assert_eq!(text_of(&get(&sources, "/stats?format=prometheus&type=Gauges")), expected);
+        assert_eq!(get(&sources, "/stats?format=html").content_type, HTML);
+        assert_eq!(sources.prepared.get(), 7);
+        assert_eq!(post(&sources, "/reset_counters"), AdminResponse::ok());
+        assert_eq!(text_of(&get(&sources, "/stats?type=Counters")), "cluster.a.upstream_rq_total: 0\n");
+    }
+}
