@@ -1,6 +1,14 @@
 //! Access logs: sinks, formats and filters (`envoy.config.accesslog.v3`).
 
-use crate::matchers::{HeaderMatcher, RuntimeFraction};
+use envoy_types::pb::envoy::config::accesslog::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::access_loggers::{file::v3 as file, stream::v3 as stream};
+use envoy_types::pb::google::protobuf::Any;
+
+use crate::data_source::DataSource;
+use crate::decode::{Context, bool_value, boxed, json, type_name};
+use crate::matchers::{FractionalPercent, HeaderMatcher, RuntimeFraction};
+use crate::route::MetadataMatcher;
 use crate::typed_config::TypedConfig;
 
 /// One `AccessLog`: a sink with an optional filter.
@@ -99,7 +107,7 @@ pub enum AccessLogFilter {
         exclude: bool,
     },
     /// `metadata_filter`.
-    Metadata(crate::route::MetadataMatcher, bool),
+    Metadata(MetadataMatcher, bool),
     /// `extension_filter`.
     Extension(TypedConfig),
 }
@@ -126,4 +134,258 @@ pub enum ComparisonOp {
     Le,
     /// `NE`
     Ne,
+}
+
+impl AccessLogConfig {
+    pub(crate) fn decode(cx: &mut Context, message: &pb::AccessLog) -> Option<Self> {
+        let filter = cx.optional("filter", &message.filter, AccessLogFilter::decode);
+        let any = message.config_type.as_ref().map(|pb::access_log::ConfigType::TypedConfig(any)| any);
+        let sink = match any {
+            Some(any) => cx.at("typed_config", |cx| AccessLogSink::known(cx, any))?,
+            None => None,
+        };
+        let sink = sink.unwrap_or_else(|| AccessLogSink::Extension(cx.typed_config(&message.name, any)));
+        Some(AccessLogConfig { name: message.name.as_str().into(), filter, sink })
+    }
+}
+
+impl AccessLogSink {
+    /// The sinks of the core; `Some(None)` for all others, `None` after an error.
+    #[allow(clippy::option_option)] // Outer: decoded without error. Inner: a sink of the core.
+    fn known(cx: &mut Context, any: &Any) -> Option<Option<Self>> {
+        use stream::{stderr_access_log as stderr, stdout_access_log as stdout};
+        Some(Some(match type_name(&any.type_url) {
+            "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+                let message: file::FileAccessLog = cx.unpack(any)?;
+                AccessLogSink::File { path: message.path.as_str().into(), format: file_format(cx, &message)? }
+            }
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+                let message: stream::StdoutAccessLog = cx.unpack(any)?;
+                let format = message.access_log_format.map(|stdout::AccessLogFormat::LogFormat(format)| format);
+                AccessLogSink::Stdout(stream_format(cx, &format)?)
+            }
+            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+                let message: stream::StderrAccessLog = cx.unpack(any)?;
+                let format = message.access_log_format.map(|stderr::AccessLogFormat::LogFormat(format)| format);
+                AccessLogSink::Stderr(stream_format(cx, &format)?)
+            }
+            _ => return Some(None),
+        }))
+    }
+}
+
+fn stream_format(cx: &mut Context, format: &Option<core::SubstitutionFormatString>) -> Option<LogFormat> {
+    match format {
+        Some(format) => cx.at("log_format", |cx| LogFormat::decode(cx, format)),
+        None => Some(LogFormat::simple(cx, LogFormatKind::Default)),
+    }
+}
+
+fn file_format(cx: &mut Context, message: &file::FileAccessLog) -> Option<LogFormat> {
+    use file::file_access_log::AccessLogFormat as Format;
+    match &message.access_log_format {
+        None => Some(LogFormat::simple(cx, LogFormatKind::Default)),
+        Some(Format::Format(text)) if text.is_empty() => Some(LogFormat::simple(cx, LogFormatKind::Default)),
+        Some(Format::Format(text)) => {
+            Some(cx.at("format", |cx| LogFormat::simple(cx, LogFormatKind::Text(text.as_str().into()))))
+        }
+        Some(Format::JsonFormat(format)) => Some(
+            cx.at("json_format", |cx| LogFormat::simple(cx, LogFormatKind::UntypedJson(json::from_struct(format)))),
+        ),
+        Some(Format::TypedJsonFormat(format)) => {
+            Some(cx.at("typed_json_format", |cx| LogFormat::simple(cx, LogFormatKind::Json(json::from_struct(format)))))
+        }
+        Some(Format::LogFormat(format)) => cx.at("log_format", |cx| LogFormat::decode(cx, format)),
+    }
+}
+
+impl LogFormat {
+    fn simple(cx: &Context, kind: LogFormatKind) -> Self {
+        LogFormat { kind, omit_empty_values: false, sort_properties: false, path: cx.path_text() }
+    }
+
+    /// `SubstitutionFormatString`.
+    pub(crate) fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
+        use core::substitution_format_string::Format;
+        let (kind, field) = match &message.format {
+            Some(Format::TextFormat(text)) => (LogFormatKind::Text(text.as_str().into()), "text_format"),
+            Some(Format::JsonFormat(format)) => (LogFormatKind::Json(json::from_struct(format)), "json_format"),
+            Some(Format::TextFormatSource(source)) => {
+                let text = cx.at("text_format_source", |cx| {
+                    let bytes = DataSource::decode(cx, source)?.read().map_err(|reason| cx.error(reason)).ok()?;
+                    String::from_utf8(bytes).map_err(|_| cx.error("a format has to be UTF-8")).ok()
+                })?;
+                (LogFormatKind::Text(text.into()), "text_format_source")
+            }
+            None => {
+                cx.error("Field 'format' is missing");
+                return None;
+            }
+        };
+        Some(LogFormat {
+            kind,
+            omit_empty_values: message.omit_empty_values,
+            sort_properties: message.json_format_options.as_ref().is_some_and(|options| options.sort_properties),
+            path: cx.at(field, |cx| cx.path_text()),
+        })
+    }
+}
+
+impl AccessLogFilter {
+    pub(crate) fn decode(cx: &mut Context, message: &pb::AccessLogFilter) -> Option<Self> {
+        use pb::access_log_filter::FilterSpecifier as Specifier;
+        Some(match message.filter_specifier.as_ref()? {
+            Specifier::StatusCodeFilter(filter) => AccessLogFilter::StatusCode(Comparison::decode(&filter.comparison)),
+            Specifier::DurationFilter(filter) => AccessLogFilter::Duration(Comparison::decode(&filter.comparison)),
+            Specifier::NotHealthCheckFilter(_) => AccessLogFilter::NotHealthCheck,
+            Specifier::TraceableFilter(_) => AccessLogFilter::Traceable,
+            Specifier::RuntimeFilter(filter) => AccessLogFilter::Runtime {
+                fraction: RuntimeFraction {
+                    default: filter
+                        .percent_sampled
+                        .as_ref()
+                        .map_or(FractionalPercent { numerator: 0, denominator: 100 }, FractionalPercent::decode),
+                    runtime_key: filter.runtime_key.as_str().into(),
+                },
+                independent: filter.use_independent_randomness,
+            },
+            Specifier::AndFilter(and) => {
+                AccessLogFilter::And(cx.at("and_filter", |cx| cx.each("filters", &and.filters, Self::decode)))
+            }
+            Specifier::OrFilter(or) => {
+                AccessLogFilter::Or(cx.at("or_filter", |cx| cx.each("filters", &or.filters, Self::decode)))
+            }
+            Specifier::HeaderFilter(filter) => AccessLogFilter::Header(
+                cx.at("header_filter", |cx| cx.required("header", &filter.header, HeaderMatcher::decode))?,
+            ),
+            Specifier::ResponseFlagFilter(filter) => AccessLogFilter::ResponseFlag(boxed(&filter.flags)),
+            Specifier::GrpcStatusFilter(filter) => AccessLogFilter::GrpcStatus {
+                codes: filter.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
+                exclude: filter.exclude,
+            },
+            Specifier::LogTypeFilter(filter) => {
+                AccessLogFilter::LogType { types: filter.types.clone(), exclude: filter.exclude }
+            }
+            Specifier::MetadataFilter(filter) => {
+                let if_missing = bool_value(&filter.match_if_key_not_found).unwrap_or(true);
+                match &filter.matcher {
+                    Some(matcher) => AccessLogFilter::Metadata(
+                        cx.at("metadata_filter", |cx| cx.at("matcher", |cx| MetadataMatcher::decode(cx, matcher)))?,
+                        if_missing,
+                    ),
+                    // Without a matcher no key is ever found: always or never.
+                    None if if_missing => AccessLogFilter::And(Vec::new()),
+                    None => AccessLogFilter::Or(Vec::new()),
+                }
+            }
+            Specifier::ExtensionFilter(filter) => {
+                let any = filter.config_type.as_ref().map(|pb::extension_filter::ConfigType::TypedConfig(any)| any);
+                AccessLogFilter::Extension(cx.at("extension_filter", |cx| cx.typed_config(&filter.name, any)))
+            }
+        })
+    }
+}
+
+impl Comparison {
+    fn decode(message: &Option<pb::ComparisonFilter>) -> Self {
+        use pb::comparison_filter::Op;
+        let op = message.as_ref().map_or(Op::Eq, pb::ComparisonFilter::op);
+        let value = message.as_ref().and_then(|message| message.value.as_ref());
+        Comparison {
+            op: match op {
+                Op::Eq => ComparisonOp::Eq,
+                Op::Ge => ComparisonOp::Ge,
+                Op::Le => ComparisonOp::Le,
+                Op::Ne => ComparisonOp::Ne,
+            },
+            value: value.map_or(0, |value| u64::from(value.default_value)),
+            runtime_key: value.map_or("", |value| value.runtime_key.as_str()).into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+    use prost::Message;
+
+    fn log<M: Message>(type_name: &str, message: &M) -> pb::AccessLog {
+        let any = Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() };
+        pb::AccessLog {
+            name: "log".into(),
+            filter: None,
+            config_type: Some(pb::access_log::ConfigType::TypedConfig(any)),
+        }
+    }
+
+    fn file(format: Option<file::file_access_log::AccessLogFormat>) -> LogFormatKind {
+        let message = file::FileAccessLog { path: "/dev/null".into(), access_log_format: format };
+        let log = log("envoy.extensions.access_loggers.file.v3.FileAccessLog", &message);
+        match AccessLogConfig::decode(&mut Context::default(), &log).unwrap().sink {
+            AccessLogSink::File { path, format } if &*path == "/dev/null" => format.kind,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn object() -> Struct {
+        Struct { fields: [("a".to_owned(), Value { kind: Some(Kind::StringValue("%PROTOCOL%".into())) })].into() }
+    }
+
+    #[test]
+    fn a_file_log_without_format_or_with_an_empty_one_has_the_default() {
+        use file::file_access_log::AccessLogFormat;
+        assert_eq!(file(None), LogFormatKind::Default);
+        assert_eq!(file(Some(AccessLogFormat::Format(String::new()))), LogFormatKind::Default);
+    }
+
+    #[test]
+    fn the_deprecated_formats_of_a_file_log_still_work() {
+        use file::file_access_log::AccessLogFormat;
+        let value = serde_json::json!({"a": "%PROTOCOL%"});
+        assert_eq!(file(Some(AccessLogFormat::Format("x\n".into()))), LogFormatKind::Text("x\n".into()));
+        assert_eq!(file(Some(AccessLogFormat::JsonFormat(object()))), LogFormatKind::UntypedJson(value.clone()));
+        assert_eq!(file(Some(AccessLogFormat::TypedJsonFormat(object()))), LogFormatKind::Json(value));
+    }
+
+    #[test]
+    fn other_sinks_are_left_to_the_registry() {
+        let log = log("envoy.extensions.access_loggers.wasm.v3.WasmAccessLog", &());
+        let AccessLogSink::Extension(config) = AccessLogConfig::decode(&mut Context::default(), &log).unwrap().sink
+        else {
+            panic!("not an extension")
+        };
+        assert_eq!(&*config.type_name, "envoy.extensions.access_loggers.wasm.v3.WasmAccessLog");
+        assert_eq!(&*config.path, "typed_config");
+    }
+
+    #[test]
+    fn a_format_file_that_is_missing_is_an_error() {
+        let source = core::DataSource {
+            specifier: Some(core::data_source::Specifier::Filename("/nonexistent/x".into())),
+            ..Default::default()
+        };
+        let format = core::SubstitutionFormatString {
+            format: Some(core::substitution_format_string::Format::TextFormatSource(source)),
+            ..Default::default()
+        };
+        let result = Context::default().run(|cx| LogFormat::decode(cx, &format));
+        assert_eq!(errors(result), ["text_format_source: file /nonexistent/x does not exist"]);
+    }
+
+    #[test]
+    fn a_metadata_filter_without_matcher_is_always_or_never_true() {
+        use pb::access_log_filter::FilterSpecifier;
+        let filter = |if_missing: bool| {
+            let filter = pb::MetadataFilter {
+                matcher: None,
+                match_if_key_not_found: Some(envoy_types::pb::google::protobuf::BoolValue { value: if_missing }),
+            };
+            let message = pb::AccessLogFilter { filter_specifier: Some(FilterSpecifier::MetadataFilter(filter)) };
+            AccessLogFilter::decode(&mut Context::default(), &message).unwrap()
+        };
+        assert!(matches!(filter(true), AccessLogFilter::And(list) if list.is_empty()));
+        assert!(matches!(filter(false), AccessLogFilter::Or(list) if list.is_empty()));
+    }
 }

@@ -39,6 +39,23 @@ impl DataSource {
         })
     }
 
+    /// Reads the source now. Meant for texts that do not change while the process runs, such as formats.
+    pub fn read(&self) -> Result<Vec<u8>, String> {
+        match self {
+            DataSource::Inline(bytes) => Ok(bytes.clone()),
+            DataSource::File { path, .. } => match std::fs::read(path) {
+                Ok(bytes) => Ok(bytes),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Err(format!("file {} does not exist", path.display()))
+                }
+                Err(error) => Err(format!("unable to read file {}: {error}", path.display())),
+            },
+            DataSource::Environment(name) => std::env::var(name)
+                .map(String::into_bytes)
+                .map_err(|_| format!("Environment variable doesn't exist: {name}")),
+        }
+    }
+
     /// The same source, reloaded when `directory` changes, if it is a file without a directory of its own.
     pub(crate) fn watched_by(mut self, directory: &Option<core::WatchedDirectory>) -> Self {
         if let (DataSource::File { watched_directory: watched @ None, .. }, Some(directory)) = (&mut self, directory) {
@@ -51,7 +68,7 @@ impl DataSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::data_source::Specifier;
+    use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 
     #[test]
     fn a_file_takes_the_directory_of_its_owner_only_without_its_own() {
@@ -69,6 +86,13 @@ mod tests {
         };
         assert_eq!(watched(&file(None)), PathBuf::from("/owner"));
         assert_eq!(watched(&file(Some(directory("/own")))), PathBuf::from("/own"));
+    }
+
+    #[test]
+    fn a_missing_file_is_told_by_name() {
+        let source = DataSource::File { path: "/nonexistent/x".into(), watched_directory: None };
+        assert_eq!(source.read(), Err("file /nonexistent/x does not exist".to_owned()));
+        assert_eq!(DataSource::Inline(b"a".to_vec()).read(), Ok(b"a".to_vec()));
     }
 
     #[test]

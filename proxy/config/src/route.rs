@@ -8,6 +8,10 @@ use regex::bytes::Regex;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod action;
+mod decode;
+mod metadata;
+
 /// `RouteConfiguration`.
 #[derive(Debug, Clone)]
 pub struct RouteConfiguration {
@@ -279,6 +283,8 @@ pub enum RedirectPath {
     Prefix(Box<str>),
     /// `regex_rewrite`.
     Regex(RegexRewrite),
+    /// `path_rewrite`: a format string for the path.
+    Format(Box<str>),
 }
 
 /// `RegexMatchAndSubstitute`. The substitution uses `\N` groups, kept as written.

@@ -1,0 +1,442 @@
+//! `RouteAction` and what hangs on it: cluster choice, rewrites, hash and retry policies, mirrors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
+use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+use pb::route_action as action;
+
+use super::{
+    ClusterSpecifier, HashPolicy, HashPolicyKind, HostRewrite, InternalRedirectPolicy, MaxStreamDuration, MirrorPolicy,
+    PathMatch, PathRewrite, PerFilterConfig, RateLimitedBackOff, RegexRewrite, RetryPolicy, RouteAction, RouteUpgrade,
+    WeightedClusterEntry, WeightedClusters,
+};
+use crate::decode::{Context, bool_value, json, lower, serialized, type_name, u32_value};
+use crate::header_mutation::HeaderMutations;
+use crate::matchers::{HeaderMatcher, RuntimeFraction, unanchored};
+
+/// What a route inherits from the levels above it.
+pub(super) struct Inherited<'a> {
+    /// Whether references to clusters are checked.
+    pub(super) validate_clusters: bool,
+    /// `cluster_specifier_plugins` of the route configuration.
+    pub(super) plugins: &'a [pb::ClusterSpecifierPlugin],
+    /// `hedge_policy` of the virtual host.
+    pub(super) hedge_policy: Option<&'a pb::HedgePolicy>,
+    /// Limit of direct response bodies.
+    pub(super) max_body: u32,
+}
+
+impl RouteAction {
+    pub(super) fn decode(
+        cx: &mut Context,
+        message: &pb::RouteAction,
+        inherited: &Inherited<'_>,
+        path: &PathMatch,
+    ) -> Option<Self> {
+        let hedge = message.hedge_policy.as_ref().or(inherited.hedge_policy);
+        // Every field is decoded before the first failure returns, so that no error hides another.
+        let cluster = cluster_specifier(cx, message, inherited);
+        let path_rewrite = path_rewrite(cx, message, path);
+        let host_rewrite = host_rewrite(cx, message);
+        let upgrades = upgrades(cx, &message.upgrade_configs);
+        let mirrors = cx.each("request_mirror_policies", &message.request_mirror_policies, |cx, mirror| {
+            MirrorPolicy::decode(cx, mirror, inherited.validate_clusters)
+        });
+        let hash_policy = cx.each("hash_policy", &message.hash_policy, HashPolicy::decode);
+        let retry_policy = cx.optional("retry_policy", &message.retry_policy, RetryPolicy::decode);
+        let max_stream_duration = cx.optional("max_stream_duration", &message.max_stream_duration, |cx, limits| {
+            Some(MaxStreamDuration {
+                max_stream_duration: cx.duration("max_stream_duration", &limits.max_stream_duration),
+                grpc_timeout_header_max: cx.duration("grpc_timeout_header_max", &limits.grpc_timeout_header_max),
+                grpc_timeout_header_offset: cx
+                    .duration("grpc_timeout_header_offset", &limits.grpc_timeout_header_offset),
+            })
+        });
+        let not_found = match message.cluster_not_found_response_code() {
+            action::ClusterNotFoundResponseCode::ServiceUnavailable => 503,
+            action::ClusterNotFoundResponseCode::NotFound => 404,
+            action::ClusterNotFoundResponseCode::InternalServerError => 500,
+        };
+        Some(RouteAction {
+            cluster_not_found_response_code: not_found,
+            metadata_match: json::metadata_namespace(&message.metadata_match, "envoy.lb"),
+            append_x_forwarded_host: message.append_x_forwarded_host,
+            timeout: cx.timeout("timeout", &message.timeout, Some(Duration::from_secs(15))),
+            idle_timeout: cx
+                .duration("idle_timeout", &message.idle_timeout)
+                .map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
+            retry_policy: retry_policy.map(Arc::new),
+            high_priority: message.priority() == core::RoutingPriority::High,
+            hash_policy,
+            upgrades,
+            max_stream_duration,
+            request_mirror_policies: mirrors,
+            internal_redirect_policy: internal_redirect(cx, message),
+            hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
+            max_grpc_timeout: cx.duration("max_grpc_timeout", &message.max_grpc_timeout),
+            grpc_timeout_offset: cx.duration("grpc_timeout_offset", &message.grpc_timeout_offset),
+            rate_limits: message.rate_limits.iter().map(serialized).collect(),
+            cluster: cluster?,
+            path_rewrite: path_rewrite?,
+            host_rewrite: host_rewrite?,
+        })
+    }
+}
+
+fn cluster_specifier(
+    cx: &mut Context,
+    message: &pb::RouteAction,
+    inherited: &Inherited<'_>,
+) -> Option<ClusterSpecifier> {
+    use action::ClusterSpecifier as Specifier;
+    Some(match message.cluster_specifier.as_ref()? {
+        Specifier::Cluster(name) => {
+            if inherited.validate_clusters && cx.is_unknown_cluster(name) {
+                cx.at("cluster", |cx| cx.unknown_cluster(format!("route: unknown cluster '{name}'"), name));
+            }
+            ClusterSpecifier::Cluster(cx.cluster_name(name))
+        }
+        Specifier::ClusterHeader(header) => ClusterSpecifier::Header(lower(header)),
+        Specifier::WeightedClusters(weighted) => ClusterSpecifier::Weighted(
+            cx.at("weighted_clusters", |cx| WeightedClusters::decode(cx, weighted, inherited.validate_clusters))?,
+        ),
+        Specifier::ClusterSpecifierPlugin(name) => {
+            let found = inherited
+                .plugins
+                .iter()
+                .filter_map(|plugin| plugin.extension.as_ref())
+                .find(|extension| extension.name == *name);
+            match found {
+                Some(extension) => ClusterSpecifier::Plugin(cx.extension(extension)),
+                None => {
+                    cx.error_at(
+                        "cluster_specifier_plugin",
+                        format!("unknown cluster specifier plugin name \"{name}\""),
+                    );
+                    return None;
+                }
+            }
+        }
+        Specifier::InlineClusterSpecifierPlugin(plugin) => {
+            let extension = plugin.extension.as_ref()?;
+            let config =
+                cx.at("inline_cluster_specifier_plugin", |cx| cx.at("extension", |cx| cx.extension(extension)));
+            ClusterSpecifier::Plugin(config)
+        }
+    })
+}
+
+impl WeightedClusters {
+    fn decode(cx: &mut Context, message: &pb::WeightedCluster, validate: bool) -> Option<Self> {
+        use pb::weighted_cluster::RandomValueSpecifier;
+        let clusters =
+            cx.each("clusters", &message.clusters, |cx, entry| WeightedClusterEntry::decode(cx, entry, validate));
+        let sum: u64 = clusters.iter().map(|entry| u64::from(entry.weight)).sum();
+        let Ok(total) = u32::try_from(sum) else {
+            cx.error(format!("The sum of weights of all weighted clusters of route exceeds {}", u32::MAX));
+            return None;
+        };
+        if total == 0 && clusters.len() == message.clusters.len() {
+            cx.error("Sum of weights in the weighted_cluster must be greater than 0.");
+        }
+        let random_value_header = match &message.random_value_specifier {
+            Some(RandomValueSpecifier::HeaderName(name)) => Some(lower(name)),
+            _ => None,
+        };
+        Some(WeightedClusters {
+            clusters,
+            total,
+            random_value_header,
+            runtime_key_prefix: message.runtime_key_prefix.as_str().into(),
+        })
+    }
+}
+
+impl WeightedClusterEntry {
+    fn decode(cx: &mut Context, message: &pb::weighted_cluster::ClusterWeight, validate: bool) -> Option<Self> {
+        use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier;
+        match (message.name.is_empty(), message.cluster_header.is_empty()) {
+            (true, true) => cx.error("At least one of name or cluster_header need to be specified"),
+            (false, false) => cx.error("Only one of name or cluster_header can be specified"),
+            _ => {}
+        }
+        if validate && !message.name.is_empty() && cx.is_unknown_cluster(&message.name) {
+            let text = format!("route: unknown weighted cluster '{}'", message.name);
+            cx.at("name", |cx| cx.unknown_cluster(text, &message.name));
+        }
+        Some(WeightedClusterEntry {
+            name: cx.cluster_name(&message.name),
+            header: (!message.cluster_header.is_empty()).then(|| lower(&message.cluster_header)),
+            weight: u32_value(&message.weight).unwrap_or(0),
+            headers: HeaderMutations::decode(
+                cx,
+                &message.request_headers_to_add,
+                &message.request_headers_to_remove,
+                &message.response_headers_to_add,
+                &message.response_headers_to_remove,
+            ),
+            host_rewrite_literal: message
+                .host_rewrite_specifier
+                .as_ref()
+                .map(|HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),
+            metadata_match: json::metadata_namespace(&message.metadata_match, "envoy.lb"),
+            typed_per_filter_config: PerFilterConfig::decode_map(cx, &message.typed_per_filter_config),
+        })
+    }
+}
+
+fn path_rewrite(cx: &mut Context, message: &pb::RouteAction, path: &PathMatch) -> Option<PathRewrite> {
+    let set = [
+        !message.prefix_rewrite.is_empty(),
+        message.regex_rewrite.is_some(),
+        message.path_rewrite_policy.is_some(),
+        !message.path_rewrite.is_empty(),
+    ];
+    if set.iter().filter(|set| **set).count() > 1 {
+        cx.error("Specify only one of prefix_rewrite, regex_rewrite or path_rewrite_policy");
+        return None;
+    }
+    if let Some(rewrite) = &message.regex_rewrite {
+        return cx.at("regex_rewrite", |cx| RegexRewrite::decode(cx, rewrite)).map(PathRewrite::Regex);
+    }
+    if let Some(policy) = &message.path_rewrite_policy {
+        return cx.at("path_rewrite_policy", |cx| rewrite_policy(cx, policy, path));
+    }
+    if !message.path_rewrite.is_empty() {
+        return Some(PathRewrite::Format(message.path_rewrite.as_str().into()));
+    }
+    if message.prefix_rewrite.is_empty() {
+        return Some(PathRewrite::None);
+    }
+    if matches!(path, PathMatch::Template(_) | PathMatch::Extension(_)) {
+        cx.error_at("prefix_rewrite", "Cannot use prefix_rewrite with matcher extension");
+        return None;
+    }
+    Some(PathRewrite::Prefix(message.prefix_rewrite.as_str().into()))
+}
+
+fn rewrite_policy(cx: &mut Context, policy: &core::TypedExtensionConfig, path: &PathMatch) -> Option<PathRewrite> {
+    let any = policy.typed_config.as_ref()?;
+    if type_name(&any.type_url) != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
+        cx.error(format!("path rewrite policy '{}' is not implemented", type_name(&any.type_url)));
+        return None;
+    }
+    let rewrite: UriTemplateRewriteConfig = cx.at("typed_config", |cx| cx.unpack(any))?;
+    if !matches!(path, PathMatch::Template(_)) {
+        cx.error("unable to use envoy.path.rewrite.uri_template.uri_template_rewriter extension without envoy.path.match.uri_template.uri_template_matcher extension");
+        return None;
+    }
+    Some(PathRewrite::Template(rewrite.path_template_rewrite.into()))
+}
+
+fn host_rewrite(cx: &mut Context, message: &pb::RouteAction) -> Option<HostRewrite> {
+    use action::HostRewriteSpecifier as Specifier;
+    Some(match &message.host_rewrite_specifier {
+        None => HostRewrite::None,
+        Some(Specifier::HostRewriteLiteral(host)) => HostRewrite::Literal(host.as_str().into()),
+        Some(Specifier::AutoHostRewrite(flag)) if flag.value => HostRewrite::Auto,
+        Some(Specifier::AutoHostRewrite(_)) => HostRewrite::None,
+        Some(Specifier::HostRewriteHeader(header)) => HostRewrite::Header(lower(header)),
+        Some(Specifier::HostRewritePathRegex(rewrite)) => {
+            HostRewrite::PathRegex(cx.at("host_rewrite_path_regex", |cx| RegexRewrite::decode(cx, rewrite))?)
+        }
+        Some(Specifier::HostRewrite(format)) => HostRewrite::Format(format.as_str().into()),
+    })
+}
+
+impl RegexRewrite {
+    pub(crate) fn decode(cx: &mut Context, message: &matcher::RegexMatchAndSubstitute) -> Option<Self> {
+        Some(RegexRewrite {
+            pattern: cx.required("pattern", &message.pattern, unanchored)?,
+            substitution: message.substitution.as_str().into(),
+        })
+    }
+}
+
+fn upgrades(cx: &mut Context, messages: &[action::UpgradeConfig]) -> Vec<RouteUpgrade> {
+    let mut upgrades: Vec<RouteUpgrade> = Vec::with_capacity(messages.len());
+    cx.at("upgrade_configs", |cx| {
+        for (index, message) in messages.iter().enumerate() {
+            let upgrade_type = lower(&message.upgrade_type);
+            cx.at_index(index, |cx| {
+                if upgrades.iter().any(|known| known.upgrade_type == upgrade_type) {
+                    cx.error_at("upgrade_type", format!("Duplicate upgrade {}", message.upgrade_type));
+                }
+                if message.connect_config.is_some() && !matches!(&*upgrade_type, "connect" | "connect-udp") {
+                    cx.error_at(
+                        "connect_config",
+                        format!("Non-CONNECT upgrade type {} has ConnectConfig", message.upgrade_type),
+                    );
+                }
+            });
+            upgrades.push(RouteUpgrade {
+                upgrade_type,
+                enabled: bool_value(&message.enabled).unwrap_or(true),
+                connect_config: message.connect_config.as_ref().map(|config| config.allow_post),
+            });
+        }
+    });
+    upgrades
+}
+
+impl MirrorPolicy {
+    pub(super) fn decode(cx: &mut Context, message: &action::RequestMirrorPolicy, validate: bool) -> Option<Self> {
+        match (message.cluster.is_empty(), message.cluster_header.is_empty()) {
+            (true, true) => {
+                cx.error("Exactly one of cluster or cluster_header in request mirror policy need to be specified");
+            }
+            (false, false) => cx.error(format!(
+                "Only one of cluster '{}' or cluster_header '{}' in request mirror policy can be specified",
+                message.cluster, message.cluster_header
+            )),
+            _ => {}
+        }
+        if validate && !message.cluster.is_empty() && cx.is_unknown_cluster(&message.cluster) {
+            let text = format!("route: unknown shadow cluster '{}'", message.cluster);
+            cx.at("cluster", |cx| cx.unknown_cluster(text, &message.cluster));
+        }
+        Some(MirrorPolicy {
+            cluster: cx.cluster_name(&message.cluster),
+            cluster_header: (!message.cluster_header.is_empty()).then(|| lower(&message.cluster_header)),
+            runtime_fraction: message.runtime_fraction.as_ref().map(RuntimeFraction::decode),
+            trace_sampled: bool_value(&message.trace_sampled),
+            disable_shadow_host_suffix_append: message.disable_shadow_host_suffix_append,
+        })
+    }
+}
+
+impl HashPolicy {
+    fn decode(cx: &mut Context, message: &action::HashPolicy) -> Option<Self> {
+        use action::hash_policy::PolicySpecifier as Specifier;
+        let kind = match message.policy_specifier.as_ref()? {
+            Specifier::Header(header) => {
+                let rewrite =
+                    cx.at("header", |cx| cx.optional("regex_rewrite", &header.regex_rewrite, RegexRewrite::decode));
+                HashPolicyKind::Header(lower(&header.header_name), rewrite)
+            }
+            Specifier::Cookie(cookie) => HashPolicyKind::Cookie {
+                name: cookie.name.as_str().into(),
+                ttl: cx.at("cookie", |cx| cx.duration("ttl", &cookie.ttl)),
+                path: cookie.path.as_str().into(),
+                attributes: cookie
+                    .attributes
+                    .iter()
+                    .map(|attribute| (attribute.name.as_str().into(), attribute.value.as_str().into()))
+                    .collect(),
+            },
+            // `source_ip: false` yields no hash at all, so that the policy does nothing.
+            Specifier::ConnectionProperties(properties) if !properties.source_ip => return None,
+            Specifier::ConnectionProperties(_) => HashPolicyKind::SourceIp,
+            Specifier::QueryParameter(parameter) => HashPolicyKind::QueryParameter(parameter.name.as_str().into()),
+            Specifier::FilterState(state) => HashPolicyKind::FilterState(state.key.as_str().into()),
+        };
+        Some(HashPolicy { terminal: message.terminal, kind })
+    }
+}
+
+fn internal_redirect(cx: &mut Context, message: &pb::RouteAction) -> Option<InternalRedirectPolicy> {
+    let deprecated = || {
+        (message.internal_redirect_action() == action::InternalRedirectAction::HandleInternalRedirect).then(|| {
+            InternalRedirectPolicy {
+                max_internal_redirects: u32_value(&message.max_internal_redirects).unwrap_or(1),
+                redirect_response_codes: vec![302],
+                predicates: Vec::new(),
+                allow_cross_scheme_redirect: false,
+                response_headers_to_copy: Vec::new(),
+            }
+        })
+    };
+    let decoded = cx.optional("internal_redirect_policy", &message.internal_redirect_policy, |cx, policy| {
+        let mut codes: Vec<u16> = policy
+            .redirect_response_codes
+            .iter()
+            .filter_map(|code| u16::try_from(*code).ok())
+            .filter(|code| matches!(code, 301 | 302 | 303 | 307 | 308))
+            .collect();
+        if policy.redirect_response_codes.is_empty() {
+            codes.push(302);
+        }
+        Some(InternalRedirectPolicy {
+            max_internal_redirects: u32_value(&policy.max_internal_redirects).unwrap_or(1),
+            redirect_response_codes: codes,
+            predicates: cx.each("predicates", &policy.predicates, |cx, predicate| Some(cx.extension(predicate))),
+            allow_cross_scheme_redirect: policy.allow_cross_scheme_redirect,
+            response_headers_to_copy: policy.response_headers_to_copy.iter().map(|name| lower(name)).collect(),
+        })
+    });
+    decoded.or_else(deprecated)
+}
+
+impl RetryPolicy {
+    pub(crate) fn decode(cx: &mut Context, message: &pb::RetryPolicy) -> Option<Self> {
+        use pb::retry_policy as policy;
+        let (base, max) = match &message.retry_back_off {
+            None => (Duration::from_millis(25), Duration::from_millis(250)),
+            Some(back_off) => cx.at("retry_back_off", |cx| {
+                let base = cx.duration("base_interval", &back_off.base_interval).unwrap_or(Duration::from_millis(25));
+                let max = cx.duration("max_interval", &back_off.max_interval);
+                if max.is_some_and(|max| max < base) {
+                    cx.error("retry_policy.max_interval must greater than or equal to the base_interval");
+                }
+                // Below a millisecond there is nothing to jitter; Envoy rounds up to one.
+                let base = base.max(Duration::from_millis(1));
+                (base, max.unwrap_or(base * 10).max(base))
+            }),
+        };
+        let rate_limited_back_off =
+            cx.optional("rate_limited_retry_back_off", &message.rate_limited_retry_back_off, |cx, back_off| {
+                let reset_headers = back_off
+                    .reset_headers
+                    .iter()
+                    .map(|h| (lower(&h.name), h.format() == policy::ResetHeaderFormat::UnixTimestamp))
+                    .collect();
+                let max = cx.duration("max_interval", &back_off.max_interval);
+                Some(RateLimitedBackOff { reset_headers, max_interval: max.unwrap_or(Duration::from_secs(300)) })
+            });
+        Some(RetryPolicy {
+            retry_on: message
+                .retry_on
+                .split(',')
+                .map(str::trim)
+                .filter(|condition| !condition.is_empty())
+                .map(Into::into)
+                .collect(),
+            num_retries: u32_value(&message.num_retries).unwrap_or(1),
+            per_try_timeout: cx.timeout("per_try_timeout", &message.per_try_timeout, None),
+            per_try_idle_timeout: cx.timeout("per_try_idle_timeout", &message.per_try_idle_timeout, None),
+            retriable_status_codes: message
+                .retriable_status_codes
+                .iter()
+                .filter_map(|code| u16::try_from(*code).ok())
+                .collect(),
+            back_off_base: base,
+            back_off_max: max,
+            retry_host_predicate: cx.each("retry_host_predicate", &message.retry_host_predicate, |cx, predicate| {
+                let any = predicate
+                    .config_type
+                    .as_ref()
+                    .map(|policy::retry_host_predicate::ConfigType::TypedConfig(any)| any);
+                Some(cx.typed_config(&predicate.name, any))
+            }),
+            host_selection_retry_max_attempts: match message.host_selection_retry_max_attempts {
+                0 => 1,
+                attempts => u32::try_from(attempts).unwrap_or(1),
+            },
+            retry_priority: message.retry_priority.as_ref().map(|priority| {
+                let any = priority.config_type.as_ref().map(|policy::retry_priority::ConfigType::TypedConfig(any)| any);
+                cx.at("retry_priority", |cx| cx.typed_config(&priority.name, any))
+            }),
+            retriable_headers: cx.each("retriable_headers", &message.retriable_headers, HeaderMatcher::decode),
+            retriable_request_headers: cx.each(
+                "retriable_request_headers",
+                &message.retriable_request_headers,
+                HeaderMatcher::decode,
+            ),
+            rate_limited_back_off,
+        })
+    }
+}
