@@ -109,7 +109,8 @@ impl Proxy {
     fn stderr_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.stderr).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(15)..].join("\n")
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        tail.chars().take(3000).collect()
     }
 
     /// Ends the process.

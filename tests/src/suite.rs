@@ -3,7 +3,7 @@
 //! The tests of the integration binary ask for one case each; the file it stands in runs once, with both proxies side
 //! by side, and a bounded number of files at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -52,6 +52,8 @@ struct Suite {
     runtime: tokio::runtime::Runtime,
     files: Mutex<HashMap<String, Arc<OnceCell<Verdicts>>>>,
     turns: Arc<Semaphore>,
+    /// Files whose failure to run has been shown.
+    told: Mutex<HashSet<String>>,
 }
 
 type Binaries = (PathBuf, PathBuf);
@@ -107,6 +109,7 @@ static SUITE: LazyLock<Suite> = LazyLock::new(|| {
             .expect("a runtime for the suite"),
         files: Mutex::default(),
         turns: Arc::new(Semaphore::new(jobs)),
+        told: Mutex::default(),
     }
 });
 
@@ -128,7 +131,11 @@ pub fn check(file: &str, case: &str) {
     let suite = &*SUITE;
     suite.begin_all(&binaries);
     match suite.runtime.block_on(suite.verdicts(file.to_owned(), binaries)) {
-        Err(why) => panic!("{file}: {why}"),
+        Err(why) => {
+            let told = &mut *suite.told.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(!told.insert(file.to_owned()), "{file}: {why}");
+            panic!("{file} did not run: another of its tests says why");
+        }
         Ok(cases) => match cases.get(case) {
             None => panic!("{file} has no case {case:?}"),
             Some(Ok(())) => {}
