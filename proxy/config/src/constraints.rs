@@ -13,6 +13,7 @@ use regex::Regex;
 use rustc_hash::FxHashMap;
 
 use crate::descriptors;
+use crate::ingest::Shallow;
 
 /// The rules of all message types met so far.
 pub struct Constraints {
@@ -203,10 +204,10 @@ impl MessageRules {
     }
 
     /// What `message` breaks; the messages inside it are not looked at.
-    pub fn check(&self, message: &DynamicMessage) -> Vec<Violation> {
+    pub(crate) fn check(&self, message: &Shallow<'_>) -> Vec<Violation> {
         let mut violations = Vec::new();
         for oneof in &self.required_oneofs {
-            if !oneof.fields().any(|field| message.has_field(&field)) {
+            if !oneof.fields().any(|field| message.has(&field)) {
                 violations.push(Violation {
                     field: None,
                     oneof: Some(oneof.clone()),
@@ -216,7 +217,7 @@ impl MessageRules {
             }
         }
         for (field, rules) in &self.fields {
-            let present = message.has_field(field);
+            let present = message.has(field);
             if !present && (field.supports_presence() || rules.ignore_empty) {
                 // Only what has presence can be required: messages and members of a oneof.
                 if rules.required && field.containing_oneof().is_none() {
@@ -224,7 +225,7 @@ impl MessageRules {
                 }
                 continue;
             }
-            let value = message.get_field(field);
+            let value = message.value(field);
             rules.check(&value, Element::Whole, &mut |element, reason| {
                 violations.push(Violation::of(field, element, reason));
             });
@@ -343,7 +344,7 @@ impl FieldRules {
 
 impl MessageRules {
     /// Enum fields with a number that the enum does not define, where a rule forbids that.
-    pub fn check_enums(&self, message: &DynamicMessage) -> Vec<Violation> {
+    pub(crate) fn check_enums(&self, message: &Shallow<'_>) -> Vec<Violation> {
         const REASON: &str = "value must be one of the defined enum values";
         let mut violations = Vec::new();
         for (field, _) in self.fields.iter().filter(|(_, rules)| rules.defined_only()) {
@@ -355,7 +356,7 @@ impl MessageRules {
                 Kind::Message(entry) if entry.is_map_entry() => entry.map_entry_value_field().kind(),
                 kind => kind,
             };
-            match message.get_field(field).as_ref() {
+            match message.value(field).as_ref() {
                 Value::List(list) => {
                     for (i, _) in list.iter().enumerate().filter(|(_, value)| undefined(&kind, value)) {
                         violations.push(Violation::of(field, Element::Index(i), REASON));

@@ -41,6 +41,11 @@ pub fn type_name(type_url: &str) -> &str {
     type_url.rsplit('/').next().unwrap_or(type_url)
 }
 
+/// `name` as a type URL; what is one already stays as it is.
+pub fn type_url(name: &str) -> String {
+    if name.contains('/') { name.to_owned() } else { format!("type.googleapis.com/{name}") }
+}
+
 /// Decodes the contents of an `Any`; `None` when the type is not known.
 pub fn any_to_dynamic(type_url: &str, value: &[u8]) -> Option<Result<DynamicMessage, prost::DecodeError>> {
     message(type_name(type_url)).map(|descriptor| DynamicMessage::decode(descriptor, value))

@@ -1,9 +1,12 @@
 //! One visit to every message of a configuration, the contents of each `Any` included: constraints are checked, fields
 //! of the support table found, unknown fields of binary input reported.
 
-use prost_reflect::{DynamicMessage, MapKey, ReflectMessage as _, Value};
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
+use prost_reflect::MessageDescriptor;
 
 use super::walk::UnknownField;
+use super::wire::{Content, Shallow};
 use crate::constraints::{self, Constraints, Violation, error_name, key_text};
 use crate::descriptors;
 use crate::diagnostics::ConfigError;
@@ -30,11 +33,11 @@ pub struct Findings {
     pub unknown: Vec<UnknownField>,
 }
 
-/// Visits `message` and all messages in it.
-pub fn inspect(message: &DynamicMessage, allow_unknown: bool) -> Findings {
+/// Visits the message in `bytes` and all messages in it.
+pub fn inspect(descriptor: &MessageDescriptor, bytes: &[u8], allow_unknown: bool) -> Findings {
     let mut visit =
         Visit { constraints: Constraints::new(), table: Table::get(), allow_unknown, findings: Findings::default() };
-    visit.top(message, &FieldPath::root());
+    visit.message(descriptor, bytes, Way::Top(&FieldPath::root()), true, true);
     visit.findings
 }
 
@@ -91,89 +94,98 @@ impl Way<'_> {
 }
 
 impl Visit {
-    fn top(&mut self, message: &DynamicMessage, path: &FieldPath) {
-        self.message(message, Way::Top(path), true, true);
-    }
-
     /// `checked`: whether constraints count here; `supported`: whether this is not inside a field that is ignored.
-    fn message(&mut self, message: &DynamicMessage, way: Way<'_>, checked: bool, supported: bool) {
-        let descriptor = message.descriptor();
-        let rules = self.constraints.of(&descriptor);
+    fn message(&mut self, descriptor: &MessageDescriptor, bytes: &[u8], way: Way<'_>, checked: bool, supported: bool) {
+        let message = match Shallow::read(descriptor, bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                let text = format!("Unable to unpack as {}: {error}", descriptor.full_name());
+                self.findings.errors.push(ConfigError::new(way.path(), text));
+                return;
+            }
+        };
+        let rules = self.constraints.of(descriptor);
         if checked {
-            for violation in rules.check(message).into_iter().chain(rules.check_enums(message)) {
+            for violation in rules.check(&message).into_iter().chain(rules.check_enums(&message)) {
                 self.violation(violation, descriptor.name(), way);
             }
         }
-        if message.unknown_fields().next().is_some() {
-            self.unknown(message, way);
+        if !message.unknown.is_empty() {
+            self.unknown(descriptor, &message.unknown, way);
         }
         let table = if supported { self.table.message(descriptor.full_name()) } else { None };
-        for (field, value) in message.fields() {
-            let mut supported = supported;
-            match table.map(|table| table.field(field.name())) {
-                Some(Support::Ignored(reason)) => {
-                    let step = Way::Field { before: &way, message: "", field: field.name(), element: Element::Whole };
-                    self.findings.ignored.push(IgnoredField { path: step.path(), reason });
-                    supported = false;
-                }
-                Some(Support::Rejected(reason)) => {
-                    let step = Way::Field { before: &way, message: "", field: field.name(), element: Element::Whole };
-                    let text = format!("{}.{} is not supported: {reason}", descriptor.full_name(), field.name());
-                    self.findings.errors.push(ConfigError::new(step.path(), text));
-                    supported = false;
-                }
-                Some(Support::Done) | None => {}
-            }
-            let checked = checked && !rules.skips(field.number());
+        for (field, content) in &message.fields {
             let step = |element| Way::Field { before: &way, message: descriptor.name(), field: field.name(), element };
-            match value {
-                Value::Message(inner) => self.inner(inner, step(Element::Whole), checked, supported),
-                Value::List(list) => {
-                    for (i, item) in list.iter().enumerate() {
-                        let Value::Message(inner) = item else { break };
-                        self.inner(inner, step(Element::Index(i)), checked, supported);
+            let supported = supported
+                && match table.map(|table| table.field(field.name())) {
+                    Some(support) if support != Support::Done && message.has(field) => {
+                        self.unsupported(descriptor, support, step(Element::Whole));
+                        false
+                    }
+                    _ => true,
+                };
+            let checked = checked && !rules.skips(field.number());
+            match content {
+                Content::Value(_) | Content::Map(_, None) => {}
+                Content::Message(descriptor, bytes) => {
+                    self.inner(descriptor, bytes, step(Element::Whole), checked, supported);
+                }
+                Content::Messages(descriptor, list) => {
+                    for (i, bytes) in list.iter().enumerate() {
+                        self.inner(descriptor, bytes, step(Element::Index(i)), checked, supported);
                     }
                 }
-                Value::Map(map) if map.values().any(|value| matches!(value, Value::Message(_))) => {
-                    let mut entries: Vec<(&MapKey, &Value)> = map.iter().collect();
-                    entries.sort_by(|a, b| a.0.cmp(b.0));
-                    for (key, value) in entries {
-                        let Value::Message(inner) = value else { break };
+                Content::Map(_, Some((descriptor, entries))) => {
+                    for (key, bytes) in entries {
                         let key = key_text(key);
-                        let step = Way::Field {
+                        let way = Way::Field {
                             before: &way,
                             message: descriptor.name(),
                             field: field.name(),
                             element: Element::Key(&key),
                         };
-                        self.inner(inner, step, checked, supported);
+                        self.inner(descriptor, bytes, way, checked, supported);
                     }
                 }
-                _ => {}
             }
         }
     }
 
-    fn inner(&mut self, message: &DynamicMessage, way: Way<'_>, checked: bool, supported: bool) {
-        if message.descriptor().package_name() != "google.protobuf" {
-            return self.message(message, way, checked, supported);
+    fn unsupported(&mut self, descriptor: &MessageDescriptor, support: Support, way: Way<'_>) {
+        let path = way.path();
+        match support {
+            Support::Done => {}
+            Support::Ignored(reason) => self.findings.ignored.push(IgnoredField { path, reason }),
+            Support::Rejected(reason) => {
+                let Way::Field { field, .. } = way else { return };
+                let text = format!("{}.{field} is not supported: {reason}", descriptor.full_name());
+                self.findings.errors.push(ConfigError::new(path, text));
+            }
         }
-        if message.descriptor().name() != "Any" {
+    }
+
+    fn inner(&mut self, descriptor: &MessageDescriptor, bytes: &[u8], way: Way<'_>, checked: bool, supported: bool) {
+        if descriptor.package_name() != "google.protobuf" {
+            return self.message(descriptor, bytes, way, checked, supported);
+        }
+        if descriptor.name() != "Any" {
             // Wrappers, durations and free-form structs have no rules of their own.
             return;
         }
-        let (Some(url), Some(bytes)) = (message.get_field_by_name("type_url"), message.get_field_by_name("value"))
-        else {
-            return;
-        };
-        let (Some(url), Some(bytes)) = (url.as_str(), bytes.as_bytes()) else { return };
-        match descriptors::any_to_dynamic(url, bytes) {
-            Some(Ok(contents)) => self.message(&contents, Way::Top(&way.path()), true, supported),
-            Some(Err(error)) => {
-                let text = format!("Unable to unpack as {}: {error}", descriptors::type_name(url));
+        let any = match Any::decode(bytes) {
+            Ok(any) => any,
+            Err(error) => {
+                let text = format!("Unable to unpack as google.protobuf.Any: {error}");
                 self.findings.errors.push(ConfigError::new(way.path(), text));
+                return;
             }
-            None => {}
+        };
+        if let Some(descriptor) = descriptors::message(descriptors::type_name(&any.type_url)) {
+            let path = way.path();
+            if descriptor.package_name() == "google.protobuf" {
+                return self.inner(&descriptor, &any.value, Way::Top(&path), checked, supported);
+            }
+            self.message(&descriptor, &any.value, Way::Top(&path), true, supported);
         }
     }
 
@@ -206,17 +218,16 @@ impl Visit {
         self.findings.errors.push(ConfigError::new(path, text));
     }
 
-    fn unknown(&mut self, message: &DynamicMessage, way: Way<'_>) {
+    fn unknown(&mut self, descriptor: &MessageDescriptor, numbers: &[u32], way: Way<'_>) {
         let path = way.path();
         if self.allow_unknown {
             self.findings.unknown.push(UnknownField { path, position: None });
             return;
         }
-        let mut numbers: Vec<String> = message.unknown_fields().map(|field| field.number().to_string()).collect();
-        numbers.dedup();
+        let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
         let text = format!(
             "Protobuf message (type {} with unknown field set {{{}}}) has unknown fields",
-            message.descriptor().full_name(),
+            descriptor.full_name(),
             numbers.join(", ")
         );
         self.findings.errors.push(ConfigError::new(path, text));

@@ -11,6 +11,7 @@ mod scalars;
 mod source_map;
 mod tree;
 mod walk;
+mod wire;
 mod yaml;
 
 use std::fs;
@@ -29,6 +30,7 @@ use crate::paths::FieldPath;
 pub use inspect::{Findings, IgnoredField, inspect};
 pub use source_map::SourceMap;
 pub use walk::UnknownField;
+pub(crate) use wire::Shallow;
 
 /// What to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,8 +72,8 @@ pub enum Syntax {
 /// A text that was read into a message, and what was passed over on the way.
 #[derive(Debug)]
 pub struct Parsed {
-    /// The message; fields with errors are left out.
-    pub message: DynamicMessage,
+    /// The message, encoded; fields with errors are left out.
+    pub bytes: Vec<u8>,
     /// Everything that is wrong.
     pub errors: Vec<ConfigError>,
     /// Unknown fields, if they are allowed.
@@ -111,25 +113,19 @@ pub fn load(source: &Source<'_>) -> Result<Loaded, Report> {
     }
 
     let (mut errors, mut unknown, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
-    let mut messages = Vec::new();
+    // The encodings of two messages, one after the other, are the encoding of the two merged.
+    let mut bytes = Vec::new();
     for part in parts {
         errors.extend(part.errors);
         unknown.extend(part.unknown);
         warnings.extend(part.warnings);
-        messages.push(part.message);
+        if bytes.is_empty() {
+            bytes = part.bytes;
+        } else {
+            bytes.extend(part.bytes);
+        }
     }
-    // The encodings of two messages, one after the other, are the encoding of the two merged.
-    let mut bytes = Vec::new();
-    for message in &messages {
-        message.encode(&mut bytes).map_err(|e| Report::general(e.to_string()))?;
-    }
-    let message = match messages.pop() {
-        Some(only) if messages.is_empty() => only,
-        _ => DynamicMessage::decode(descriptor, bytes.as_slice()).map_err(|e| Report::general(e.to_string()))?,
-    };
-
-    let findings = inspect(&message, source.allow_unknown);
-    drop(message);
+    let findings = inspect(&descriptor, &bytes, source.allow_unknown);
     unknown.extend(findings.unknown);
     let faulty = faulty_paths(&errors);
     errors.extend(findings.errors.into_iter().filter(|e| !faulty.iter().any(|path| e.path.is_within(path))));
@@ -150,18 +146,17 @@ pub fn parse(descriptor: &MessageDescriptor, text: &str, syntax: Syntax, number:
     let tree = match tree {
         Ok(tree) => tree,
         Err(error) => {
-            let message = DynamicMessage::new(descriptor.clone());
-            return Parsed { message, errors: vec![error], unknown: Vec::new(), warnings: Vec::new() };
+            return Parsed { bytes: Vec::new(), errors: vec![error], unknown: Vec::new(), warnings: Vec::new() };
         }
     };
     let mut walk = walk::Walk::new(&tree, number, allow_unknown);
-    let message = walk.root(descriptor);
+    let bytes = walk.root(descriptor);
     let warnings = tree.overridden.iter().map(|key| {
         let name = tree.text(*key).unwrap_or_default();
         let message = format!("the key '{name}' stands twice in this mapping; the last one counts");
         ConfigError::new(FieldPath::root(), message).at(tree.position(*key, number))
     });
-    Parsed { message, warnings: warnings.collect(), errors: walk.errors, unknown: walk.unknown }
+    Parsed { bytes, warnings: warnings.collect(), errors: walk.errors, unknown: walk.unknown }
 }
 
 /// The message inside a `TypedStruct`, packed as what it stands for; `None` if `any` is none, or of a type that is not
@@ -184,8 +179,7 @@ pub fn unwrap_typed_struct(any: &Any, path: &FieldPath) -> Result<Option<Any>, V
     let text = value.map_or_else(|| "{}".to_owned(), |value| value.to_string());
     let mut parsed = parse(&descriptor, &text, Syntax::Json, 0, false);
     if parsed.errors.is_empty() {
-        let type_url = if type_url.contains('/') { type_url } else { format!("type.googleapis.com/{type_url}") };
-        return Ok(Some(Any { type_url, value: parsed.message.encode_to_vec() }));
+        return Ok(Some(Any { type_url: descriptors::type_url(&type_url), value: parsed.bytes }));
     }
     for error in &mut parsed.errors {
         let below = error.path.segments().into_iter().fold(path.clone(), |at, segment| at.push(segment.clone()));
@@ -213,7 +207,7 @@ fn read_file(
     let lower = name.to_ascii_lowercase();
     if lower.ends_with(".pb") {
         source_map.push(&name, "", None);
-        return Ok(binary(&name, descriptor, &bytes));
+        return Ok(binary(&name, descriptor, bytes));
     }
     let text = match std::str::from_utf8(&bytes) {
         Ok(text) => text,
@@ -237,16 +231,18 @@ fn read_file(
     Ok(parse(descriptor, text, syntax, 0, allow_unknown))
 }
 
-fn binary(name: &str, descriptor: &MessageDescriptor, bytes: &[u8]) -> Parsed {
-    match DynamicMessage::decode(descriptor.clone(), bytes) {
-        Ok(message) => Parsed { message, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
+fn binary(name: &str, descriptor: &MessageDescriptor, bytes: Vec<u8>) -> Parsed {
+    match DynamicMessage::decode(descriptor.clone(), bytes.as_slice()) {
+        Ok(_) => Parsed { bytes, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
         Err(error) => unparsable(name, descriptor, "binary", &error.to_string()),
     }
 }
 
 fn text_format(name: &str, descriptor: &MessageDescriptor, text: &str) -> Parsed {
     match DynamicMessage::parse_text_format(descriptor.clone(), text) {
-        Ok(message) => Parsed { message, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
+        Ok(message) => {
+            Parsed { bytes: message.encode_to_vec(), errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() }
+        }
         Err(error) => unparsable(name, descriptor, "text", &error.to_string()),
     }
 }
@@ -254,10 +250,6 @@ fn text_format(name: &str, descriptor: &MessageDescriptor, text: &str) -> Parsed
 fn unparsable(name: &str, descriptor: &MessageDescriptor, form: &str, why: &str) -> Parsed {
     let message =
         format!("Unable to parse file \"{name}\" as a {form} protobuf (type {}): {why}", descriptor.full_name());
-    Parsed {
-        message: DynamicMessage::new(descriptor.clone()),
-        errors: vec![ConfigError::new(FieldPath::root(), message)],
-        unknown: Vec::new(),
-        warnings: Vec::new(),
-    }
+    let errors = vec![ConfigError::new(FieldPath::root(), message)];
+    Parsed { bytes: Vec::new(), errors, unknown: Vec::new(), warnings: Vec::new() }
 }

@@ -5,7 +5,8 @@
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use prost_reflect::{Kind, MapKey, Value};
+use prost::encoding;
+use prost_reflect::Kind;
 
 use super::tree::{NodeId, Scalar, Tree, View};
 
@@ -30,35 +31,58 @@ pub(super) fn describe(tree: &Tree<'_>, node: NodeId) -> String {
     }
 }
 
-/// A scalar of `kind`; enums and messages are not scalars.
-pub(super) fn scalar(tree: &Tree<'_>, node: NodeId, kind: &Kind) -> Result<Value, String> {
+/// Writes the scalar at the node as field `number`; enums and messages are not scalars.
+pub(super) fn encode(tree: &Tree<'_>, node: NodeId, number: u32, kind: &Kind, out: &mut Vec<u8>) -> Result<(), String> {
     match kind {
-        Kind::String => string(tree, node).map(Value::String),
-        Kind::Bytes => {
-            let text = string(tree, node)?;
-            let standard = text.replace('-', "+").replace('_', "/");
-            match STANDARD.decode(&standard) {
-                Ok(bytes) => Ok(Value::Bytes(bytes.into())),
-                Err(_) => Err("expected bytes in base64: corrupt base64".to_owned()),
-            }
-        }
-        Kind::Bool => boolean(tree, node).map(Value::Bool),
-        Kind::Double => float(tree, node).map(Value::F64),
-        Kind::Float => {
-            let value = float(tree, node)?;
-            #[allow(clippy::cast_possible_truncation)] // The loss is the point of a 32-bit float.
-            let narrow = value as f32;
-            if value.is_finite() && !narrow.is_finite() {
-                return Err(format!("float out of range: {}", describe(tree, node)));
-            }
-            Ok(Value::F32(narrow))
-        }
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => narrow(tree, node).map(Value::I32),
-        Kind::Uint32 | Kind::Fixed32 => narrow(tree, node).map(Value::U32),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => narrow(tree, node).map(Value::I64),
-        Kind::Uint64 | Kind::Fixed64 => narrow(tree, node).map(Value::U64),
-        Kind::Message(_) | Kind::Enum(_) => Err("expected a scalar".to_owned()),
+        Kind::String => encoding::string::encode(number, &string(tree, node)?, out),
+        Kind::Bytes => encoding::bytes::encode(number, &bytes(tree, node)?, out),
+        Kind::Bool => encoding::bool::encode(number, &boolean(tree, node)?, out),
+        Kind::Double => encoding::double::encode(number, &double(tree, node)?, out),
+        Kind::Float => encoding::float::encode(number, &float(tree, node)?, out),
+        Kind::Int32 => encoding::int32::encode(number, &integer(tree, node)?, out),
+        Kind::Sint32 => encoding::sint32::encode(number, &integer(tree, node)?, out),
+        Kind::Sfixed32 => encoding::sfixed32::encode(number, &integer(tree, node)?, out),
+        Kind::Uint32 => encoding::uint32::encode(number, &integer(tree, node)?, out),
+        Kind::Fixed32 => encoding::fixed32::encode(number, &integer(tree, node)?, out),
+        Kind::Int64 => encoding::int64::encode(number, &integer(tree, node)?, out),
+        Kind::Sint64 => encoding::sint64::encode(number, &integer(tree, node)?, out),
+        Kind::Sfixed64 => encoding::sfixed64::encode(number, &integer(tree, node)?, out),
+        Kind::Uint64 => encoding::uint64::encode(number, &integer(tree, node)?, out),
+        Kind::Fixed64 => encoding::fixed64::encode(number, &integer(tree, node)?, out),
+        Kind::Message(_) | Kind::Enum(_) => return Err("expected a scalar".to_owned()),
     }
+    Ok(())
+}
+
+/// Writes the default of a type as field `number`.
+pub(super) fn encode_default(number: u32, kind: &Kind, out: &mut Vec<u8>) {
+    encoding::encode_key(number, kind.wire_type(), out);
+    let length = match kind.wire_type() {
+        encoding::WireType::SixtyFourBit => 8,
+        encoding::WireType::ThirtyTwoBit => 4,
+        _ => 1,
+    };
+    out.resize(out.len() + length, 0);
+}
+
+/// The number of an enum value.
+pub(super) fn int32(tree: &Tree<'_>, node: NodeId) -> Result<i32, String> {
+    integer(tree, node)
+}
+
+fn bytes(tree: &Tree<'_>, node: NodeId) -> Result<Vec<u8>, String> {
+    let text = string(tree, node)?.replace('-', "+").replace('_', "/");
+    STANDARD.decode(&text).map_err(|_| "expected bytes in base64: corrupt base64".to_owned())
+}
+
+fn float(tree: &Tree<'_>, node: NodeId) -> Result<f32, String> {
+    let value = double(tree, node)?;
+    #[allow(clippy::cast_possible_truncation)] // The loss is the point of a 32-bit float.
+    let narrow = value as f32;
+    if value.is_finite() && !narrow.is_finite() {
+        return Err(format!("float out of range: {}", describe(tree, node)));
+    }
+    Ok(narrow)
 }
 
 fn string(tree: &Tree<'_>, node: NodeId) -> Result<String, String> {
@@ -85,7 +109,7 @@ fn boolean(tree: &Tree<'_>, node: NodeId) -> Result<bool, String> {
     }
 }
 
-fn float(tree: &Tree<'_>, node: NodeId) -> Result<f64, String> {
+fn double(tree: &Tree<'_>, node: NodeId) -> Result<f64, String> {
     let fail = || format!("expected a number, found {}", describe(tree, node));
     match tree.view(node) {
         #[allow(clippy::cast_precision_loss)] // 32 bits fit.
@@ -99,7 +123,7 @@ fn float(tree: &Tree<'_>, node: NodeId) -> Result<f64, String> {
 }
 
 /// An integer that fits `T`; also one that is written with an exponent or a fraction of zero, or in quotes.
-fn narrow<T: TryFrom<i128>>(tree: &Tree<'_>, node: NodeId) -> Result<T, String> {
+fn integer<T: TryFrom<i128>>(tree: &Tree<'_>, node: NodeId) -> Result<T, String> {
     let value = match tree.view(node) {
         View::Scalar(Scalar::Int(value)) => Some(i128::from(value)),
         View::Scalar(Scalar::Number(text)) => whole(text),
@@ -122,19 +146,29 @@ fn whole(text: &str) -> Option<i128> {
     (value.fract() == 0.0 && value.abs() <= 18_014_398_509_481_984.0).then_some(value as i128)
 }
 
-/// A map key, which JSON always writes as a string.
-pub(super) fn map_key(text: &str, kind: &Kind) -> Result<MapKey, String> {
+/// Writes a map key, which JSON always has as a string, as field 1.
+pub(super) fn encode_map_key(text: &str, kind: &Kind, out: &mut Vec<u8>) -> Result<(), String> {
     fn parse<T: std::str::FromStr>(text: &str) -> Result<T, String> {
         text.parse().map_err(|_| format!("expected an integer as key, found '{text}'"))
     }
     match kind {
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => parse(text).map(MapKey::I32),
-        Kind::Uint32 | Kind::Fixed32 => parse(text).map(MapKey::U32),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => parse(text).map(MapKey::I64),
-        Kind::Uint64 | Kind::Fixed64 => parse(text).map(MapKey::U64),
-        Kind::Bool => text.parse().map(MapKey::Bool).map_err(|_| format!("expected bool string, got '{text}'")),
-        _ => Ok(MapKey::String(text.to_owned())),
+        Kind::Int32 => encoding::int32::encode(1, &parse(text)?, out),
+        Kind::Sint32 => encoding::sint32::encode(1, &parse(text)?, out),
+        Kind::Sfixed32 => encoding::sfixed32::encode(1, &parse(text)?, out),
+        Kind::Uint32 => encoding::uint32::encode(1, &parse(text)?, out),
+        Kind::Fixed32 => encoding::fixed32::encode(1, &parse(text)?, out),
+        Kind::Int64 => encoding::int64::encode(1, &parse(text)?, out),
+        Kind::Sint64 => encoding::sint64::encode(1, &parse(text)?, out),
+        Kind::Sfixed64 => encoding::sfixed64::encode(1, &parse(text)?, out),
+        Kind::Uint64 => encoding::uint64::encode(1, &parse(text)?, out),
+        Kind::Fixed64 => encoding::fixed64::encode(1, &parse(text)?, out),
+        Kind::Bool => {
+            let key = text.parse().map_err(|_| format!("expected bool string, got '{text}'"))?;
+            encoding::bool::encode(1, &key, out);
+        }
+        _ => encoding::string::encode(1, &text.to_owned(), out),
     }
+    Ok(())
 }
 
 /// Seconds and nanoseconds of a duration such as `1s` or `-0.25s`.
@@ -232,33 +266,35 @@ mod tests {
     use super::super::{json, yaml};
     use super::*;
 
-    fn yaml_scalar(text: &str, kind: &Kind) -> Result<Value, String> {
+    fn yaml<T>(text: &str, read: impl Fn(&Tree<'_>, NodeId) -> T) -> T {
         let tree = yaml::read(text, 0).unwrap();
-        scalar(&tree, tree.root, kind)
+        read(&tree, tree.root)
     }
 
     #[test]
     fn numbers_and_booleans_may_stand_in_quotes() {
-        assert_eq!(yaml_scalar("\"5\"", &Kind::Uint32), Ok(Value::U32(5)));
-        assert_eq!(yaml_scalar("1e3", &Kind::Uint32), Ok(Value::U32(1000)));
-        assert_eq!(yaml_scalar("0x10", &Kind::Int64), Ok(Value::I64(16)));
-        assert_eq!(yaml_scalar("18446744073709551615", &Kind::Uint64), Ok(Value::U64(u64::MAX)));
-        assert_eq!(yaml_scalar(".5", &Kind::Double), Ok(Value::F64(0.5)));
-        assert_eq!(yaml_scalar("'yes'", &Kind::Bool), Ok(Value::Bool(true)));
-        assert_eq!(yaml_scalar("off", &Kind::Bool), Ok(Value::Bool(false)));
-        assert_eq!(yaml_scalar("aGk", &Kind::Bytes), Ok(Value::Bytes("hi".into())));
+        assert_eq!(yaml("\"5\"", integer::<u32>), Ok(5));
+        assert_eq!(yaml("1e3", integer::<u32>), Ok(1000));
+        assert_eq!(yaml("0x10", integer::<i64>), Ok(16));
+        assert_eq!(yaml("18446744073709551615", integer::<u64>), Ok(u64::MAX));
+        assert_eq!(yaml(".5", double), Ok(0.5));
+        assert_eq!(yaml("'yes'", boolean), Ok(true));
+        assert_eq!(yaml("off", boolean), Ok(false));
+        assert_eq!(yaml("aGk", bytes), Ok(b"hi".to_vec()));
     }
 
     #[test]
     fn what_does_not_fit_says_what_was_found() {
-        let error = |text: &str, kind: &Kind| yaml_scalar(text, kind).unwrap_err();
-        assert_eq!(error("y", &Kind::String), "expected a string, found the boolean y (write it in quotes: \"y\")");
-        assert_eq!(error("5000000000", &Kind::Uint32), "integer out of range: '5000000000'");
-        assert_eq!(error("-1", &Kind::Uint64), "integer out of range: the number -1");
-        assert_eq!(error("1.5", &Kind::Int32), "expected an integer, found '1.5'");
-        assert_eq!(error("1", &Kind::Bool), "expected 'true' or 'false', found the number 1");
-        assert_eq!(error("{}", &Kind::Double), "expected a number, found a mapping");
-        assert_eq!(error("'%'", &Kind::Bytes), "expected bytes in base64: corrupt base64");
+        assert_eq!(
+            yaml("y", string).unwrap_err(),
+            "expected a string, found the boolean y (write it in quotes: \"y\")"
+        );
+        assert_eq!(yaml("5000000000", integer::<u32>).unwrap_err(), "integer out of range: '5000000000'");
+        assert_eq!(yaml("-1", integer::<u64>).unwrap_err(), "integer out of range: the number -1");
+        assert_eq!(yaml("1.5", integer::<i32>).unwrap_err(), "expected an integer, found '1.5'");
+        assert_eq!(yaml("1", boolean).unwrap_err(), "expected 'true' or 'false', found the number 1");
+        assert_eq!(yaml("{}", double).unwrap_err(), "expected a number, found a mapping");
+        assert_eq!(yaml("'%'", bytes).unwrap_err(), "expected bytes in base64: corrupt base64");
     }
 
     #[test]
