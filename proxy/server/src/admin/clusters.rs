@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use nuncio_base::stats::output::general;
 use serde_json::{Map, Value, json};
 
 use super::AdminResponse;
@@ -42,7 +43,7 @@ fn write_cluster(out: &mut String, cluster: &ClusterStatus) {
             ("local_origin_success_rate_average", outlier.local_origin_success_rate_average),
             ("local_origin_success_rate_ejection_threshold", outlier.local_origin_success_rate_ejection_threshold),
         ] {
-            let _ = writeln!(out, "{name}::outlier::{stat}::{}", six_digits(value));
+            let _ = writeln!(out, "{name}::outlier::{stat}::{}", general(value, 6));
         }
     }
     for (priority, limits) in [("default", &cluster.default_priority), ("high", &cluster.high_priority)] {
@@ -101,13 +102,6 @@ fn health_text(flags: &HealthFlags) -> String {
     ];
     let text: String = list.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
     if text.is_empty() { "healthy".to_owned() } else { text }
-}
-
-/// At most six significant digits, as C's `%g` for the range of percentages.
-fn six_digits(value: f64) -> String {
-    let whole = value.abs().trunc().to_string().len();
-    let text = format!("{value:.*}", 6usize.saturating_sub(whole));
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// `envoy.admin.v3.ClusterStatus`.
@@ -294,11 +288,6 @@ mod tests {
         assert_eq!(response.content_type, super::super::JSON);
         assert_eq!(text_of(&response), include_str!("testdata/clusters.json"));
         assert_eq!(text_of(&get(&sources, "/clusters?format=json&filter=zz")), "{}\n");
-    }
-
-    #[test]
-    fn rates_have_six_digits() {
-        assert_eq!([-1.0, 0.0, 99.123_456, 100.0].map(six_digits), ["-1", "0", "99.1235", "100"]);
     }
 
     #[test]

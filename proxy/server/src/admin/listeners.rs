@@ -43,12 +43,7 @@ fn status(listener: &ListenerStatus) -> Value {
 pub(super) fn address_json(address: &AddressStatus) -> Value {
     match address {
         AddressStatus::Socket(address) => {
-            let mut socket = Map::new();
-            socket.insert("address".into(), address.ip().to_string().into());
-            if address.port() != 0 {
-                socket.insert("port_value".into(), address.port().into());
-            }
-            json!({ "socket_address": socket })
+            json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
         }
         AddressStatus::Pipe(path) => json!({"pipe": {"path": path}}),
     }

@@ -8,6 +8,7 @@ mod prometheus;
 mod text;
 
 pub use json::json;
+pub use number::general;
 pub use prometheus::prometheus;
 pub use text::text;
 

@@ -1,7 +1,8 @@
 //! Floating-point numbers as Envoy's three formatters write them.
 
-/// `%g` with `precision` significant digits, exact: trailing zeros cut, an exponent of at least two digits where `%g` uses one.
-pub(super) fn general(value: f64, precision: usize) -> String {
+/// `%g` of C with `precision` significant digits, exact: trailing zeros cut, an exponent (of at least two digits) below 1e-4
+/// and from `precision` digits on; `nan` and `inf` for what is no number.
+pub fn general(value: f64, precision: usize) -> String {
     if let Some(text) = special(value) {
         return text.to_owned();
     }
