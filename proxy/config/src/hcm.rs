@@ -7,6 +7,9 @@ use crate::typed_config::TypedConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) mod decode;
+mod protocol_options;
+
 /// `HttpConnectionManager`.
 #[derive(Debug, Clone)]
 pub struct HcmConfig {
