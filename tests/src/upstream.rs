@@ -413,7 +413,10 @@ async fn answer_h2(
     for (name, value) in answer.headers.pairs() {
         response = response.header(name.as_str(), text::bytes(&value)?);
     }
-    let chunks = answer.chunks.clone().unwrap_or_else(|| answer.body.iter().cloned().collect());
+    let mut chunks = answer.chunks.clone().unwrap_or_else(|| answer.body.iter().cloned().collect());
+    if head.method == http::Method::HEAD {
+        chunks.clear();
+    }
     let trailers = answer.trailers.pairs();
     let open = tunnel || answer.then.as_deref() == Some("reset");
     let end = chunks.is_empty() && trailers.is_empty() && !open;
