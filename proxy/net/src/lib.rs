@@ -8,6 +8,10 @@ pub mod address;
 
 pub mod socket;
 
+pub mod filter_chain;
+
+pub mod listener_filters;
+
 pub mod connection;
 mod io;
 
