@@ -435,6 +435,43 @@ mod tests {
         assert!(elapsed_ms(start) - took >= 50);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn any_mix_of_waits_resets_and_drops_ends_on_time() {
+        let on_time = |start: Instant, delay: u64| {
+            let took = elapsed_ms(start);
+            assert!(took >= delay && took <= delay + 2 + delay / 100, "{delay} took {took}");
+        };
+        let tasks = tokio::task::LocalSet::new();
+        for seed in 0..200 {
+            tasks.spawn_local(async move {
+                let mut rng = fastrand::Rng::with_seed(seed);
+                let mut pick = move || 1u64 << rng.u64(0..22);
+                for _ in 0..50 {
+                    let (first, second) = (pick() + pick() % 1000, pick() + pick() % 97);
+                    let mut timer = sleep(Duration::from_millis(first));
+                    assert!(futures_poll(&mut std::pin::pin!(&mut timer)).await.is_pending());
+                    match second % 3 {
+                        0 => {
+                            let start = Instant::now();
+                            timer.await;
+                            on_time(start, first);
+                        }
+                        1 => {
+                            let _ = timeout(Duration::from_millis(second), &mut timer).await;
+                            let start = Instant::now();
+                            timer.reset(Duration::from_millis(second));
+                            (&mut timer).await;
+                            on_time(start, second);
+                        }
+                        _ => drop(timer),
+                    }
+                }
+            });
+        }
+        tasks.await;
+        WHEEL.with_borrow(|wheel| assert!(wheel.entries.is_empty() && wheel.occupied == [0; LEVELS]));
+    }
+
     async fn futures_poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
         std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
     }

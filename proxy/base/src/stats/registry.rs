@@ -117,6 +117,13 @@ impl StatName {
         Self { prefix, suffix: suffix.into() }
     }
 
+    /// Order by token: as if the dots stood before every other character.
+    pub fn cmp_tokens(&self, other: &Self) -> Ordering {
+        let key = |byte: u8| if byte == b'.' { 0 } else { byte };
+        let mine = self.prefix.bytes().chain(self.suffix.bytes()).map(key);
+        mine.cmp(other.prefix.bytes().chain(other.suffix.bytes()).map(key))
+    }
+
     /// Makes `buffer` hold the name.
     pub fn write_to(&self, buffer: &mut String) {
         buffer.clear();
@@ -137,7 +144,16 @@ impl Ord for StatName {
         if Arc::ptr_eq(&self.prefix, &other.prefix) {
             return self.suffix.cmp(&other.suffix);
         }
-        self.prefix.bytes().chain(self.suffix.bytes()).cmp(other.prefix.bytes().chain(other.suffix.bytes()))
+        let (mine, theirs) = (self.prefix.as_bytes(), other.prefix.as_bytes());
+        let common = mine.len().min(theirs.len());
+        let (mine, mine_rest) = mine.split_at(common);
+        let (theirs, theirs_rest) = theirs.split_at(common);
+        // One of the rests is empty.
+        mine.cmp(theirs).then_with(|| {
+            let (mine, theirs) =
+                (mine_rest.iter().chain(self.suffix.as_bytes()), theirs_rest.iter().chain(other.suffix.as_bytes()));
+            mine.cmp(theirs)
+        })
     }
 }
 
@@ -198,13 +214,17 @@ impl Registry {
     }
 
     /// The family `desc` under `prefix`; for [`stat_family!`](crate::stat_family).
+    ///
+    /// Colons in the prefix (of addresses, of names that are URLs) become underscores, and several dots at its end one, as
+    /// in Envoy.
     pub fn family(&self, desc: &'static FamilyDesc, prefix: &str) -> Arc<Block> {
-        let key = (std::ptr::from_ref(desc) as usize, Arc::<str>::from(prefix));
+        let prefix = sanitize(prefix);
+        let key = (std::ptr::from_ref(desc) as usize, Arc::<str>::from(&*prefix));
         let mut maps = lock(&self.inner.maps);
         if let Some(block) = maps.blocks.get(&key).and_then(Weak::upgrade) {
             return block;
         }
-        let excluded = self.inner.excluded(desc, prefix);
+        let excluded = self.inner.excluded(desc, &prefix);
         let block = Arc::new(Block::new(desc, key.1.clone(), self.inner.shards, excluded, Arc::downgrade(&self.inner)));
         maps.blocks.insert(key, Arc::downgrade(&block));
         block
@@ -243,6 +263,7 @@ impl Registry {
     }
 
     pub(super) fn codes(&self, prefix: &str) -> Arc<CodeBody> {
+        let prefix = &*sanitize(prefix);
         let mut maps = lock(&self.inner.maps);
         if let Some(body) = maps.codes.get(prefix).and_then(Weak::upgrade) {
             return body;
@@ -284,7 +305,9 @@ impl Registry {
     /// All stats that exist, sorted by name.
     pub fn snapshot(&self) -> Snapshot {
         let mut out = Snapshot::default();
-        for block in self.blocks() {
+        let mut blocks = self.blocks();
+        blocks.sort_unstable_by(|a, b| a.prefix().cmp(b.prefix()));
+        for block in blocks {
             snapshot_block(&block, &mut out);
         }
         let mut full = String::new();
@@ -303,10 +326,11 @@ impl Registry {
             let used = value.is_some();
             out.text_readouts.push((StatName::new(text.name.clone(), ""), value.unwrap_or_default(), used));
         }
-        out.counters.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        out.gauges.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        // Nearly sorted already, which the stable sort makes use of.
+        out.counters.sort_by(|a, b| a.0.cmp(&b.0));
+        out.gauges.sort_by(|a, b| a.0.cmp(&b.0));
         out.text_readouts.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        out.histograms.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        out.histograms.sort_by(|a, b| a.name.cmp(&b.name));
         out
     }
 
@@ -407,6 +431,19 @@ impl fmt::Debug for Registry {
     }
 }
 
+/// A prefix as Envoy shows it: no colons, one dot at the end.
+fn sanitize(prefix: &str) -> Cow<'_, str> {
+    let (colon, dots) = (prefix.contains([':', '\0']), prefix.ends_with(".."));
+    if !colon && !dots {
+        return Cow::Borrowed(prefix);
+    }
+    let mut out = prefix.replace("://", "_").replace(":/", "_").replace([':', '\0'], "_");
+    while out.ends_with("..") {
+        out.pop();
+    }
+    Cow::Owned(out)
+}
+
 /// A poisoned lock means that another thread panicked between two plain map operations; the maps are whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -459,6 +496,21 @@ mod tests {
         drop(two);
         assert_eq!(registry.counter_value("x.a_total"), None);
         assert!(lock(&registry.inner.maps).blocks.is_empty());
+    }
+
+    #[test]
+    fn prefixes_are_written_as_envoy_writes_them() {
+        let registry = Registry::new(1, StatsConfig::default());
+        for (prefix, name) in [
+            ("cluster.a://b:/c:d.", "cluster.a_b_c_d.a_total"),
+            ("cluster..dot..", "cluster..dot.a_total"),
+            ("listener.[::1]:80.", "listener.[__1]_80.a_total"),
+            ("listener./run/u.sock.", "listener./run/u.sock.a_total"),
+        ] {
+            let stats = TestStats::new(&registry, prefix);
+            stats.a_total().inc();
+            assert_eq!(registry.counter_value(name), Some(1), "{prefix}");
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ struct WellKnown {
     regex: regex::Regex,
     source: String,
     /// A name without this cannot match.
-    substring: &'static str,
+    substring: memchr::memmem::Finder<'static>,
     /// A value that does not count.
     except: &'static str,
 }
@@ -186,7 +186,7 @@ static WELL_KNOWN: LazyLock<Vec<WellKnown>> = LazyLock::new(|| {
             .replace("<R>", r"[\w\-\.]+");
         // The patterns are constants; a test compiles each of them.
         let regex = regex::Regex::new(&source).ok()?;
-        Some(WellKnown { tag, regex, source, substring, except })
+        Some(WellKnown { tag, regex, source, substring: memchr::memmem::Finder::new(substring), except })
     };
     REGEXES.iter().filter_map(compile).collect()
 });
@@ -290,7 +290,13 @@ impl Matcher {
         match self {
             Fixed(value) => Some((value, (0, 0))),
             WellKnownRegex(known) => {
-                if !name.contains(known.substring) {
+                // Most names with `_rq_` do not end in a code; the look at the end is cheaper than the regex.
+                if known.substring.needle() == b"_rq_"
+                    && name.len().checked_sub(7).and_then(|at| name.get(at..at + 4)) != Some("_rq_")
+                {
+                    return None;
+                }
+                if known.substring.find(name.as_bytes()).is_none() {
                     return None;
                 }
                 let captures = known.regex.captures(name)?;

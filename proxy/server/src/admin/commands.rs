@@ -90,7 +90,7 @@ pub(super) const COMMANDS: &[Command] = &[
     show("/listeners", "listeners and their addresses", listeners::listeners).with(&[("format", "text or json")]),
     change("/logging", "show or set log levels", logging::logging).with(&[
         ("paths", "several loggers: name:level,name:level"),
-        ("group", "one logger: name:level"),
+        ("group", "loggers by pattern; needs fine-grain logging, which this build has not"),
         ("level", "all loggers: trace, debug, info, warning, error, critical or off"),
     ]),
     show("/memory", "memory in use", memory),

@@ -50,9 +50,10 @@ fn change(call: &Call<'_>) -> Result<(), &'static str> {
             let level = parse(value)?;
             changes.extend(loggers.iter().map(|(name, _)| (name.clone(), level)));
         }
-        "paths" | "group" => {
-            let pairs: Vec<_> = if key == "paths" { value.split(',').collect() } else { vec![value] };
-            for pair in pairs.iter().filter(|pair| !pair.trim().is_empty()) {
+        // There is no logger per source file, as in an Envoy without --enable-fine-grain-logging.
+        "group" => return Err("group parameter requires fine-grain logging to be enabled"),
+        "paths" => {
+            for pair in value.split(',').filter(|pair| !pair.trim().is_empty()) {
                 match pair.split_once(':') {
                     Some((name, level)) if !name.is_empty() && !level.is_empty() => {
                         changes.push((name.to_owned(), parse(level)?));
@@ -87,7 +88,7 @@ mod tests {
         assert_eq!(text_of(&post(&sources, "/logging?http=debug")), shown("info", "debug"));
         assert_eq!(text_of(&post(&sources, "/logging?level=warning")), shown("warning", "warning"));
         assert_eq!(text_of(&post(&sources, "/logging?paths=http:info,admin:off")), shown("off", "info"));
-        assert_eq!(text_of(&post(&sources, "/logging?group=http:trace")), shown("off", "trace"));
+        assert_eq!(text_of(&post(&sources, "/logging?paths=,http:trace")), shown("off", "trace"));
         assert_eq!(text_of(&post(&sources, "/logging?level=&paths=")), shown("off", "trace"));
     }
 
@@ -98,6 +99,7 @@ mod tests {
             ("level=bogus", "unknown logger level"),
             ("bogus=debug", "unknown logger name"),
             ("paths=http:debug,bogus:debug", "unknown logger name"),
+            ("group=http:debug", "group parameter requires fine-grain logging to be enabled"),
             ("paths=x", "empty logger name or empty logger level"),
             ("level=info&http=debug", "invalid number of parameters"),
         ] {

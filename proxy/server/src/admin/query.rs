@@ -63,6 +63,9 @@ pub(super) fn regex_error(pattern: &str, error: &regex::Error) -> String {
     } else if has("repetition operator missing expression") {
         let operator = pattern.chars().find(|c| "*+?".contains(*c)).map(String::from).unwrap_or_default();
         format!("no argument for repetition operator: {operator}")
+    } else if has("look-around") {
+        let operator = ["(?=", "(?!", "(?<=", "(?<!"].into_iter().find(|operator| pattern.contains(operator));
+        format!("invalid perl operator: {}", operator.unwrap_or("(?"))
     } else if has("incomplete escape sequence") {
         "trailing \\".to_owned()
     } else {
@@ -91,6 +94,8 @@ mod tests {
             ("a)", "unexpected ): a)"),
             ("[ab", "missing ]: [ab"),
             ("*a", "no argument for repetition operator: *"),
+            ("(?=a)", "invalid perl operator: (?="),
+            ("a\\", "trailing \\"),
         ] {
             let error = regex::Regex::new(pattern).expect_err(pattern);
             assert_eq!(regex_error(pattern, &error), expected);

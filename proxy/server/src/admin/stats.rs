@@ -48,18 +48,18 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
         }
     };
     let kind = match query.get("type") {
-        None | Some("All") => Kind::All,
+        None | Some("" | "All") => Kind::All,
         Some("Counters") => Kind::Counters,
         Some("Gauges") => Kind::Gauges,
         Some("Histograms") => Kind::Histograms,
         Some("TextReadouts") => Kind::TextReadouts,
         Some(_) => return bad("invalid &type= param".into()),
     };
-    if !matches!(query.get("hidden"), None | Some("include" | "only" | "exclude")) {
+    if !matches!(query.get("hidden"), None | Some("" | "include" | "only" | "exclude")) {
         return bad("usage: /stats?hidden=(include|only|exclude)\n\n".into());
     }
     let format = match query.get("format") {
-        None => default,
+        None | Some("") => default,
         Some("text") => Format::Text,
         Some("json") => Format::Json,
         Some("prometheus") => Format::Prometheus,
@@ -139,7 +139,7 @@ mod tests {
         counter.add(3);
         gauge.set(1);
         assert_eq!(text_of(&get(&sources, "/stats")), "cluster.a.upstream_rq_total: 3\nserver.live: 1\n");
-        assert_eq!(text_of(&get(&sources, "/stats?type=Gauges")), "server.live: 1\n");
+        assert_eq!(text_of(&get(&sources, "/stats?type=Gauges&format=&filter=")), "server.live: 1\n");
         assert_eq!(text_of(&get(&sources, "/stats?filter=server%5C.li")), "server.live: 1\n");
         let json = get(&sources, "/stats?format=json&filter=live");
         assert_eq!((json.content_type, text_of(&json)), (JSON, r#"{"stats":[{"name":"server.live","value":1}]}"#));

@@ -16,8 +16,8 @@ use crate::stats::{HistogramSnapshot, QUANTILES, Snapshot, StatName, StatValue, 
 /// Counters, gauges, text readouts (if asked for) and histograms. `params.kind` is not looked at, as in Envoy.
 pub fn prometheus(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> String {
     let mut out = String::new();
-    let number = |out: &mut String, name: &str, _: &str, tags: &[Tag<'_>], stat: &(StatName, StatValue)| {
-        let _ = writeln!(out, "{name}{{{}}} {}", Labels(tags), stat.1.value);
+    let number = |out: &mut String, name: &str, _: &str, labels: &str, stat: &(StatName, StatValue)| {
+        let _ = writeln!(out, "{name}{{{labels}}} {}", stat.1.value);
     };
     let counters: Vec<_> = snapshot.counters.iter().map(|stat| (&stat.0, stat.1.used, stat)).collect();
     write_groups(&mut out, &counters, config, params, "counter", number);
@@ -25,33 +25,33 @@ pub fn prometheus(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParam
     write_groups(&mut out, &gauges, config, params, "gauge", number);
     if params.text_readouts {
         let texts: Vec<_> = snapshot.text_readouts.iter().map(|stat| (&stat.0, stat.2, stat)).collect();
-        write_groups(&mut out, &texts, config, params, "gauge", |out, name, _, tags, stat| {
-            let mut tags = tags.to_vec();
-            tags.push(Tag { name: "text_value", value: &stat.1 });
-            let _ = writeln!(out, "{name}{{{}}} 0", Labels(&tags));
+        write_groups(&mut out, &texts, config, params, "gauge", |out, name, _, labels, stat| {
+            let mut labels = labels.to_owned();
+            write_label(&mut labels, &Tag { name: "text_value", value: &stat.1 });
+            let _ = writeln!(out, "{name}{{{labels}}} 0");
         });
     }
     let histograms: Vec<_> = snapshot.histograms.iter().map(|stat| (&stat.name, stat.used, stat)).collect();
     if params.histograms == HistogramMode::Summary {
-        write_groups(&mut out, &histograms, config, params, "summary", |out, name, _, tags, stat| {
-            write_summary(out, name, tags, stat);
+        write_groups(&mut out, &histograms, config, params, "summary", |out, name, _, labels, stat| {
+            write_summary(out, name, labels, stat);
         });
     } else {
-        write_groups(&mut out, &histograms, config, params, "histogram", |out, name, full, tags, stat| {
-            write_histogram(out, name, tags, stat, bounds_of(config, full));
+        write_groups(&mut out, &histograms, config, params, "histogram", |out, name, full, labels, stat| {
+            write_histogram(out, name, labels, stat, bounds_of(config, full));
         });
     }
     out
 }
 
-/// Writes one kind of stats in groups. `write` gets the shown name, the full name, the tags and the stat.
+/// Writes one kind of stats in groups. `write` gets the shown name, the full name, the labels and the stat.
 fn write_groups<T>(
     out: &mut String,
     stats: &[(&StatName, bool, &T)],
     config: &StatsConfig,
     params: &StatsParams,
     kind: &str,
-    write: impl Fn(&mut String, &str, &str, &[Tag<'_>], &T),
+    write: impl Fn(&mut String, &str, &str, &str, &T),
 ) {
     let mut full = String::new();
     let mut ids: FxHashMap<Box<str>, u32> = FxHashMap::default();
@@ -74,16 +74,11 @@ fn write_groups<T>(
     for (position, (_, id)) in groups.iter().enumerate() {
         rank[*id as usize] = position as u32;
     }
-    let mut other = String::new();
-    members.sort_unstable_by(|a, b| {
-        rank[a.0 as usize].cmp(&rank[b.0 as usize]).then_with(|| {
-            stats[a.1 as usize].0.write_to(&mut full);
-            stats[b.1 as usize].0.write_to(&mut other);
-            by_token(&full, &other)
-        })
-    });
+    // The snapshot is sorted by name, so the first of these stable sorts finds long runs and the second compares numbers.
+    members.sort_by(|a, b| stats[a.1 as usize].0.cmp_tokens(stats[b.1 as usize].0));
+    members.sort_by_key(|member| rank[member.0 as usize]);
     let mut current = None;
-    let mut shown = String::new();
+    let (mut shown, mut labels) = (String::new(), String::new());
     for (id, index) in members {
         if current != Some(id) {
             current = Some(id);
@@ -94,16 +89,21 @@ fn write_groups<T>(
         }
         let (stat, _, item) = stats[index as usize];
         stat.write_to(&mut full);
-        write(out, &shown, &full, &config.tags.extract(&full).tags, item);
+        labels.clear();
+        for tag in &config.tags.extract(&full).tags {
+            write_label(&mut labels, tag);
+        }
+        write(out, &shown, &full, &labels, item);
     }
 }
 
-fn write_histogram(out: &mut String, name: &str, tags: &[Tag<'_>], histogram: &HistogramSnapshot, bounds: &[f64]) {
+fn write_histogram(out: &mut String, name: &str, labels: &str, histogram: &HistogramSnapshot, bounds: &[f64]) {
     let shown = Shown::new(histogram);
-    let labels = Labels(tags);
-    let comma = if tags.is_empty() { "" } else { "," };
+    let comma = if labels.is_empty() { "" } else { "," };
     for (bound, _, total) in shown.bounds(bounds, false) {
-        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {total}", general(bound, 32));
+        // Most bounds are small whole numbers, for which the long way is not needed.
+        let bound = if bound.fract() == 0.0 && bound.abs() < 1e15 { bound.to_string() } else { general(bound, 32) };
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
     }
     let data = &histogram.data.cumulative;
     let count = data.count();
@@ -113,10 +113,9 @@ fn write_histogram(out: &mut String, name: &str, tags: &[Tag<'_>], histogram: &H
 }
 
 /// The quantiles, sum and count of the last interval.
-fn write_summary(out: &mut String, name: &str, tags: &[Tag<'_>], histogram: &HistogramSnapshot) {
+fn write_summary(out: &mut String, name: &str, labels: &str, histogram: &HistogramSnapshot) {
     let shown = Shown::new(histogram);
-    let labels = Labels(tags);
-    let comma = if tags.is_empty() { "" } else { "," };
+    let comma = if labels.is_empty() { "" } else { "," };
     for (quantile, (value, _)) in QUANTILES.iter().zip(shown.quantiles()) {
         let quantile = shortest(*quantile);
         let _ = writeln!(out, "{name}{{{labels}{comma}quantile=\"{quantile}\"}} {}", general(value, 32));
@@ -126,29 +125,22 @@ fn write_summary(out: &mut String, name: &str, tags: &[Tag<'_>], histogram: &His
     let _ = writeln!(out, "{name}_count{{{labels}}} {}", data.count());
 }
 
-struct Labels<'a>(&'a [Tag<'a>]);
-
-impl std::fmt::Display for Labels<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, tag) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_char(',')?;
-            }
-            let mut name = String::with_capacity(tag.name.len());
-            sanitize(&mut name, tag.name);
-            write!(f, "{name}=\"")?;
-            for c in tag.value.chars() {
-                match c {
-                    '\\' => f.write_str("\\\\")?,
-                    '\n' => f.write_str("\\n")?,
-                    '"' => f.write_str("\\\"")?,
-                    c => f.write_char(c)?,
-                }
-            }
-            f.write_char('"')?;
-        }
-        Ok(())
+/// Appends `name="value"`, after a comma unless it is the first.
+fn write_label(out: &mut String, tag: &Tag<'_>) {
+    if !out.is_empty() {
+        out.push(',');
     }
+    sanitize(out, tag.name);
+    out.push_str("=\"");
+    for c in tag.value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '"' => out.push_str("\\\""),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
 }
 
 /// Appends `name` with everything but letters, digits and underscores made underscores.
