@@ -130,6 +130,13 @@ enum Repr {
     Custom(Bytes),
 }
 
+impl Known {
+    /// All interned names with their texts.
+    pub(crate) fn all() -> impl Iterator<Item = (Known, &'static str)> {
+        KNOWN.iter().copied().zip(KNOWN_TEXT.iter().copied())
+    }
+}
+
 /// A header name in lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HeaderName(Repr);
@@ -150,6 +157,12 @@ impl HeaderName {
             Some(k) => HeaderName(Repr::Known(k)),
             None => HeaderName(Repr::Custom(buf.slice(range))),
         }
+    }
+
+    /// The interned name of these bytes, if there is one.
+    #[inline]
+    pub(crate) fn from_known(name: &[u8]) -> Option<HeaderName> {
+        known(name).map(|k| HeaderName(Repr::Known(k)))
     }
 
     /// Any text, lower-cased. None when it is not a token (RFC 9110 5.6.2) nor a token after one `:`.

@@ -6,6 +6,7 @@
 //! HTTP/1 style upgrade request and a `101` answer leaves as `200` (RFC 8441), as in Envoy.
 
 pub mod h1;
+pub mod h2;
 pub mod stats;
 
 use crate::headers::Headers;
