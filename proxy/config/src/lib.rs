@@ -4,6 +4,7 @@
 //! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
 
 pub mod constraints;
+pub mod corpus;
 pub mod descriptors;
 pub mod diagnostics;
 pub mod ingest;

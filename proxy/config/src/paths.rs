@@ -55,6 +55,11 @@ impl FieldPath {
         FieldPath(Some(Arc::new(Node { parent: self.clone(), segment })))
     }
 
+    /// This path, continued by the steps of `below`.
+    pub fn join(&self, below: &FieldPath) -> Self {
+        below.segments().into_iter().fold(self.clone(), |path, segment| path.push(segment.clone()))
+    }
+
     /// Whether this is the path of the whole message.
     pub fn is_root(&self) -> bool {
         self.0.is_none()

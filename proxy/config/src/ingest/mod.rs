@@ -112,6 +112,30 @@ pub fn load(source: &Source<'_>) -> Result<Loaded, Report> {
         ));
     }
 
+    finish(&descriptor, parts, source_map, source.allow_unknown)
+}
+
+/// Loads a bootstrap from a text that was read already; `name` is what errors call it.
+///
+/// # Errors
+/// A report of everything that is wrong.
+pub fn load_text(name: &str, text: &str, syntax: Syntax, allow_unknown: bool) -> Result<Loaded, Report> {
+    let Some(descriptor) = descriptors::message(descriptors::BOOTSTRAP) else {
+        return Err(Report::general("the bootstrap message is not known"));
+    };
+    let mut source_map = SourceMap::default();
+    source_map.push(name, text, Some(syntax));
+    let part = parse(&descriptor, text, syntax, 0, allow_unknown);
+    finish(&descriptor, vec![part], source_map, allow_unknown)
+}
+
+/// Merges the parts, checks the whole and decodes it.
+fn finish(
+    descriptor: &MessageDescriptor,
+    parts: Vec<Parsed>,
+    source_map: SourceMap,
+    allow_unknown: bool,
+) -> Result<Loaded, Report> {
     let (mut errors, mut unknown, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     // The encodings of two messages, one after the other, are the encoding of the two merged.
     let mut bytes = Vec::new();
@@ -125,7 +149,7 @@ pub fn load(source: &Source<'_>) -> Result<Loaded, Report> {
             bytes.extend(part.bytes);
         }
     }
-    let findings = inspect(&descriptor, &bytes, source.allow_unknown);
+    let findings = inspect(descriptor, &bytes, allow_unknown);
     unknown.extend(findings.unknown);
     let faulty = faulty_paths(&errors);
     errors.extend(findings.errors.into_iter().filter(|e| !faulty.iter().any(|path| e.path.is_within(path))));
@@ -182,8 +206,7 @@ pub fn unwrap_typed_struct(any: &Any, path: &FieldPath) -> Result<Option<Any>, V
         return Ok(Some(Any { type_url: descriptors::type_url(&type_url), value: parsed.bytes }));
     }
     for error in &mut parsed.errors {
-        let below = error.path.segments().into_iter().fold(path.clone(), |at, segment| at.push(segment.clone()));
-        error.path = below;
+        error.path = path.join(&error.path);
         error.position = None;
     }
     Err(parsed.errors)

@@ -13,7 +13,18 @@ use rustc_hash::FxHashMap;
 pub use document::document;
 
 /// The files: title and text.
-const FILES: [(&str, &str); 0] = [];
+const FILES: [(&str, &str); 10] = [
+    ("Bootstrap, admin, runtime, statistics", include_str!("../../support/bootstrap.txt")),
+    ("Core types", include_str!("../../support/core.txt")),
+    ("Listeners and listener filters", include_str!("../../support/listeners.txt")),
+    ("TLS", include_str!("../../support/tls.txt")),
+    ("HTTP connection manager and HTTP filters", include_str!("../../support/http.txt")),
+    ("Routes", include_str!("../../support/routes.txt")),
+    ("Clusters and endpoints", include_str!("../../support/clusters.txt")),
+    ("TCP proxy", include_str!("../../support/tcp_proxy.txt")),
+    ("Access logs", include_str!("../../support/access_logs.txt")),
+    ("Matchers and other shared types", include_str!("../../support/types.txt")),
+];
 
 static TABLE: LazyLock<Table> = LazyLock::new(|| Table::parse(&FILES).0);
 
@@ -115,5 +126,73 @@ fn field_line(line: &'static str) -> Option<(&'static str, Support)> {
         "ignored" if !reason.is_empty() => Some((field, Support::Ignored(reason))),
         "rejected" if !reason.is_empty() => Some((field, Support::Rejected(reason))),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptors;
+    use prost_reflect::Kind;
+
+    #[test]
+    fn every_line_of_the_table_is_well_formed() {
+        assert_eq!(Table::parse(&FILES).1, Vec::<String>::new());
+        let (_, malformed) = Table::parse(&[("t", "a.B\n  x maybe\n  y ignored\n  z done\na.B\n")]);
+        assert_eq!(malformed, ["t:   x maybe", "t:   y ignored", "a.B is listed twice"]);
+    }
+
+    #[test]
+    fn the_table_lists_the_fields_of_its_messages_no_more_and_no_less() {
+        let mut wrong = Vec::new();
+        for message in Table::get().messages.values() {
+            let Some(descriptor) = descriptors::message(message.name) else {
+                wrong.push(format!("{} does not exist", message.name));
+                continue;
+            };
+            for (field, _) in &message.fields {
+                if descriptor.get_field_by_name(field).is_none() {
+                    wrong.push(format!("{}.{field} does not exist", message.name));
+                }
+            }
+            for field in descriptor.fields() {
+                match message.fields.iter().filter(|(name, _)| *name == field.name()).count() {
+                    1 => {}
+                    count => wrong.push(format!("{}.{} is listed {count} times", message.name, field.name())),
+                }
+            }
+        }
+        wrong.sort();
+        assert_eq!(wrong, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_message_that_a_done_field_holds_is_listed() {
+        let mut missing = Vec::new();
+        for message in Table::get().messages.values() {
+            let Some(descriptor) = descriptors::message(message.name) else { continue };
+            for field in descriptor.fields().filter(|field| message.field(field.name()) == Support::Done) {
+                let kind = match field.kind() {
+                    Kind::Message(entry) if entry.is_map_entry() => entry.map_entry_value_field().kind(),
+                    kind => kind,
+                };
+                let Kind::Message(held) = kind else { continue };
+                if held.package_name() != "google.protobuf" && Table::get().message(held.full_name()).is_none() {
+                    missing.push(format!("{} (in {}.{})", held.full_name(), message.name, field.name()));
+                }
+            }
+        }
+        missing.sort();
+        assert_eq!(missing, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_compatibility_page_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../COMPATIBILITY.md");
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(path, document()).unwrap();
+        }
+        let page = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(page == document(), "COMPATIBILITY.md is stale: run the tests of this crate with BLESS=1");
     }
 }
