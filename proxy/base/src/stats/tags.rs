@@ -296,9 +296,7 @@ impl Matcher {
                 {
                     return None;
                 }
-                if known.substring.find(name.as_bytes()).is_none() {
-                    return None;
-                }
+                known.substring.find(name.as_bytes())?;
                 let captures = known.regex.captures(name)?;
                 let (cut, value) = (captures.get(1)?, captures.get(2)?);
                 if !known.except.is_empty() && value.as_str() == known.except {
