@@ -4,5 +4,10 @@
 //! stream (`stream_info`), how filters see it (`filter`). Knows no clusters: the router filter, two floors up, does.
 
 pub mod codec;
+pub mod formatter;
+pub mod header_mutation;
 pub mod headers;
+pub mod matchers;
+pub mod path;
+pub mod route;
 pub mod stream_info;

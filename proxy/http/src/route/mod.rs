@@ -1,0 +1,17 @@
+//! Routes: which virtual host and route a request gets, and what the route does to it.
+//!
+//! Reading order: `table` (the one match function), `index` and `trie` (how it avoids scanning), `entry` (a compiled
+//! route), `active` (a route pinned by a request, with its cluster), `rewrite` and `redirect`. Built from
+//! [`nuncio_config::route`]; shared by all workers. Clusters are only names here.
+
+pub mod active;
+pub mod entry;
+mod index;
+pub mod redirect;
+pub mod rewrite;
+pub mod table;
+mod trie;
+
+pub use active::ActiveRoute;
+pub use entry::{DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RouteEntry, VirtualHostEntry};
+pub use table::{BuildError, DomainRule, RouteOutcome, RouteRequest, RouteTable, Tracer};

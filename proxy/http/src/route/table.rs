@@ -1,0 +1,248 @@
+//! The route table: one match function from a request to its route.
+//!
+//! Built once per route configuration, immutable, shared by all workers. Matching is pure and does not allocate in the common
+//! case; a [`Tracer`] is told each decision and costs nothing when there is none.
+
+use std::sync::Arc;
+
+use nuncio_config::route::{RequireTls, RouteConfiguration};
+use nuncio_net::tls::info::TlsInfo;
+
+use super::active::ActiveRoute;
+use super::entry::{FilterConfigs, Global, LevelRules, Mismatch, PerFilterDecoder, RouteEntry, VirtualHostEntry};
+use super::index::{HostIndex, PathIndex};
+use super::redirect;
+use crate::headers::{HeaderName, HeaderValue, Headers, names};
+use crate::matchers::{Runtime, header_name};
+use crate::path::without_query;
+use crate::stream_info::StreamInfo;
+
+/// What is wrong with a route configuration: where, and what.
+pub type BuildError = (String, String);
+
+/// What matching looks at.
+#[derive(Clone, Copy)]
+pub struct RouteRequest<'a> {
+    /// Request headers.
+    pub headers: &'a Headers,
+    /// `x-forwarded-proto`: decides on `require_tls`. A request without one has no route.
+    pub scheme: &'a [u8],
+    /// Whether the request is internal (`x-envoy-internal`).
+    pub internal: bool,
+    /// Random number of this stream, for weights and fractions.
+    pub random: u64,
+    /// The downstream TLS session.
+    pub tls: Option<&'a TlsInfo>,
+    /// Dynamic metadata by filter.
+    pub dynamic_metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    /// Runtime layers.
+    pub runtime: &'a dyn Runtime,
+}
+
+impl<'a> RouteRequest<'a> {
+    /// From a stream whose `x-forwarded-proto` and `x-envoy-internal` are set.
+    pub fn new(headers: &'a Headers, info: &'a StreamInfo, random: u64, runtime: &'a dyn Runtime) -> Self {
+        Self {
+            headers,
+            scheme: headers.bytes(&names::X_FORWARDED_PROTO).unwrap_or_default(),
+            internal: headers.bytes(&names::X_ENVOY_INTERNAL) == Some(b"true"),
+            random,
+            tls: info.connection.tls.as_deref(),
+            dynamic_metadata: info.dynamic_metadata.as_deref(),
+            runtime,
+        }
+    }
+}
+
+/// How a domain matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainRule {
+    /// `a.com`
+    Exact,
+    /// `*.com`
+    Suffix,
+    /// `a.*`
+    Prefix,
+    /// `*`
+    Any,
+}
+
+/// Is told how a request finds its route.
+pub trait Tracer {
+    /// The virtual host that was chosen, and by what kind of domain.
+    fn virtual_host(&mut self, host: &VirtualHostEntry, rule: DomainRule);
+    /// A candidate route and why it does not match; routes whose path cannot match are not candidates.
+    fn route(&mut self, route: &RouteEntry, verdict: Result<(), Mismatch>);
+}
+
+/// The outcome of matching.
+#[derive(Debug)]
+pub enum RouteOutcome<'t> {
+    /// This route, pinned.
+    Route(ActiveRoute),
+    /// `require_tls`: redirect by 301 to [`RouteTable::tls_location`].
+    TlsRedirect(&'t Arc<VirtualHostEntry>),
+    /// No virtual host, or none of its routes.
+    NotFound,
+}
+
+/// Virtual hosts and routes, indexed.
+#[derive(Debug)]
+pub struct RouteTable {
+    global: Arc<Global>,
+    hosts: Box<[Host]>,
+    index: HostIndex,
+    vhost_header: Option<HeaderName>,
+}
+
+#[derive(Debug)]
+struct Host {
+    entry: Arc<VirtualHostEntry>,
+    routes: Box<[Arc<RouteEntry>]>,
+    index: PathIndex,
+}
+
+impl RouteTable {
+    /// Compiles a configuration, without per-filter configuration; all errors.
+    pub fn build(config: Arc<RouteConfiguration>) -> Result<Self, Vec<BuildError>> {
+        Self::build_with(config, None)
+    }
+
+    /// Compiles a configuration, with per-filter configuration decoded by `decoder`; all errors.
+    pub fn build_with(
+        config: Arc<RouteConfiguration>,
+        decoder: Option<&dyn PerFilterDecoder>,
+    ) -> Result<Self, Vec<BuildError>> {
+        let mut errors = Vec::new();
+        let vhost_header = config.vhost_header.as_deref().and_then(|name| {
+            let found = header_name(name);
+            if found.is_none() {
+                errors.push((format!("{}.vhost_header", config.path), format!("invalid header name: {name:?}")));
+            }
+            found
+        });
+        let global = Arc::new(Global {
+            rules: LevelRules::build(&config.headers, &config.path, &mut errors),
+            filters: FilterConfigs::build(&config.typed_per_filter_config, decoder, &config.path, &mut errors),
+            config,
+        });
+        let config = &global.config;
+        let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
+        for position in 0..config.virtual_hosts.len() {
+            let entry = Arc::new(VirtualHostEntry::build(&global, position, decoder, &mut errors));
+            let routes = &config.virtual_hosts[position].routes;
+            hosts.push(Host {
+                routes: (0..routes.len())
+                    .map(|route| Arc::new(RouteEntry::build(&entry, route, decoder, &mut errors)))
+                    .collect(),
+                index: PathIndex::build(routes),
+                entry,
+            });
+        }
+        let places = || {
+            let hosts = config.virtual_hosts.iter().enumerate();
+            hosts.flat_map(|(at, host)| (0..host.domains.len()).map(move |domain| (at, domain)))
+        };
+        let index = HostIndex::build(
+            places().map(|(host, domain)| (&*config.virtual_hosts[host].domains[domain], host as u32)),
+            |number, name| {
+                let (host, domain) = places().nth(number).unwrap_or_default();
+                let text = if name == "*" {
+                    format!("Only a single wildcard domain is permitted in route {}", config.name)
+                } else {
+                    format!(
+                        "Only unique values for domains are permitted. Duplicate entry of domain {name} in route {}",
+                        config.name
+                    )
+                };
+                errors.push((format!("{}.domains[{domain}]", config.virtual_hosts[host].path), text));
+            },
+        );
+        if errors.is_empty() { Ok(Self { hosts: hosts.into(), index, vhost_header, global }) } else { Err(errors) }
+    }
+
+    /// The configuration that the table was built from.
+    pub fn config(&self) -> &Arc<RouteConfiguration> {
+        &self.global.config
+    }
+
+    /// All routes in order, for validation of clusters and for output.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<RouteEntry>> {
+        self.hosts.iter().flat_map(|host| &host.routes)
+    }
+
+    /// All virtual hosts in order.
+    pub fn virtual_hosts(&self) -> impl Iterator<Item = &Arc<VirtualHostEntry>> {
+        self.hosts.iter().map(|host| &host.entry)
+    }
+
+    /// The route of a request.
+    pub fn route(&self, request: &RouteRequest<'_>, mut tracer: Option<&mut dyn Tracer>) -> RouteOutcome<'_> {
+        let Some((host, rule)) = self.find_host(request.headers) else { return RouteOutcome::NotFound };
+        if let Some(tracer) = tracer.as_deref_mut() {
+            tracer.virtual_host(&host.entry, rule);
+        }
+        if request.scheme.is_empty() {
+            return RouteOutcome::NotFound;
+        }
+        let redirect = match host.entry.config().require_tls {
+            RequireTls::None => false,
+            RequireTls::ExternalOnly => request.scheme != b"https" && !request.internal,
+            RequireTls::All => request.scheme != b"https",
+        };
+        if redirect {
+            return RouteOutcome::TlsRedirect(&host.entry);
+        }
+        match self.find_route(host, request, tracer).and_then(|route| ActiveRoute::new(route, request)) {
+            Some(active) => RouteOutcome::Route(active),
+            None => RouteOutcome::NotFound,
+        }
+    }
+
+    /// `location` of a TLS redirect.
+    pub fn tls_location(headers: &Headers) -> Option<HeaderValue> {
+        redirect::tls_location(headers)
+    }
+
+    fn find_host(&self, headers: &Headers) -> Option<(&Host, DomainRule)> {
+        if let Some(at) = self.index.only_default() {
+            return Some((&self.hosts[at as usize], DomainRule::Any));
+        }
+        let host = headers.bytes(self.vhost_header.as_ref().unwrap_or(&names::AUTHORITY))?;
+        let host = if self.global.config.ignore_port_in_host_matching { without_port(host) } else { host };
+        let (at, rule) = self.index.find(host)?;
+        Some((&self.hosts[at as usize], rule))
+    }
+
+    fn find_route<'t>(
+        &'t self,
+        host: &'t Host,
+        request: &RouteRequest<'_>,
+        mut tracer: Option<&mut dyn Tracer>,
+    ) -> Option<&'t Arc<RouteEntry>> {
+        let mut path = request.headers.bytes(&names::PATH).map(without_query);
+        if self.global.config.ignore_path_parameters_in_path_matching {
+            path = path.map(|path| memchr::memchr(b';', path).map_or(path, |at| &path[..at]));
+        }
+        let found = host.index.first(path, |number, path_known| {
+            let route = &host.routes[number as usize];
+            let verdict = route.matches(request, path, path_known);
+            if let Some(tracer) = tracer.as_deref_mut() {
+                tracer.route(route, verdict);
+            }
+            verdict.is_ok()
+        })?;
+        Some(&host.routes[found as usize])
+    }
+}
+
+/// A host without its port; brackets of an IPv6 address stay.
+fn without_port(host: &[u8]) -> &[u8] {
+    match memchr::memrchr(b':', host) {
+        Some(at) if memchr::memrchr(b']', host).is_none_or(|bracket| bracket < at) => &host[..at],
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests;
