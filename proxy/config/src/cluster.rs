@@ -9,6 +9,10 @@ use crate::typed_config::TypedConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod decode;
+mod endpoints;
+mod load_balancing;
+
 /// One cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {

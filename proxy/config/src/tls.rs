@@ -4,6 +4,8 @@ use crate::data_source::DataSource;
 use crate::matchers::StringMatcher;
 use std::time::Duration;
 
+mod decode;
+
 /// Settings common to both directions.
 #[derive(Debug, Clone)]
 pub struct CommonTlsContext {

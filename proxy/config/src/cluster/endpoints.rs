@@ -1,0 +1,255 @@
+//! `ClusterLoadAssignment`, bind configuration and socket options decoded.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+
+use super::{BindConfig, ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints, TcpKeepalive};
+use crate::address::{Address, EndpointAddress, socket_address};
+use crate::decode::{Context, bool_value, json, serialized, u32_value};
+use crate::diagnostics::ConfigError;
+use crate::listener::{SocketOption, SocketOptionState, SocketOptionValue};
+use crate::matchers::FractionalPercent;
+
+impl ClusterLoadAssignment {
+    /// Decodes an assignment that came by EDS: its endpoints have to be addresses.
+    pub fn decode(message: &pb::ClusterLoadAssignment, cx: &mut Context) -> Result<Self, Vec<ConfigError>> {
+        cx.run(|cx| Self::from_message(cx, message, false))
+    }
+
+    /// `names` allows host names, which DNS clusters resolve.
+    pub(super) fn from_message(cx: &mut Context, message: &pb::ClusterLoadAssignment, names: bool) -> Option<Self> {
+        let localities = cx.each("endpoints", &message.endpoints, |cx, locality| {
+            LocalityEndpoints::decode(cx, locality, message, names)
+        });
+        let mut weights: BTreeMap<u32, u64> = BTreeMap::new();
+        for locality in &localities {
+            *weights.entry(locality.priority).or_default() += u64::from(locality.weight.unwrap_or(0));
+        }
+        if weights.values().any(|sum| *sum > u64::from(u32::MAX)) {
+            cx.error(format!("The sum of weights of all localities at the same priority exceeds {}", u32::MAX));
+        }
+        let policy = message.policy.clone().unwrap_or_default();
+        Some(ClusterLoadAssignment {
+            cluster_name: message.cluster_name.as_str().into(),
+            localities,
+            overprovisioning_factor: u32_value(&policy.overprovisioning_factor),
+            drop_overloads: policy
+                .drop_overloads
+                .iter()
+                .filter_map(|drop| {
+                    Some((drop.category.as_str().into(), FractionalPercent::decode(drop.drop_percentage.as_ref()?)))
+                })
+                .collect(),
+        })
+    }
+}
+
+impl LocalityEndpoints {
+    fn decode(
+        cx: &mut Context,
+        message: &pb::LocalityLbEndpoints,
+        assignment: &pb::ClusterLoadAssignment,
+        names: bool,
+    ) -> Option<Self> {
+        use pb::locality_lb_endpoints::LbConfig;
+        let decode = |cx: &mut Context, endpoint: &pb::LbEndpoint| Endpoint::decode(cx, endpoint, assignment, names);
+        let endpoints = match &message.lb_config {
+            Some(LbConfig::LoadBalancerEndpoints(list)) if message.lb_endpoints.is_empty() => {
+                cx.at("load_balancer_endpoints", |cx| cx.each("lb_endpoints", &list.lb_endpoints, decode))
+            }
+            _ => cx.each("lb_endpoints", &message.lb_endpoints, decode),
+        };
+        if endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum::<u64>() > u64::from(u32::MAX) {
+            cx.error(format!("The sum of weights of all upstream hosts in a locality exceeds {}", u32::MAX));
+        }
+        Some(LocalityEndpoints {
+            locality: message.locality.as_ref().map_or_else(Locality::default, Locality::decode),
+            priority: message.priority,
+            weight: u32_value(&message.load_balancing_weight),
+            endpoints,
+        })
+    }
+}
+
+impl Locality {
+    pub(crate) fn decode(message: &core::Locality) -> Self {
+        Locality {
+            region: message.region.as_str().into(),
+            zone: message.zone.as_str().into(),
+            sub_zone: message.sub_zone.as_str().into(),
+        }
+    }
+}
+
+impl Endpoint {
+    fn decode(
+        cx: &mut Context,
+        message: &pb::LbEndpoint,
+        assignment: &pb::ClusterLoadAssignment,
+        names: bool,
+    ) -> Option<Self> {
+        use pb::lb_endpoint::HostIdentifier;
+        let (field, endpoint) = match message.host_identifier.as_ref()? {
+            HostIdentifier::Endpoint(endpoint) => ("endpoint", endpoint),
+            HostIdentifier::EndpointName(name) => match assignment.named_endpoints.get(name) {
+                Some(endpoint) => ("endpoint_name", endpoint),
+                None => {
+                    cx.error_at("endpoint_name", format!("no endpoint named '{name}' in named_endpoints"));
+                    return None;
+                }
+            },
+        };
+        let (address, additional_addresses) = cx.at(field, |cx| {
+            let address = cx.required("address", &endpoint.address, |cx, address| {
+                if names {
+                    EndpointAddress::decode(cx, address)
+                } else {
+                    Address::decode(cx, address).map(EndpointAddress::Resolved)
+                }
+            })?;
+            let additional = cx.each("additional_addresses", &endpoint.additional_addresses, |cx, additional| {
+                cx.required("address", &additional.address, Address::decode)
+            });
+            Some((address, additional))
+        })?;
+        Some(Endpoint {
+            address,
+            additional_addresses,
+            hostname: endpoint.hostname.as_str().into(),
+            health: match message.health_status() {
+                core::HealthStatus::Unknown => HealthStatus::Unknown,
+                core::HealthStatus::Healthy => HealthStatus::Healthy,
+                core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
+                core::HealthStatus::Draining => HealthStatus::Draining,
+                core::HealthStatus::Timeout => HealthStatus::Timeout,
+                core::HealthStatus::Degraded => HealthStatus::Degraded,
+            },
+            weight: u32_value(&message.load_balancing_weight).unwrap_or(1),
+            metadata: json::metadata(&message.metadata),
+            health_check: endpoint.health_check_config.as_ref().map(serialized),
+        })
+    }
+}
+
+impl BindConfig {
+    pub(crate) fn decode(cx: &mut Context, message: &core::BindConfig) -> Option<Self> {
+        Some(BindConfig {
+            source: cx.optional("source_address", &message.source_address, socket_address),
+            freebind: bool_value(&message.freebind).unwrap_or(false),
+            socket_options: cx.each("socket_options", &message.socket_options, SocketOption::decode),
+        })
+    }
+}
+
+impl TcpKeepalive {
+    pub(crate) fn decode(message: &core::TcpKeepalive) -> Self {
+        TcpKeepalive {
+            probes: u32_value(&message.keepalive_probes),
+            time: u32_value(&message.keepalive_time),
+            interval: u32_value(&message.keepalive_interval),
+        }
+    }
+}
+
+impl SocketOption {
+    pub(crate) fn decode(cx: &mut Context, message: &core::SocketOption) -> Option<Self> {
+        use core::socket_option::{SocketState, Value};
+        let (Ok(level), Ok(name)) = (i32::try_from(message.level), i32::try_from(message.name)) else {
+            cx.error("level and name of a socket option have 32 bits");
+            return None;
+        };
+        let value = match &message.value {
+            Some(Value::IntValue(value)) => match i32::try_from(*value) {
+                Ok(value) => SocketOptionValue::Int(value),
+                Err(_) => {
+                    cx.error_at("int_value", "the value of a socket option has 32 bits");
+                    return None;
+                }
+            },
+            Some(Value::BufValue(bytes)) => SocketOptionValue::Bytes(bytes.clone()),
+            None => {
+                cx.error("Field 'value' is missing: one of int_value, buf_value");
+                return None;
+            }
+        };
+        Some(SocketOption {
+            level,
+            name,
+            value,
+            state: match message.state() {
+                SocketState::StatePrebind => SocketOptionState::Prebind,
+                SocketState::StateBound => SocketOptionState::Bound,
+                SocketState::StateListening => SocketOptionState::Listening,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::envoy::config::core::v3 as pbcore;
+    use envoy_types::pb::google::protobuf::UInt32Value;
+
+    fn endpoint(weight: u32) -> pb::LbEndpoint {
+        let address = pbcore::SocketAddress {
+            address: "10.0.0.1".into(),
+            port_specifier: Some(pbcore::socket_address::PortSpecifier::PortValue(80)),
+            ..Default::default()
+        };
+        let address = pbcore::Address { address: Some(pbcore::address::Address::SocketAddress(address)) };
+        let endpoint = pb::Endpoint { address: Some(address), ..Default::default() };
+        pb::LbEndpoint {
+            host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+            load_balancing_weight: Some(UInt32Value { value: weight }),
+            ..Default::default()
+        }
+    }
+
+    fn locality(endpoints: Vec<pb::LbEndpoint>, weight: u32) -> pb::LocalityLbEndpoints {
+        pb::LocalityLbEndpoints {
+            lb_endpoints: endpoints,
+            load_balancing_weight: Some(UInt32Value { value: weight }),
+            ..Default::default()
+        }
+    }
+
+    fn decode(endpoints: Vec<pb::LocalityLbEndpoints>) -> Result<ClusterLoadAssignment, Vec<ConfigError>> {
+        let message = pb::ClusterLoadAssignment { endpoints, ..Default::default() };
+        ClusterLoadAssignment::decode(&message, &mut Context::default())
+    }
+
+    #[test]
+    fn weights_have_32_bits_in_sum() {
+        let max = u32::MAX;
+        assert_eq!(
+            errors(decode(vec![locality(vec![endpoint(max), endpoint(1)], 1)])),
+            ["endpoints[0]: The sum of weights of all upstream hosts in a locality exceeds 4294967295"]
+        );
+        assert_eq!(
+            errors(decode(vec![locality(vec![], max), locality(vec![], 1)])),
+            ["The sum of weights of all localities at the same priority exceeds 4294967295"]
+        );
+    }
+
+    #[test]
+    fn endpoints_in_the_newer_list_are_read_too() {
+        use pb::locality_lb_endpoints::{LbConfig, LbEndpointList};
+        let list = LbEndpointList { lb_endpoints: vec![endpoint(2)] };
+        let locality =
+            pb::LocalityLbEndpoints { lb_config: Some(LbConfig::LoadBalancerEndpoints(list)), ..Default::default() };
+        assert_eq!(decode(vec![locality]).unwrap().localities[0].endpoints[0].weight, 2);
+    }
+
+    #[test]
+    fn a_socket_option_needs_a_value() {
+        let option = pbcore::SocketOption { level: 6, name: 9, ..Default::default() };
+        assert!(Context::default().run(|cx| SocketOption::decode(cx, &option)).is_err());
+        let option = pbcore::SocketOption { value: Some(pbcore::socket_option::Value::IntValue(1)), ..option };
+        let option = SocketOption::decode(&mut Context::default(), &option).unwrap();
+        assert_eq!((option.level, option.name, option.value), (6, 9, SocketOptionValue::Int(1)));
+    }
+}

@@ -1,0 +1,262 @@
+//! Load balancing policies decoded, from `lb_policy` and from `load_balancing_policy`.
+
+use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::extensions::load_balancing_policies as policies;
+use policies::common::v3::LocalityLbConfig;
+use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
+
+use super::{CommonLbConfig, LbPolicy};
+use crate::decode::{Context, type_name, u32_value, u64_value};
+
+const MAX_RING: u64 = 8 * 1024 * 1024;
+const MAGLEV_TABLE: u64 = 65_537;
+
+impl LbPolicy {
+    /// The policy of a cluster; what a policy says about localities goes into `common`.
+    pub(super) fn decode(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) -> Option<Self> {
+        if let Some(list) = &message.load_balancing_policy {
+            return cx.at("load_balancing_policy", |cx| from_list(cx, list, common));
+        }
+        legacy(cx, message)
+    }
+}
+
+fn legacy(cx: &mut Context, message: &pb::Cluster) -> Option<LbPolicy> {
+    use pb::cluster::{LbConfig, LbPolicy as Policy};
+    Some(match message.lb_policy() {
+        Policy::RoundRobin => LbPolicy::RoundRobin,
+        Policy::LeastRequest => {
+            let config = match &message.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => config.clone(),
+                _ => Default::default(),
+            };
+            LbPolicy::LeastRequest {
+                choice_count: u32_value(&config.choice_count).unwrap_or(2),
+                active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
+            }
+        }
+        Policy::Random => LbPolicy::Random,
+        Policy::RingHash => {
+            use pb::cluster::ring_hash_lb_config::HashFunction;
+            let config = match &message.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            let murmur = config.hash_function() == HashFunction::MurmurHash2;
+            ring_hash(cx, u64_value(&config.minimum_ring_size), u64_value(&config.maximum_ring_size), murmur)
+        }
+        Policy::Maglev => {
+            let size = match &message.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => u64_value(&config.table_size),
+                _ => None,
+            };
+            maglev(cx, size)
+        }
+        Policy::ClusterProvided => LbPolicy::ClusterProvided,
+        Policy::LoadBalancingPolicyConfig => {
+            cx.error_at("lb_policy", "cluster: field load_balancing_policy need to be set");
+            return None;
+        }
+    })
+}
+
+fn ring_hash(cx: &mut Context, min: Option<u64>, max: Option<u64>, murmur: bool) -> LbPolicy {
+    let (minimum_ring_size, maximum_ring_size) = (min.unwrap_or(1024), max.unwrap_or(MAX_RING));
+    if minimum_ring_size > maximum_ring_size {
+        cx.error(format!(
+            "ring hash: minimum_ring_size ({minimum_ring_size}) > maximum_ring_size ({maximum_ring_size})"
+        ));
+    }
+    LbPolicy::RingHash { minimum_ring_size, maximum_ring_size, murmur }
+}
+
+fn maglev(cx: &mut Context, size: Option<u64>) -> LbPolicy {
+    let table_size = size.unwrap_or(MAGLEV_TABLE);
+    if !is_prime(table_size) {
+        cx.error("The table size of maglev must be prime number");
+    }
+    LbPolicy::Maglev { table_size }
+}
+
+/// Table sizes are at most 5,000,011, so that trial division is quick; a larger one fails its constraint anyway.
+fn is_prime(n: u64) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= n && *d < 100_000).all(|d| n % d != 0)
+}
+
+/// The first policy of the list that the core has; without one, the first is left to the registry.
+fn from_list(cx: &mut Context, list: &pb::LoadBalancingPolicy, common: &mut CommonLbConfig) -> Option<LbPolicy> {
+    let extensions = || list.policies.iter().map(|policy| policy.typed_extension_config.as_ref());
+    cx.at("policies", |cx| {
+        for (index, extension) in extensions().enumerate() {
+            if let Some(extension) = extension.filter(|extension| is_known(extension)) {
+                return cx.at_index(index, |cx| {
+                    cx.at("typed_extension_config", |cx| cx.at("typed_config", |cx| known(cx, extension, common)))
+                });
+            }
+        }
+        match extensions().flatten().next() {
+            Some(extension) => Some(LbPolicy::Extension(
+                cx.at_index(0, |cx| cx.at("typed_extension_config", |cx| cx.extension(extension))),
+            )),
+            None => {
+                cx.error("cluster: didn't find a registered load balancer factory implementation for cluster");
+                None
+            }
+        }
+    })
+}
+
+fn short_name(extension: &TypedExtensionConfig) -> Option<&str> {
+    let any = extension.typed_config.as_ref()?;
+    type_name(&any.type_url).strip_prefix("envoy.extensions.load_balancing_policies.")
+}
+
+fn is_known(extension: &TypedExtensionConfig) -> bool {
+    matches!(
+        short_name(extension),
+        Some(
+            "round_robin.v3.RoundRobin"
+                | "least_request.v3.LeastRequest"
+                | "random.v3.Random"
+                | "ring_hash.v3.RingHash"
+                | "maglev.v3.Maglev"
+                | "cluster_provided.v3.ClusterProvided"
+                | "wrr_locality.v3.WrrLocality"
+        )
+    )
+}
+
+fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut CommonLbConfig) -> Option<LbPolicy> {
+    let any = extension.typed_config.as_ref()?;
+    Some(match short_name(extension)? {
+        "round_robin.v3.RoundRobin" => {
+            let config: policies::round_robin::v3::RoundRobin = cx.unpack(any)?;
+            locality(common, &config.locality_lb_config);
+            LbPolicy::RoundRobin
+        }
+        "least_request.v3.LeastRequest" => {
+            let config: policies::least_request::v3::LeastRequest = cx.unpack(any)?;
+            locality(common, &config.locality_lb_config);
+            LbPolicy::LeastRequest {
+                choice_count: u32_value(&config.choice_count).unwrap_or(2),
+                active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
+            }
+        }
+        "random.v3.Random" => {
+            let config: policies::random::v3::Random = cx.unpack(any)?;
+            locality(common, &config.locality_lb_config);
+            LbPolicy::Random
+        }
+        "ring_hash.v3.RingHash" => {
+            use policies::ring_hash::v3::ring_hash::HashFunction;
+            let config: policies::ring_hash::v3::RingHash = cx.unpack(any)?;
+            common.locality_weighted |= config.locality_weighted_lb_config.is_some();
+            let murmur = config.hash_function() == HashFunction::MurmurHash2;
+            ring_hash(cx, u64_value(&config.minimum_ring_size), u64_value(&config.maximum_ring_size), murmur)
+        }
+        "maglev.v3.Maglev" => {
+            let config: policies::maglev::v3::Maglev = cx.unpack(any)?;
+            common.locality_weighted |= config.locality_weighted_lb_config.is_some();
+            maglev(cx, u64_value(&config.table_size))
+        }
+        "wrr_locality.v3.WrrLocality" => {
+            let config: policies::wrr_locality::v3::WrrLocality = cx.unpack(any)?;
+            common.locality_weighted = true;
+            cx.required("endpoint_picking_policy", &config.endpoint_picking_policy, |cx, list| {
+                from_list(cx, list, common)
+            })?
+        }
+        _ => LbPolicy::ClusterProvided,
+    })
+}
+
+fn locality(common: &mut CommonLbConfig, config: &Option<LocalityLbConfig>) {
+    match config.as_ref().and_then(|config| config.locality_config_specifier.as_ref()) {
+        Some(Locality::LocalityWeightedLbConfig(_)) => common.locality_weighted = true,
+        Some(Locality::ZoneAwareLbConfig(zone)) => common.fail_traffic_on_panic = zone.fail_traffic_on_panic,
+        None => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf as google;
+    use prost::Message;
+
+    fn extension<M: Message>(type_name: &str, config: &M) -> pb::load_balancing_policy::Policy {
+        pb::load_balancing_policy::Policy {
+            typed_extension_config: Some(TypedExtensionConfig {
+                name: "p".into(),
+                typed_config: Some(google::Any {
+                    type_url: format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{type_name}"),
+                    value: config.encode_to_vec(),
+                }),
+            }),
+        }
+    }
+
+    fn cluster(policies: Vec<pb::load_balancing_policy::Policy>) -> pb::Cluster {
+        pb::Cluster { load_balancing_policy: Some(pb::LoadBalancingPolicy { policies }), ..Default::default() }
+    }
+
+    #[test]
+    fn the_first_policy_that_is_known_wins() {
+        let message = cluster(vec![extension("pick_first.v3.PickFirst", &()), extension("random.v3.Random", &())]);
+        let policy = LbPolicy::decode(&mut Context::default(), &message, &mut CommonLbConfig::default());
+        assert_eq!(policy, Some(LbPolicy::Random));
+    }
+
+    #[test]
+    fn a_list_without_a_known_policy_is_left_to_the_registry() {
+        let message = cluster(vec![extension("pick_first.v3.PickFirst", &())]);
+        let policy = LbPolicy::decode(&mut Context::default(), &message, &mut CommonLbConfig::default());
+        assert!(matches!(policy, Some(LbPolicy::Extension(config)) if config.type_name.ends_with("PickFirst")));
+    }
+
+    #[test]
+    fn wrr_locality_weighs_localities_around_its_inner_policy() {
+        let inner = pb::LoadBalancingPolicy { policies: vec![extension("least_request.v3.LeastRequest", &())] };
+        let config = policies::wrr_locality::v3::WrrLocality { endpoint_picking_policy: Some(inner) };
+        let mut common = CommonLbConfig::default();
+        let message = cluster(vec![extension("wrr_locality.v3.WrrLocality", &config)]);
+        let policy = LbPolicy::decode(&mut Context::default(), &message, &mut common);
+        assert_eq!(policy, Some(LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 }));
+        assert!(common.locality_weighted);
+    }
+
+    fn maglev_of(size: u64) -> pb::Cluster {
+        let config = pb::cluster::MaglevLbConfig { table_size: Some(google::UInt64Value { value: size }) };
+        pb::Cluster {
+            lb_policy: pb::cluster::LbPolicy::Maglev.into(),
+            lb_config: Some(pb::cluster::LbConfig::MaglevLbConfig(config)),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_maglev_table_has_a_prime_size() {
+        let decode =
+            |size| Context::default().run(|cx| LbPolicy::decode(cx, &maglev_of(size), &mut CommonLbConfig::default()));
+        assert_eq!(decode(65_537).unwrap(), LbPolicy::Maglev { table_size: 65_537 });
+        assert_eq!(errors(decode(100)), ["The table size of maglev must be prime number"]);
+    }
+
+    #[test]
+    fn a_ring_has_a_minimum_below_its_maximum() {
+        let config = pb::cluster::RingHashLbConfig {
+            minimum_ring_size: Some(google::UInt64Value { value: 100 }),
+            maximum_ring_size: Some(google::UInt64Value { value: 10 }),
+            ..Default::default()
+        };
+        let message = pb::Cluster {
+            lb_policy: pb::cluster::LbPolicy::RingHash.into(),
+            lb_config: Some(pb::cluster::LbConfig::RingHashLbConfig(config)),
+            ..Default::default()
+        };
+        let result = Context::default().run(|cx| LbPolicy::decode(cx, &message, &mut CommonLbConfig::default()));
+        assert_eq!(errors(result), ["ring hash: minimum_ring_size (100) > maximum_ring_size (10)"]);
+    }
+}
