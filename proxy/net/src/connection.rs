@@ -47,7 +47,7 @@ impl fmt::Debug for ConnectionInfo {
 
 /// What is known about a connection. Shared by all of its streams.
 pub struct ConnectionInfo {
-    /// Unique in the process; `%CONNECTION_ID%`.
+    /// Unique in the process; `%CONNECTION_ID%`. 0 for a connection that was refused before it had a filter chain.
     pub id: u64,
     /// Wall time of the accept or connect.
     pub start_time: SystemTime,
@@ -175,8 +175,13 @@ pub fn next_connection_id() -> u64 {
 impl ConnectionInfo {
     /// A connection between these addresses that starts now.
     pub fn new(local: Address, remote: Address) -> Self {
+        Self { id: next_connection_id(), ..Self::unnumbered(local, remote) }
+    }
+
+    /// As [`new`](Self::new), without an id: Envoy numbers connections when they have their filter chain.
+    pub(crate) fn unnumbered(local: Address, remote: Address) -> Self {
         Self {
-            id: next_connection_id(),
+            id: 0,
             start_time: SystemTime::now(),
             start: Instant::now(),
             direct_local_address: local.clone(),

@@ -12,6 +12,8 @@ pub mod filter_chain;
 
 pub mod listener_filters;
 
+pub mod listener;
+
 pub mod connection;
 mod io;
 
