@@ -10,6 +10,8 @@
 
 mod accept;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;

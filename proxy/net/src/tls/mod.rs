@@ -35,3 +35,11 @@ pub fn warm_up() {
         tracing::debug!(%error, "no thread for seeding the random generator; the first handshake will do it");
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Contexts for the tests of this crate.
+
+    pub(crate) use super::certificates::tests::self_signed;
+    pub(crate) use super::server::tests::{downstream, upstream};
+}

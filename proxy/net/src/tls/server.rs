@@ -373,7 +373,7 @@ impl Reload for ServerTlsContext {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::certificates::tests::self_signed;
     use super::super::client::{ClientSession, ClientTarget, ClientTlsContext};
     use super::super::parameters::tests::common;
@@ -404,7 +404,7 @@ mod tests {
         }
     }
 
-    fn upstream() -> UpstreamTlsContext {
+    pub(crate) fn upstream() -> UpstreamTlsContext {
         UpstreamTlsContext {
             common: common(),
             sni: "a.example.com".into(),
