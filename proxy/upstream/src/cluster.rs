@@ -59,6 +59,9 @@ pub enum ClusterError {
     /// The policy does not exist here.
     #[error(transparent)]
     Policy(#[from] UnsupportedPolicy),
+    /// A TLS context cannot be built.
+    #[error(transparent)]
+    Tls(#[from] nuncio_net::tls::TlsConfigError),
     /// Something of the cluster is not supported.
     #[error("{path}: {what}")]
     Unsupported {
@@ -87,7 +90,7 @@ impl Cluster {
             None => config.name.clone(),
         };
         let stats = Arc::new(ClusterStats::new(registry, &observability_name.replace(':', "_")));
-        let transport = Transport::new(&config)?;
+        let transport = Transport::new(&config, &stats)?;
         let priority_set = Arc::new(PrioritySet::default());
         let tables = LbTables::new(&config, &priority_set, &stats);
         let limits = [ResourcePriority::Default, ResourcePriority::High]
@@ -160,6 +163,9 @@ impl Cluster {
         for host in old.priority_set.hosts().filter(|host| !now.contains(&host.id)) {
             host.mark_removed();
             gone = true;
+        }
+        for host in priority_set.hosts().filter(|host| !before.contains(&host.id)) {
+            self.transport.count_match(host, &self.stats);
         }
         if now != before {
             self.stats.membership_change().inc();

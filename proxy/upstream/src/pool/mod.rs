@@ -1,13 +1,33 @@
 //! Connection pools: per worker, without locks.
 //!
-//! [`http_stream`] gives a stream to a host: at once when an idle connection is there, else after waiting for one.
-//! [`tcp_connect`] opens a connection for one user.
+//! [`http_stream`] gives a stream to a host: at once when a connection is ready, else after waiting for one.
+//! [`tcp_connect`] opens a connection for one user. `http` is the pool of one host, `h1` and `h2` its connections,
+//! `connect` makes and counts them.
 
-use crate::circuit_breakers::ResourcePriority;
+pub(crate) mod connect;
+mod h1;
+mod h2;
+mod http;
+mod tcp;
+mod wake;
+
+pub use tcp::{TcpUpstream, tcp_connect};
+
+use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
 use crate::host::Host;
+use crate::transport::{TransportOptions, sni_of};
+use crate::worker;
+use http::{Codecs, HttpPool, PoolProtocol};
+use nuncio_config::cluster::UpstreamProtocol;
+use nuncio_http::codec::h1::parse::Limits;
+use nuncio_http::codec::h2::H2ClientStream;
+use nuncio_http::codec::stats::Http2Stats;
 use nuncio_http::codec::{ClientStream, Protocol, ResetReason};
-use nuncio_net::connection::{ConnectionInfo, Io};
+use nuncio_net::connection::ConnectionInfo;
+use rustc_hash::{FxHashMap, FxHasher};
+use std::cell::{OnceCell, RefCell};
+use std::hash::{Hash as _, Hasher as _};
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,8 +39,7 @@ pub struct StreamOptions<'a> {
     pub priority: ResourcePriority,
     /// Protocol of the downstream stream, for clusters that use the same upstream.
     pub downstream_protocol: Option<Protocol>,
-    /// `:authority`, or the header of `override_auto_sni_header`; used for SNI and SAN checks where the cluster has
-    /// `auto_sni` or `auto_san_validation`.
+    /// `:authority`, or the header of `override_auto_sni_header`; used as SNI where the cluster has `auto_sni`.
     pub authority: Option<&'a str>,
 }
 
@@ -29,29 +48,61 @@ pub struct StreamOptions<'a> {
 pub struct PoolFailure {
     /// Why: a connection failure, a connect timeout or an overflow.
     pub reason: ResetReason,
-    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; None when there is none.
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`, spaces not replaced; None when there is none.
     pub transport_failure_reason: Option<Box<str>>,
-    /// The host; None when no connection was tried (overflow).
+    /// The host; None when no connection was tried (too many requests wait).
     pub host: Option<Arc<Host>>,
+}
+
+impl PoolFailure {
+    fn overflow(host: Option<Arc<Host>>) -> Self {
+        PoolFailure { reason: ResetReason::Overflow, transport_failure_reason: None, host }
+    }
 }
 
 /// A stream to a host. Derefs to [`ClientStream`]. Dropped, it gives its connection back to the pool when both messages
 /// are complete, and closes it (HTTP/1) or resets the stream (HTTP/2) otherwise.
 pub struct PooledStream {
-    stream: Box<dyn ClientStream>,
-    info: Rc<ConnectionInfo>,
-    protocol: Protocol,
+    kind: Kind,
+    pool: Rc<HttpPool>,
+}
+
+enum Kind {
+    /// None only while it is dropped.
+    Http1(Option<Box<h1::H1Connection>>),
+    Http2 {
+        stream: H2ClientStream,
+        connection: Rc<h2::H2Connection>,
+    },
 }
 
 impl PooledStream {
     /// The connection: addresses, TLS, id.
     pub fn connection(&self) -> &Rc<ConnectionInfo> {
-        &self.info
+        match &self.kind {
+            Kind::Http1(Some(connection)) => &connection.info,
+            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http2 { connection, .. } => &connection.info,
+        }
     }
 
-    /// Protocol spoken.
-    pub fn protocol(&self) -> Protocol {
-        self.protocol
+    /// The host.
+    pub fn host(&self) -> &Arc<Host> {
+        &self.pool.host
+    }
+
+    /// Requests that the connection served before this one.
+    pub fn requests_before(&self) -> u32 {
+        match &self.kind {
+            Kind::Http1(connection) => connection.as_ref().map_or(0, |connection| connection.served - 1),
+            Kind::Http2 { .. } => 0,
+        }
+    }
+}
+
+impl std::fmt::Debug for PooledStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PooledStream").field("host", &self.pool.host.address_text).finish_non_exhaustive()
     }
 }
 
@@ -60,18 +111,43 @@ impl Deref for PooledStream {
 
     #[inline]
     fn deref(&self) -> &(dyn ClientStream + 'static) {
-        &*self.stream
+        match &self.kind {
+            Kind::Http1(Some(connection)) => &connection.client,
+            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http2 { stream, .. } => stream,
+        }
     }
 }
 
 impl DerefMut for PooledStream {
     #[inline]
     fn deref_mut(&mut self) -> &mut (dyn ClientStream + 'static) {
-        &mut *self.stream
+        match &mut self.kind {
+            Kind::Http1(Some(connection)) => &mut connection.client,
+            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http2 { stream, .. } => stream,
+        }
     }
 }
 
-/// A stream to `host` of `cluster`. Ready at its first poll, and without allocating, when an idle connection is there.
+impl Drop for PooledStream {
+    fn drop(&mut self) {
+        self.pool.stream_ended();
+        match &mut self.kind {
+            Kind::Http1(connection) => {
+                if let Some(connection) = connection.take() {
+                    self.pool.release_h1(connection);
+                }
+            }
+            Kind::Http2 { stream, connection } => {
+                connection.close_stream(stream);
+                self.pool.serve_pending();
+            }
+        }
+    }
+}
+
+/// A stream to `host` of `cluster`. Ready at its first poll, and without allocating, when a connection is ready.
 /// Dropping the future takes the request out of the queue; a connection that is being made stays for others.
 ///
 /// # Errors
@@ -81,50 +157,123 @@ pub async fn http_stream(
     host: &Arc<Host>,
     options: &StreamOptions<'_>,
 ) -> Result<PooledStream, PoolFailure> {
-    let _ = (cluster, options);
-    Err(PoolFailure {
-        reason: ResetReason::LocalConnectionFailure,
-        transport_failure_reason: None,
-        host: Some(host.clone()),
-    })
+    let wait = {
+        let pool = pool_of(cluster, host, options)?;
+        if let Some(result) = pool.ready_stream() {
+            return result;
+        }
+        pool.wait()?
+    };
+    wait.await
 }
 
-/// A connection for one user (the TCP proxy, upgrades over their own connection).
-pub struct TcpUpstream {
-    /// The bytes.
-    pub io: Io,
-    /// What is known about it.
-    pub info: Rc<ConnectionInfo>,
+/// What tells the pools of a cluster apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct PoolKey {
+    host: u64,
+    priority: ResourcePriority,
+    protocol: PoolProtocol,
+    /// Hash of the transport options, 0 for the default ones. Equal hashes of different options count on.
+    options: u64,
 }
 
-/// Opens a connection to `host`. Circuit breakers and stats are those of the cluster.
-///
-/// # Errors
-/// [`PoolFailure`].
-pub async fn tcp_connect(
-    cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
-    options: &StreamOptions<'_>,
-) -> Result<TcpUpstream, PoolFailure> {
-    let _ = (cluster, options);
-    Err(PoolFailure {
-        reason: ResetReason::LocalConnectionFailure,
-        transport_failure_reason: None,
-        host: Some(host.clone()),
-    })
+fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>) -> Result<Rc<HttpPool>, PoolFailure> {
+    let http = &cluster.config.http;
+    let protocol = match (http.protocol, options.downstream_protocol) {
+        (UpstreamProtocol::Http1, _) => PoolProtocol::Http1,
+        (UpstreamProtocol::Http2, _) => PoolProtocol::Http2,
+        (UpstreamProtocol::Auto, _) => PoolProtocol::Auto,
+        (UpstreamProtocol::UseDownstream, Some(Protocol::Http2 | Protocol::Http3)) => PoolProtocol::Http2,
+        (UpstreamProtocol::UseDownstream, _) => PoolProtocol::Http1,
+        (UpstreamProtocol::Http3, _) => {
+            return Err(PoolFailure {
+                reason: ResetReason::LocalConnectionFailure,
+                transport_failure_reason: Some("HTTP/3 is not supported".into()),
+                host: Some(host.clone()),
+            });
+        }
+    };
+    let server_name = match options.authority {
+        Some(authority) if http.auto_sni && cluster.transport.is_secure(host) => sni_of(authority),
+        _ => None,
+    };
+    let mut key = PoolKey { host: host.id, priority: options.priority, protocol, options: 0 };
+    if let Some(name) = server_name {
+        let mut hasher = FxHasher::default();
+        name.hash(&mut hasher);
+        key.options = hasher.finish() | 1;
+    }
+    let own = worker::of(cluster);
+    let mut map = own.pools.map.borrow_mut();
+    loop {
+        match map.get(&key) {
+            Some(pool) if pool.options.server_name.as_deref() == server_name => return Ok(pool.clone()),
+            // Another name with the same hash: a client may look for such, so never share.
+            Some(_) => key.options = key.options.wrapping_add(2),
+            None => break,
+        }
+    }
+    if !cluster.resource_manager(options.priority).can_create(Resource::ConnectionPools) {
+        cluster.stats.upstream_cx_pool_overflow().inc();
+        return Err(PoolFailure::overflow(None));
+    }
+    worker::register(&cluster.workers);
+    let transport = TransportOptions { server_name: server_name.map(Into::into) };
+    let codecs = own.pools.codecs.get_or_init(|| codecs(cluster)).clone();
+    let pool = HttpPool::new(cluster, host, options.priority, protocol, transport, key, codecs);
+    map.insert(key, pool.clone());
+    Ok(pool)
+}
+
+fn codecs(cluster: &Cluster) -> Codecs {
+    let config = &cluster.config;
+    let http = &config.http;
+    let buffer_limit = config.per_connection_buffer_limit_bytes as usize;
+    let limits = |default_kb: u32| Limits {
+        max_bytes: http.max_response_headers_kb.unwrap_or(default_kb) as usize * 1024,
+        max_count: http.max_headers_count as usize,
+    };
+    let stats = Http2Stats::new(cluster.stats.registry(), &format!("{}http2.", cluster.stats.prefix()));
+    Codecs {
+        h1: Rc::new(nuncio_http::codec::h1::ClientConfig::new(&http.http1, limits(80), buffer_limit)),
+        h2: Rc::new(nuncio_http::codec::h2::ClientConfig {
+            options: http.http2.clone(),
+            limits: limits(60),
+            buffer_limit,
+            stats,
+        }),
+    }
+}
+
+/// Takes an unused pool out of the map.
+fn forget(cluster: &Cluster, key: PoolKey) {
+    let pool = worker::of(cluster).pools.map.borrow_mut().remove(&key);
+    drop(pool);
 }
 
 /// One worker's pools of one cluster.
 #[derive(Default)]
-pub(crate) struct Pools {}
+pub(crate) struct Pools {
+    map: RefCell<FxHashMap<PoolKey, Rc<HttpPool>>>,
+    codecs: OnceCell<Codecs>,
+}
 
 impl Pools {
     pub(crate) fn is_empty(&self) -> bool {
-        true
+        self.map.borrow().is_empty()
     }
 
     /// Drains the pools of hosts that are gone; all pools when the cluster is gone.
     pub(crate) fn host_set_changed(&self, cluster: Option<&Cluster>) {
-        let _ = cluster;
+        let pools: Vec<_> = self.map.borrow().values().cloned().collect();
+        let all = cluster.is_none_or(Cluster::is_removed);
+        let every = cluster.is_some_and(|cluster| cluster.config.lb_common.close_connections_on_host_set_change);
+        for pool in pools {
+            if all || pool.host.is_removed() {
+                pool.drain();
+            } else if every {
+                pool.drain_existing();
+            }
+        }
     }
 }

@@ -1,0 +1,271 @@
+//! Making one connection: socket, then TLS, under one deadline (`connect_timeout`), and counting it.
+
+use crate::circuit_breakers::{Resource, ResourcePriority};
+use crate::cluster::Cluster;
+use crate::host::Host;
+use crate::transport::TransportOptions;
+use nuncio_base::timer;
+use nuncio_http::codec::ResetReason;
+use nuncio_net::address::Address;
+use nuncio_net::connection::{ConnectionInfo, Io, Plain};
+use nuncio_net::socket::{self, ConnectError};
+use smallvec::SmallVec;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Delay between attempts of happy eyeballs (RFC 8305), as in Envoy.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(300);
+
+/// A connection that is ready for its protocol.
+pub(crate) struct Connected {
+    pub(crate) io: Io,
+    pub(crate) info: ConnectionInfo,
+}
+
+/// A connection that could not be made.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectFailure {
+    pub(crate) reason: ResetReason,
+    pub(crate) text: Option<Box<str>>,
+}
+
+/// Connects to `host` within the cluster's connect timeout, which covers the TLS handshake. `alpn` replaces the names of
+/// the TLS context.
+pub(crate) async fn connect(
+    cluster: &Cluster,
+    host: &Host,
+    options: &TransportOptions,
+    alpn: Option<&[&[u8]]>,
+) -> Result<Connected, ConnectFailure> {
+    match timer::timeout(cluster.config.connect_timeout, attempt(cluster, host, options, alpn)).await {
+        Ok(result) => result,
+        Err(timer::Elapsed) => {
+            cluster.stats.upstream_cx_connect_timeout().inc();
+            Err(ConnectFailure { reason: ResetReason::ConnectionTimeout, text: None })
+        }
+    }
+}
+
+async fn attempt(
+    cluster: &Cluster,
+    host: &Host,
+    options: &TransportOptions,
+    alpn: Option<&[&[u8]]>,
+) -> Result<Connected, ConnectFailure> {
+    let first = host.connect_address();
+    // The deadline is the caller's.
+    let no_limit = Duration::ZERO;
+    let connected = if host.additional_addresses.is_empty() {
+        let plain = socket::connect(&first, &cluster.connect, no_limit).await;
+        plain.map(|plain| (first.clone(), plain))
+    } else {
+        let mut addresses: SmallVec<[Address; 4]> = SmallVec::new();
+        addresses.push(first.clone());
+        addresses.extend(host.additional_addresses.iter().cloned());
+        let result = socket::connect_any(&addresses, &cluster.connect, ATTEMPT_DELAY, no_limit).await;
+        result.map(|(index, plain)| (addresses[index].clone(), plain))
+    };
+    let (address, plain) = connected.map_err(|error| failure(cluster, &first, error))?;
+    if let Some(stream) = plain.tcp_stream() {
+        // Latency counts more than the number of packets, as in Envoy; a failure costs only that.
+        let _ = stream.set_nodelay(true);
+    }
+    let local = local_address(&plain, &address);
+    let mut info = ConnectionInfo::new(local, address);
+    let mut io = cluster.transport.wrap(host, plain, options, alpn, &mut info).await?;
+    io.set_meter(info.bytes.clone());
+    Ok(Connected { io, info })
+}
+
+fn local_address(plain: &Plain, remote: &Address) -> Address {
+    match (plain.tcp_stream().and_then(|stream| stream.local_addr().ok()), remote) {
+        (Some(local), _) => Address::Ip(local),
+        (None, Address::Ip(_)) => Address::Ip(SocketAddr::from(([0, 0, 0, 0], 0))),
+        (None, _) => Address::Pipe("".into()),
+    }
+}
+
+fn failure(cluster: &Cluster, address: &Address, error: ConnectError) -> ConnectFailure {
+    match error {
+        ConnectError::Timeout => ConnectFailure { reason: ResetReason::ConnectionTimeout, text: None },
+        ConnectError::Local { .. } => {
+            cluster.stats.bind_errors().inc();
+            ConnectFailure { reason: ResetReason::LocalConnectionFailure, text: Some(error.to_string().into()) }
+        }
+        ConnectError::Failed(error) => {
+            // Envoy tells whether connect(2) failed at once or later.
+            let later = matches!(address, Address::Ip(_))
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::HostUnreachable
+                );
+            let when = if later { "delayed" } else { "immediate" };
+            let text = format!("{when} connect error: {}", socket::reason(&error));
+            ConnectFailure { reason: ResetReason::RemoteConnectionFailure, text: Some(text.into()) }
+        }
+    }
+}
+
+/// Who ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// This proxy.
+    Local,
+    /// The host.
+    Remote,
+}
+
+/// One counted connection: in the cluster, at the host, in the circuit breaker. Counted out when dropped.
+pub(crate) struct CountedConnection {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) host: Arc<Host>,
+    priority: ResourcePriority,
+    start: Instant,
+    meter: Option<Rc<nuncio_net::connection::ByteMeter>>,
+    counted_received: u64,
+    counted_sent: u64,
+    ended: Option<(Ended, bool)>,
+}
+
+impl CountedConnection {
+    /// Counts a connection that begins to connect.
+    pub(crate) fn new(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: ResourcePriority) -> Self {
+        host.stats.cx_total.fetch_add(1, Relaxed);
+        host.stats.cx_active.fetch_add(1, Relaxed);
+        cluster.stats.upstream_cx_total().inc();
+        cluster.stats.upstream_cx_active().inc();
+        cluster.resource_manager(priority).inc(Resource::Connections);
+        CountedConnection {
+            cluster: cluster.clone(),
+            host: host.clone(),
+            priority,
+            start: Instant::now(),
+            meter: None,
+            counted_received: 0,
+            counted_sent: 0,
+            ended: None,
+        }
+    }
+
+    /// It is connected.
+    pub(crate) fn connected(&mut self, info: &ConnectionInfo) {
+        self.cluster.stats.upstream_cx_connect_ms().record(self.start.elapsed().as_millis() as u64);
+        self.meter = Some(info.bytes.clone());
+    }
+
+    /// It failed before it was connected.
+    pub(crate) fn failed(&mut self, failure: &ConnectFailure) {
+        self.cluster.stats.upstream_cx_connect_fail().inc();
+        self.host.stats.cx_connect_fail.fetch_add(1, Relaxed);
+        let remote = failure.reason == ResetReason::RemoteConnectionFailure;
+        self.ended = Some((if remote { Ended::Remote } else { Ended::Local }, false));
+    }
+
+    /// Says who ends it, and whether a request was active.
+    pub(crate) fn ended(&mut self, who: Ended, with_active_request: bool) {
+        self.ended.get_or_insert((who, with_active_request));
+    }
+
+    /// When it began.
+    pub(crate) fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Adds what passed since the last call to the cluster's totals.
+    #[inline]
+    pub(crate) fn count_bytes(&mut self) {
+        let Some(meter) = &self.meter else { return };
+        let (received, sent) = (meter.received.get(), meter.sent.get());
+        if received != self.counted_received {
+            self.cluster.stats.upstream_cx_rx_bytes_total().add(received - self.counted_received);
+            self.counted_received = received;
+        }
+        if sent != self.counted_sent {
+            self.cluster.stats.upstream_cx_tx_bytes_total().add(sent - self.counted_sent);
+            self.counted_sent = sent;
+        }
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.count_bytes();
+        let stats = &self.cluster.stats;
+        let (who, active) = self.ended.unwrap_or((Ended::Local, false));
+        stats.upstream_cx_destroy().inc();
+        match who {
+            Ended::Local => stats.upstream_cx_destroy_local().inc(),
+            Ended::Remote => stats.upstream_cx_destroy_remote().inc(),
+        }
+        if active {
+            stats.upstream_cx_destroy_with_active_rq().inc();
+            match who {
+                Ended::Local => stats.upstream_cx_destroy_local_with_active_rq().inc(),
+                Ended::Remote => stats.upstream_cx_destroy_remote_with_active_rq().inc(),
+            }
+        }
+        stats.upstream_cx_length_ms().record(self.start.elapsed().as_millis() as u64);
+        stats.upstream_cx_active().dec();
+        self.host.stats.cx_active.fetch_sub(1, Relaxed);
+        self.cluster.resource_manager(self.priority).dec(Resource::Connections);
+    }
+}
+
+/// One counted request on a connection. Counted out when dropped.
+pub(crate) struct CountedRequest {
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+    priority: ResourcePriority,
+}
+
+impl CountedRequest {
+    pub(crate) fn new(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: ResourcePriority) -> Self {
+        host.stats.rq_total.fetch_add(1, Relaxed);
+        host.stats.rq_active.fetch_add(1, Relaxed);
+        cluster.stats.upstream_rq_total().inc();
+        cluster.stats.upstream_rq_active().inc();
+        cluster.resource_manager(priority).inc(Resource::Requests);
+        CountedRequest { cluster: cluster.clone(), host: host.clone(), priority }
+    }
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        self.host.stats.rq_active.fetch_sub(1, Relaxed);
+        self.cluster.stats.upstream_rq_active().dec();
+        self.cluster.resource_manager(self.priority).dec(Resource::Requests);
+    }
+}
+
+/// One counted request that waits for a connection. Counted out when dropped.
+pub(crate) struct CountedPending {
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+    priority: ResourcePriority,
+}
+
+impl CountedPending {
+    pub(crate) fn new(cluster: &Arc<Cluster>, host: &Arc<Host>, priority: ResourcePriority) -> Self {
+        cluster.stats.upstream_rq_pending_total().inc();
+        cluster.stats.upstream_rq_pending_active().inc();
+        host.stats.rq_pending_active.fetch_add(1, Relaxed);
+        cluster.resource_manager(priority).inc(Resource::PendingRequests);
+        CountedPending { cluster: cluster.clone(), host: host.clone(), priority }
+    }
+}
+
+impl Drop for CountedPending {
+    fn drop(&mut self) {
+        self.cluster.stats.upstream_rq_pending_active().dec();
+        self.host.stats.rq_pending_active.fetch_sub(1, Relaxed);
+        self.cluster.resource_manager(self.priority).dec(Resource::PendingRequests);
+    }
+}

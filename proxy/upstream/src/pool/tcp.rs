@@ -1,0 +1,106 @@
+//! Connections for one user each: the TCP proxy.
+
+use super::connect::{self, CountedConnection, CountedPending, CountedRequest, Ended};
+use super::{PoolFailure, StreamOptions};
+use crate::circuit_breakers::Resource;
+use crate::cluster::Cluster;
+use crate::host::Host;
+use crate::transport::TransportOptions;
+use nuncio_net::connection::{ConnectionInfo, Io};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A connection to a host for one user. Counted in the cluster until dropped.
+pub struct TcpUpstream {
+    /// The bytes.
+    pub io: Io,
+    /// What is known about it.
+    pub info: Rc<ConnectionInfo>,
+    counted: CountedConnection,
+    _request: CountedRequest,
+}
+
+impl TcpUpstream {
+    /// Says that the host ended the connection; else it counts as ended by this side.
+    pub fn ended_by_host(&mut self) {
+        self.counted.ended(Ended::Remote, true);
+    }
+
+    /// Says that this side ended it.
+    pub fn ended_locally(&mut self) {
+        self.counted.ended(Ended::Local, true);
+    }
+
+    /// Adds the bytes since the last call to the cluster's totals; also done at the end.
+    pub fn count_bytes(&mut self) {
+        self.counted.count_bytes();
+    }
+}
+
+impl std::fmt::Debug for TcpUpstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TcpUpstream").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Opens a connection to `host`. Circuit breakers and stats are those of the cluster. Dropping the future closes what
+/// was begun.
+///
+/// # Errors
+/// [`PoolFailure`].
+pub async fn tcp_connect(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    options: &StreamOptions<'_>,
+) -> Result<TcpUpstream, PoolFailure> {
+    let limits = cluster.resource_manager(options.priority);
+    // Checked first, as in Envoy: a request in the queue would wait for a connection that is never given back.
+    let per_host = host.stats.cx_active.load(Relaxed) < limits.max_connections_per_host();
+    if !limits.can_create(Resource::Connections) || !per_host {
+        cluster.stats.upstream_cx_overflow().inc();
+        return Err(PoolFailure::overflow(None));
+    }
+    if !limits.can_create(Resource::PendingRequests) {
+        cluster.stats.upstream_rq_pending_overflow().inc();
+        return Err(PoolFailure::overflow(None));
+    }
+    let mut pending = Pending { counted: Some(CountedPending::new(cluster, host, options.priority)), cluster };
+    let mut counted = CountedConnection::new(cluster, host, options.priority);
+    match connect::connect(cluster, host, &TransportOptions::default(), None).await {
+        Ok(connected) => {
+            counted.connected(&connected.info);
+            pending.counted = None;
+            if !limits.can_create(Resource::Requests) {
+                cluster.stats.upstream_rq_pending_overflow().inc();
+                return Err(PoolFailure::overflow(Some(host.clone())));
+            }
+            let request = CountedRequest::new(cluster, host, options.priority);
+            Ok(TcpUpstream { io: connected.io, info: Rc::new(connected.info), counted, _request: request })
+        }
+        Err(failure) => {
+            pending.counted = None;
+            counted.failed(&failure);
+            cluster.stats.upstream_rq_pending_failure_eject().inc();
+            Err(PoolFailure {
+                reason: failure.reason,
+                transport_failure_reason: failure.text,
+                host: Some(host.clone()),
+            })
+        }
+    }
+}
+
+/// A request that waits; given up when dropped with the count still in it.
+struct Pending<'a> {
+    counted: Option<CountedPending>,
+    cluster: &'a Cluster,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if self.counted.take().is_some() {
+            self.cluster.stats.upstream_rq_cancelled().inc();
+        }
+    }
+}
