@@ -54,7 +54,8 @@ impl Transport {
             contexts.push(match context {
                 None => None,
                 Some(context) => {
-                    let stats = tls_stats.get_or_insert_with(|| TlsStats::new(stats.registry(), stats.prefix()).into());
+                    let stats =
+                        tls_stats.get_or_insert_with(|| TlsStats::client(stats.registry(), stats.prefix()).into());
                     let mut context = context.clone();
                     if config.http.auto_san_validation && !context.auto_sni_san_validation {
                         Arc::make_mut(&mut context).auto_sni_san_validation = true;

@@ -285,10 +285,8 @@ impl HttpPool {
             return Err(PoolFailure::overflow(None));
         }
         let counted = CountedPending::new(&self.cluster, &self.host, self.priority);
-        let waiter = Rc::new(Waiter {
-            state: RefCell::new(WaitState::Waiting(None)),
-            counted: RefCell::new(Some(counted)),
-        });
+        let waiter =
+            Rc::new(Waiter { state: RefCell::new(WaitState::Waiting(None)), counted: RefCell::new(Some(counted)) });
         self.inner.borrow_mut().pending.push_back(waiter.clone());
         self.create_connections();
         Ok(Wait { pool: self.clone(), waiter })

@@ -11,6 +11,9 @@ mod http;
 mod tcp;
 mod wake;
 
+#[cfg(test)]
+mod tests;
+
 pub use tcp::{TcpUpstream, tcp_connect};
 
 use crate::circuit_breakers::{Resource, ResourcePriority};

@@ -161,6 +161,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
         self.receiving == Receiving::Done
     }
 
+    /// What ended the exchange early.
+    pub fn error(&self) -> Option<&StreamError> {
+        self.error.as_ref()
+    }
+
     /// Between exchanges: pending while the connection is healthy, ready when it has ended or the server sent something
     /// that nobody asked for. Gives all buffers back; costs no system call while nothing happens.
     pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -213,6 +213,11 @@ impl H2ClientStream {
         self.body.recv_done
     }
 
+    /// What ended the stream early.
+    pub fn error(&self) -> Option<&StreamError> {
+        self.body.error.as_ref()
+    }
+
     fn decode(&mut self, status: http::StatusCode, map: &http::HeaderMap) -> Result<Headers, StreamError> {
         let upgraded = if status == http::StatusCode::OK { self.upgrade.as_ref() } else { None };
         let rules = Rules {
