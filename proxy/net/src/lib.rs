@@ -19,4 +19,6 @@ mod io;
 
 pub mod tls;
 
+pub mod splice;
+
 mod sys;

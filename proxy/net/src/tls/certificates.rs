@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use nuncio_config::tls::{CertificateSource, TlsCertificate};
 use rustc_hash::FxHashMap;
+use rustls::SignatureAlgorithm;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{Error, InconsistentKeys, SignatureAlgorithm};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::error::TlsConfigError;
@@ -75,15 +75,20 @@ fn load(certificate: &TlsCertificate, path: &str) -> Result<OwnCertificate, TlsC
     let key_source = sources::read(&certificate.key).map_err(fail)?;
     let key = sources::private_key(&key_source).map_err(fail)?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let mut key = CertifiedKey::from_der(chain, key, &provider).map_err(|error| {
-        let why = match error {
-            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                format!("it is not the key of the certificate in {}", chain_source.label)
-            }
-            other => other.to_string(),
-        };
-        fail(format!("Failed to load private key from {}: {why}", key_source.label))
-    })?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| fail(format!("Failed to load private key from {}: {error}", key_source.label)))?;
+    // Not rustls' own comparison: it refuses certificates of X.509 version 1, which BoringSSL takes.
+    let of_certificate = X509Certificate::from_der(&info.der).ok();
+    let of_certificate = of_certificate.as_ref().map(|(_, certificate)| certificate.public_key().raw);
+    if key.public_key().is_some_and(|own| of_certificate != Some(own.as_ref())) {
+        return Err(fail(format!(
+            "Failed to load private key from {}: it is not the key of the certificate in {}",
+            key_source.label, chain_source.label
+        )));
+    }
+    let mut key = CertifiedKey::new(chain, key);
     if let Some(staple) = &certificate.ocsp_staple {
         let staple = sources::read(staple).map_err(fail)?;
         if staple.bytes.is_empty() {

@@ -651,4 +651,36 @@ pub(super) mod tests {
         assert!(contexts.days_until_first_expiration(std::time::SystemTime::now()).is_some_and(|days| days > 0));
         assert_eq!(pair.count("listener.x.server_ssl_socket_factory.ssl_context_update_by_sds"), 1);
     }
+
+    #[tokio::test]
+    async fn a_leaf_marked_as_authority_passes_when_a_trusted_key_signed_it() {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let authority = |name: &str| {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).expect("signed");
+            (certificate, Issuer::new(params, key))
+        };
+        let ((trusted, issuer), (namesake, _)) = (authority("ca"), authority("ca"));
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["a.example.com".to_owned()]).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let leaf = params.signed_by(&key, &issuer).expect("signed");
+        let mut server = downstream();
+        server.common.certificates = vec![CertificateSource::Static(nuncio_config::tls::TlsCertificate {
+            chain: DataSource::Inline(leaf.pem().into_bytes()),
+            key: DataSource::Inline(key.serialize_pem().into_bytes()),
+            password: None,
+            ocsp_staple: None,
+        })];
+        for (authority, passes) in [(&trusted, true), (&namesake, false)] {
+            let mut client = upstream();
+            client.common.validation = Some(ValidationSource::Static(trust(authority)));
+            let pair = Pair::new(server.clone(), client);
+            let (_, _, session) = pair.connect(ClientTarget::default()).await;
+            assert_eq!(session.is_ok(), passes, "{:?}", session.err());
+        }
+    }
 }

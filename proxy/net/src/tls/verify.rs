@@ -9,14 +9,17 @@ use std::fmt;
 use nuncio_config::matchers::StringMatcher;
 use nuncio_config::tls::{SanMatcher, SanType, ValidationContext};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
+};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime};
 use sha2::{Digest as _, Sha256};
 use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RawPublicKeyEntity,
+    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -230,6 +233,9 @@ impl Verifier {
             (VerifyFailure::Chain("unsupported certificate"), Some(CertificateError::from_webpki(error)))
         })?;
         let mut result = self.path(&end, roots, others, now, server);
+        if matches!(result, Err(webpki::Error::CaUsedAsEndEntity)) && self.issued_directly(leaf, roots, now, server) {
+            return Ok(());
+        }
         if self.allow_expired && matches!(&result, Err(error) if is_expiry(error)) {
             // At a moment when the leaf was valid; an issuer that was not valid then is still refused.
             for moment in validity(leaf).into_iter().flat_map(|(from, to)| [from, to]) {
@@ -242,6 +248,74 @@ impl Verifier {
         result.map_err(|error| {
             let self_signed = is_self_signed(leaf);
             (VerifyFailure::Chain(openssl_words(&error, self_signed)), Some(CertificateError::from_webpki(error)))
+        })
+    }
+
+    /// The signature of the handshake. A certificate that webpki does not parse (X.509 version 1) has a usable key.
+    fn check_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+        tls13: bool,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        if EndEntityCert::try_from(certificate).is_ok() {
+            return if tls13 {
+                verify_tls13_signature(message, certificate, signed, &self.algorithms)
+            } else {
+                verify_tls12_signature(message, certificate, signed, &self.algorithms)
+            };
+        }
+        let bad = || Error::InvalidCertificate(CertificateError::BadEncoding);
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| bad())?;
+        let spki = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+        if tls13 {
+            return verify_tls13_signature_with_raw_key(message, &spki, signed, &self.algorithms);
+        }
+        let key = RawPublicKeyEntity::try_from(&spki).map_err(|_| bad())?;
+        let mut candidates = self.algorithms.mapping.iter().filter(|(scheme, _)| *scheme == signed.scheme);
+        let valid = candidates.any(|(_, algorithms)| {
+            algorithms.iter().any(|algorithm| key.verify_signature(*algorithm, message, signed.signature()).is_ok())
+        });
+        if !valid {
+            return Err(Error::InvalidCertificate(CertificateError::BadSignature));
+        }
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    /// Whether a trusted authority has signed the leaf itself, and it is valid now and for this use. For leaves that
+    /// webpki refuses by form and BoringSSL takes: X.509 version 1, or marked as a CA (`openssl req -x509 -CA`).
+    fn issued_directly(&self, leaf: &CertificateDer<'_>, roots: &Roots, now: UnixTime, server: bool) -> bool {
+        let Ok((_, parsed)) = X509Certificate::from_der(leaf) else { return false };
+        let for_use = match parsed.extended_key_usage() {
+            Ok(Some(usage)) => {
+                usage.value.any || if server { usage.value.server_auth } else { usage.value.client_auth }
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        // An unknown critical extension may forbid what is being done; revocation needs the whole chain.
+        let known = [oid::KEY_USAGE, oid::EXTENDED_KEY_USAGE, oid::BASIC_CONSTRAINTS, oid::SUBJECT_ALT_NAME];
+        let understood = parsed
+            .extensions()
+            .iter()
+            .all(|extension| !extension.critical || known.contains(&extension.oid.to_id_string().as_str()));
+        if !for_use || !understood || !self.crls.is_empty() || self.check_validity(leaf, now).is_err() {
+            return false;
+        }
+        roots.certificates.iter().any(|root| {
+            let Ok((_, issuer)) = X509Certificate::from_der(root) else { return false };
+            let spki = SubjectPublicKeyInfoDer::from(issuer.public_key().raw);
+            let (Ok(key), Ok(None)) = (RawPublicKeyEntity::try_from(&spki), issuer.name_constraints()) else {
+                return false;
+            };
+            issuer.subject().as_raw() == parsed.issuer().as_raw()
+                && self.check_validity(root, now).is_ok()
+                && self.algorithms.all.iter().any(|algorithm| {
+                    let signed = parsed.tbs_certificate.as_ref();
+                    names_algorithm(&parsed, *algorithm)
+                        && key.verify_signature(*algorithm, signed, &parsed.signature_value.data).is_ok()
+                })
         })
     }
 
@@ -392,6 +466,24 @@ fn validity(der: &[u8]) -> Option<(UnixTime, UnixTime)> {
     Some((time(certificate.validity().not_before), time(certificate.validity().not_after)))
 }
 
+/// Whether the certificate says that it is signed with this algorithm.
+fn names_algorithm(
+    certificate: &X509Certificate<'_>,
+    algorithm: &dyn rustls_pki_types::SignatureVerificationAlgorithm,
+) -> bool {
+    // The contents of the AlgorithmIdentifier begin with the OID in DER.
+    let oid = certificate.signature_algorithm.algorithm.as_bytes();
+    algorithm.signature_alg_id().as_ref().get(2..).is_some_and(|id| id.starts_with(oid))
+}
+
+/// Extensions that are understood where webpki is not asked.
+mod oid {
+    pub(super) const KEY_USAGE: &str = "2.5.29.15";
+    pub(super) const SUBJECT_ALT_NAME: &str = "2.5.29.17";
+    pub(super) const BASIC_CONSTRAINTS: &str = "2.5.29.19";
+    pub(super) const EXTENDED_KEY_USAGE: &str = "2.5.29.37";
+}
+
 /// Whether a name satisfies a matcher.
 fn san_matches(matcher: &SanMatcher, name: &San) -> bool {
     match (&matcher.san_type, name) {
@@ -510,7 +602,7 @@ impl ClientCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         note(|record| record.sigalg = signature_name(dss.scheme));
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
+        self.check_signature(message, cert, dss, false)
     }
 
     fn verify_tls13_signature(
@@ -520,7 +612,7 @@ impl ClientCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         note(|record| record.sigalg = signature_name(dss.scheme));
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        self.check_signature(message, cert, dss, true)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

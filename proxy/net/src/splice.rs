@@ -1,0 +1,486 @@
+//! Copies bytes both ways between two connections until both have ended: the heart of TCP proxying.
+//!
+//! Between two plain TCP sockets the bytes never enter this process: splice(2) moves them through a pipe. Where TLS, a Unix
+//! socket or memory is at one end, they go through a 64 KiB buffer from the worker's pool. Pipes and buffers are held only
+//! while they have something in them, so that idle connections own none. A reader that is slow holds its writer up: nothing
+//! is queued beyond the one pipe or buffer.
+//!
+//! ```text
+//! each direction:  open --EOF--> ending (deliver what is left) --shutdown--> done
+//! ```
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use nuncio_base::buffer_pool;
+use nuncio_base::timer::{Sleep, sleep};
+use rustix::fd::OwnedFd;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, Interest};
+use tokio::net::TcpStream;
+
+use crate::connection::Io;
+
+/// Wanted capacity of a pipe; the kernel's default of 64 KiB stays where it allows no more.
+const PIPE_SIZE: usize = 256 * 1024;
+/// Empty pipes that a worker keeps.
+const KEEP_PIPES: usize = 32;
+/// Moves of one direction before others get their turn.
+const TURN: u32 = 8;
+
+/// One of the two connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The first argument.
+    Downstream,
+    /// The second argument.
+    Upstream,
+}
+
+/// How to copy.
+#[derive(Default)]
+pub struct CopyOptions<'a> {
+    /// Ends the copy when no byte has moved for this long.
+    pub idle_timeout: Option<Duration>,
+    /// Hears of each move: who sent the bytes, and how many.
+    pub progress: Option<&'a dyn Fn(Side, usize)>,
+    /// Use buffers even where splice(2) would do.
+    pub no_splice: bool,
+}
+
+/// Why a copy ended.
+#[derive(Debug)]
+pub enum CopyEnd {
+    /// Both sides have ended in order.
+    Finished,
+    /// A read or write on this side failed.
+    Failed(Side, io::Error),
+    /// No byte has moved for the idle timeout.
+    IdleTimeout,
+}
+
+/// What a copy did.
+#[derive(Debug)]
+pub struct CopyOutcome {
+    /// Bytes from downstream that upstream took.
+    pub from_downstream: u64,
+    /// Bytes from upstream that downstream took.
+    pub from_upstream: u64,
+    /// The side that ended its sending first.
+    pub closed_first: Option<Side>,
+    /// Why it is over.
+    pub end: CopyEnd,
+}
+
+/// Copies both ways until both sides have ended, one has failed, or nothing moves any more. An end of one side is passed
+/// on to the other (half close), whose own bytes still flow.
+pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, options: CopyOptions<'_>) -> CopyOutcome {
+    let spliced = !options.no_splice && downstream.tcp_stream().is_some() && upstream.tcp_stream().is_some();
+    let mut up = Direction::new(Side::Downstream, downstream.take_prefix(), spliced);
+    let mut down = Direction::new(Side::Upstream, upstream.take_prefix(), spliced);
+    let mut idle = options.idle_timeout.filter(|limit| !limit.is_zero()).map(|limit| (limit, sleep(limit)));
+    let mut closed_first = None;
+    let end = std::future::poll_fn(|cx| {
+        let before = (up.moved, down.moved);
+        let both = [up.poll(cx, downstream, upstream), down.poll(cx, upstream, downstream)];
+        let after = (up.moved, down.moved);
+        report(&options, Side::Downstream, after.0 - before.0);
+        report(&options, Side::Upstream, after.1 - before.1);
+        if closed_first.is_none() {
+            closed_first = match (up.ended(), down.ended()) {
+                (true, _) => Some(Side::Downstream),
+                (_, true) => Some(Side::Upstream),
+                _ => None,
+            };
+        }
+        match both {
+            [Poll::Ready(Err((side, error))), _] | [_, Poll::Ready(Err((side, error)))] => {
+                Poll::Ready(CopyEnd::Failed(side, error))
+            }
+            [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(CopyEnd::Finished),
+            _ => poll_idle(cx, idle.as_mut(), before != after),
+        }
+    })
+    .await;
+    CopyOutcome { from_downstream: up.moved, from_upstream: down.moved, closed_first, end }
+}
+
+fn report(options: &CopyOptions<'_>, side: Side, count: u64) {
+    if count > 0
+        && let Some(progress) = options.progress
+    {
+        progress(side, count as usize);
+    }
+}
+
+fn poll_idle(cx: &mut Context<'_>, idle: Option<&mut (Duration, Sleep)>, moved: bool) -> Poll<CopyEnd> {
+    let Some((limit, sleep)) = idle else { return Poll::Pending };
+    if moved {
+        sleep.reset(*limit);
+    }
+    Pin::new(sleep).poll(cx).map(|()| CopyEnd::IdleTimeout)
+}
+
+type Failure = (Side, io::Error);
+
+/// One way of a copy.
+struct Direction {
+    from: Side,
+    to: Side,
+    state: State,
+    /// Bytes that were read ahead of the copy; delivered first.
+    prefix: Bytes,
+    carrier: Carrier,
+    /// Bytes delivered.
+    moved: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Ending,
+    Done,
+}
+
+/// What bytes are in between their two sockets.
+enum Carrier {
+    Buffer { held: Option<BytesMut>, flush: bool },
+    Pipe { held: Option<Pipe>, filled: usize },
+}
+
+impl Direction {
+    fn new(from: Side, prefix: Bytes, spliced: bool) -> Self {
+        let to = if from == Side::Downstream { Side::Upstream } else { Side::Downstream };
+        let carrier = if spliced {
+            Carrier::Pipe { held: None, filled: 0 }
+        } else {
+            Carrier::Buffer { held: None, flush: false }
+        };
+        Self { from, to, state: State::Open, prefix, carrier, moved: 0 }
+    }
+
+    fn ended(&self) -> bool {
+        self.state != State::Open
+    }
+
+    /// Ready when the direction has ended and its receiver knows.
+    fn poll(&mut self, cx: &mut Context<'_>, source: &mut Io, sink: &mut Io) -> Poll<Result<(), Failure>> {
+        let (from, to) = (self.from, self.to);
+        for _ in 0..TURN {
+            if self.state == State::Done {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.deliver(cx, sink)).map_err(|error| (to, error))?;
+            if self.state == State::Ending {
+                let shut = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
+                self.state = State::Done;
+                return Poll::Ready(shut.map_err(|error| (to, error)));
+            }
+            if ready!(self.fetch(cx, source)).map_err(|error| (from, error))? == 0 {
+                self.state = State::Ending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes out what is held, and gives the empty carrier back.
+    fn deliver(&mut self, cx: &mut Context<'_>, sink: &mut Io) -> Poll<io::Result<()>> {
+        while !self.prefix.is_empty() {
+            let count = ready!(Pin::new(&mut *sink).poll_write(cx, &self.prefix))?;
+            self.prefix.advance(count);
+            self.moved += count as u64;
+        }
+        match &mut self.carrier {
+            Carrier::Buffer { held, flush } => {
+                if let Some(buffer) = held {
+                    while !buffer.is_empty() {
+                        let count = ready!(Pin::new(&mut *sink).poll_write(cx, buffer))?;
+                        if count == 0 {
+                            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                        }
+                        buffer.advance(count);
+                        self.moved += count as u64;
+                        *flush = true;
+                    }
+                }
+                if let Some(buffer) = held.take() {
+                    buffer_pool::give(buffer);
+                }
+                if *flush {
+                    ready!(Pin::new(sink).poll_flush(cx))?;
+                    *flush = false;
+                }
+            }
+            Carrier::Pipe { held, filled } => {
+                while let Some(pipe) = held.as_ref().filter(|_| *filled > 0) {
+                    let socket = tcp(sink)?;
+                    ready!(socket.poll_write_ready(cx))?;
+                    let wanted = *filled;
+                    match socket.try_io(Interest::WRITABLE, || pipe.empty_into(socket, wanted)) {
+                        Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                        Ok(count) => {
+                            *filled -= count;
+                            self.moved += count as u64;
+                            sink.meter().add_sent(count);
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads into the carrier, which is empty; 0 at the end.
+    fn fetch(&mut self, cx: &mut Context<'_>, source: &mut Io) -> Poll<io::Result<usize>> {
+        match &mut self.carrier {
+            Carrier::Buffer { held, .. } => {
+                let mut buffer = buffer_pool::take(buffer_pool::LARGE);
+                match pin!(source.read_buf(&mut buffer)).poll(cx) {
+                    Poll::Ready(Ok(count)) if count > 0 => {
+                        *held = Some(buffer);
+                        Poll::Ready(Ok(count))
+                    }
+                    other => {
+                        buffer_pool::give(buffer);
+                        other
+                    }
+                }
+            }
+            Carrier::Pipe { held, filled } => loop {
+                let socket = tcp(source)?;
+                if let Poll::Pending = socket.poll_read_ready(cx)? {
+                    if let Some(pipe) = held.take() {
+                        pipe.give();
+                    }
+                    return Poll::Pending;
+                }
+                let pipe = match held {
+                    Some(pipe) => pipe,
+                    None => held.insert(Pipe::take()?),
+                };
+                // The pipe is empty, so that "would block" is about the socket.
+                match socket.try_io(Interest::READABLE, || pipe.fill_from(socket)) {
+                    Ok(0) => {
+                        if let Some(pipe) = held.take() {
+                            pipe.give();
+                        }
+                        return Poll::Ready(Ok(0));
+                    }
+                    Ok(count) => {
+                        *filled = count;
+                        source.meter().add_received(count);
+                        return Poll::Ready(Ok(count));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            },
+        }
+    }
+}
+
+fn tcp(io: &Io) -> io::Result<&TcpStream> {
+    io.tcp_stream().ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// A pipe; empty whenever it is in the pool.
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+thread_local! {
+    static PIPES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Pipe {
+    /// From the worker's pool, or a new one.
+    fn take() -> io::Result<Self> {
+        if let Some(pipe) = PIPES.with_borrow_mut(Vec::pop) {
+            return Ok(pipe);
+        }
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Refused beyond the user's limit for pipes; a smaller pipe works as well.
+        let _ = fcntl_setpipe_size(&write, PIPE_SIZE);
+        #[cfg(test)]
+        tests::MADE.set(tests::MADE.get() + 1);
+        Ok(Self { read, write })
+    }
+
+    fn give(self) {
+        PIPES.with_borrow_mut(|pipes| {
+            if pipes.len() < KEEP_PIPES {
+                pipes.push(self);
+            }
+        });
+    }
+
+    fn fill_from(&self, socket: &TcpStream) -> io::Result<usize> {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        Ok(splice(socket, None, &self.write, None, PIPE_SIZE, flags)?)
+    }
+
+    fn empty_into(&self, socket: &TcpStream, count: usize) -> io::Result<usize> {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        Ok(splice(&self.read, None, socket, None, count, flags)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Plain;
+    use std::cell::Cell;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    thread_local! {
+        /// Pipes made on this thread.
+        pub(super) static MADE: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A connection: this side for the proxy, the other for the test.
+    async fn pair() -> (Io, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        (Io::tcp(listener.accept().await.expect("accepts").0), far)
+    }
+
+    async fn transfers(no_splice: bool, size: usize) {
+        let (mut down, mut client) = pair().await;
+        let (mut up, mut server) = pair().await;
+        let seen = Cell::new([0, 0]);
+        let progress = |side: Side, count: usize| {
+            let mut both = seen.get();
+            both[side as usize] += count;
+            seen.set(both);
+        };
+        let options = CopyOptions { no_splice, progress: Some(&progress), idle_timeout: Some(LONG) };
+        let data: Vec<u8> = (0..size).map(|at| (at * 7 % 251) as u8).collect();
+        let request = data.clone();
+        let answered = data.clone();
+        let client = async move {
+            client.write_all(&request).await.expect("sent");
+            client.shutdown().await.expect("half closed");
+            let mut back = Vec::new();
+            client.read_to_end(&mut back).await.expect("read");
+            back
+        };
+        let server = async move {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.expect("read");
+            // Only after the client's end: the other way must still be open.
+            server.write_all(&answered[..answered.len() / 2]).await.expect("sent");
+            got
+        };
+        let copy = copy_bidirectional(&mut down, &mut up, options);
+        let all = async { tokio::join!(copy, client, server) };
+        let (outcome, back, got) = tokio::time::timeout(LONG, all).await.expect("in time");
+        assert!(got == data && back == data[..size / 2]);
+        assert!(matches!(outcome.end, CopyEnd::Finished), "{outcome:?}");
+        assert_eq!((outcome.from_downstream, outcome.from_upstream), (size as u64, size as u64 / 2));
+        assert_eq!(seen.get(), [size, size / 2]);
+        assert_eq!(outcome.closed_first, Some(Side::Downstream));
+        assert_eq!((down.meter().received.get(), down.meter().sent.get()), (size as u64, size as u64 / 2));
+        assert_eq!((up.meter().received.get(), up.meter().sent.get()), (size as u64 / 2, size as u64));
+    }
+
+    #[tokio::test]
+    async fn spliced_bytes_arrive_whole_and_half_closes_pass() {
+        for size in [10, 300_000, 8 << 20] {
+            transfers(false, size).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn buffered_bytes_arrive_whole_and_half_closes_pass() {
+        for size in [10, 300_000, 8 << 20] {
+            transfers(true, size).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_read_ahead_go_first() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let mut plain = Plain::tcp(listener.accept().await.expect("accepts").0);
+        plain.unread(Bytes::from_static(b"head "));
+        let mut down = Io::plain(plain);
+        let (mut up, mut server) = pair().await;
+        client.write_all(b"tail").await.expect("sent");
+        client.shutdown().await.expect("half closed");
+        let reader = async {
+            let mut got = String::new();
+            server.read_to_string(&mut got).await.expect("read");
+            drop(server);
+            got
+        };
+        let (outcome, got) = tokio::join!(copy_bidirectional(&mut down, &mut up, CopyOptions::default()), reader);
+        assert_eq!(got, "head tail");
+        assert_eq!(outcome.from_downstream, 9);
+    }
+
+    #[tokio::test]
+    async fn a_reset_names_its_side() {
+        let (mut down, client) = pair().await;
+        let (mut up, server) = pair().await;
+        Io::tcp(server).abort();
+        let outcome = copy_bidirectional(&mut down, &mut up, CopyOptions::default()).await;
+        assert!(matches!(outcome.end, CopyEnd::Failed(Side::Upstream, _)), "{outcome:?}");
+        drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_copy() {
+        let (near, mut client) = tokio::io::duplex(64);
+        let (far, _server) = tokio::io::duplex(64);
+        let (mut down, mut up) = (Io::memory(near), Io::memory(far));
+        let options = CopyOptions { idle_timeout: Some(Duration::from_secs(10)), ..CopyOptions::default() };
+        let start = tokio::time::Instant::now();
+        let sender = async {
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            client.write_all(b"x").await.expect("sent");
+        };
+        let (outcome, ()) = tokio::join!(copy_bidirectional(&mut down, &mut up, options), sender);
+        assert!(matches!(outcome.end, CopyEnd::IdleTimeout), "{outcome:?}");
+        let waited = start.elapsed();
+        assert!(waited >= Duration::from_secs(18) && waited < Duration::from_secs(19), "{waited:?}");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_hold_no_pipe() {
+        let (mut down, mut client) = pair().await;
+        let (mut up, mut server) = pair().await;
+        let copy = async { copy_bidirectional(&mut down, &mut up, CopyOptions::default()).await };
+        let check = async {
+            for _ in 0..3 {
+                client.write_all(b"ping").await.expect("sent");
+                let mut got = [0; 4];
+                server.read_exact(&mut got).await.expect("read");
+                server.write_all(&got).await.expect("sent");
+                client.read_exact(&mut got).await.expect("read");
+            }
+            let given_back = async {
+                while PIPES.with_borrow(Vec::len) != MADE.get() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(LONG, given_back).await.expect("every pipe is back in the pool");
+            assert!(MADE.get() > 0);
+        };
+        tokio::select! {
+            outcome = copy => panic!("ended: {outcome:?}"),
+            () = check => {}
+        }
+    }
+}
