@@ -385,6 +385,14 @@ impl Headers {
         self.entries.push((name, value));
     }
 
+    /// Gives the first entry another value.
+    #[inline]
+    pub(crate) fn replace_first(&mut self, value: HeaderValue) {
+        if let Some(first) = self.entries.first_mut() {
+            first.1 = value;
+        }
+    }
+
     /// Makes `value` the only value: the first line is overwritten in place, further ones are removed.
     pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
         match self.position(&name) {

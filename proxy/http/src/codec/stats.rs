@@ -1,4 +1,4 @@
-//! Stats of the codecs: `http1.` and `http2.`, of the server's own connections and below `cluster.<name>.`.
+//! Stats of the codecs: `http1.` and `http2.` at the top for downstream connections, and below `cluster.<name>.`.
 
 nuncio_base::stat_family! {
     /// HTTP/1 codec stats; the prefix ends in `http1.`.
@@ -13,11 +13,13 @@ nuncio_base::stat_family! {
 }
 
 nuncio_base::stat_family! {
-    /// HTTP/2 codec stats; the prefix ends in `http2.`.
+    /// HTTP/2 codec stats; the prefix ends in `http2.`. Those that only Envoy's libraries can count stay at zero.
     pub struct Http2Stats {
         counters {
+            cookies_total_bytes_too_large,
             dropped_headers_with_underscores,
             goaway_sent,
+            header_list_size_too_large,
             header_overflow,
             headers_cb_no_stream,
             inbound_empty_frames_flood,
@@ -25,6 +27,10 @@ nuncio_base::stat_family! {
             inbound_window_update_frames_flood,
             keepalive_timeout,
             metadata_empty_frames,
+            nghttp2_downstream_connections,
+            nghttp2_upstream_connections,
+            oghttp2_downstream_connections,
+            oghttp2_upstream_connections,
             outbound_control_flood,
             outbound_flood,
             requests_rejected_with_underscores_in_headers,
@@ -36,10 +42,17 @@ nuncio_base::stat_family! {
             tx_reset,
         }
         gauges {
+            deferred_stream_close,
             outbound_control_frames_active,
             outbound_frames_active,
             pending_send_bytes,
             streams_active,
+        }
+        histograms {
+            cookie_count: Unspecified,
+            cookie_size: Unspecified,
+            header_count: Unspecified,
+            header_list_size: Unspecified,
         }
     }
 }

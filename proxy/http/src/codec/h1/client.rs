@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::body::{Decoder, Piece};
 use super::encode::{self, Output};
 use super::input::Input;
-use super::parse::{self, Framing, Limits, RequestKind, errors};
+use super::parse::{self, Framing, Limits, errors};
+use super::response::{self, RequestKind};
 use crate::codec::{BytesMeter, ClientStream, Frame, Protocol, ResetReason, Stream, StreamError};
 use crate::headers::{Headers, names};
 
@@ -463,7 +464,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
         let mut fresh = !self.input.buf.is_empty();
         loop {
             if fresh {
-                let parsed = parse::parse_response(
+                let parsed = response::parse_response(
                     &mut self.input.buf,
                     self.config.limits,
                     self.config.allow_chunked_length,

@@ -166,6 +166,15 @@ impl Output {
         self.scratch.advance(n);
     }
 
+    /// All that is queued, for tests without a byte stream.
+    #[cfg(test)]
+    pub(super) fn take_all(&mut self) -> Vec<u8> {
+        let mut all: Vec<u8> = self.queue.iter().flatten().copied().collect();
+        all.extend_from_slice(&self.scratch);
+        self.clear();
+        all
+    }
+
     /// Forgets what is queued.
     pub(super) fn clear(&mut self) {
         self.queue = VecDeque::new();
@@ -287,7 +296,6 @@ pub(super) fn reason(status: u16) -> &'static str {
         428 => "Precondition Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
-        499 => "Client Closed Request",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",

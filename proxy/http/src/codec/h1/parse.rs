@@ -1,26 +1,17 @@
-//! Strict parser of HTTP/1 heads: bytes in, [`Headers`] and a framing decision out. No I/O.
+//! What the strict parsers of requests and responses share: header lines, limits, errors, framing headers. No I/O.
 //!
 //! Names are put in lower case in place; names and values become slices of the frozen read buffer. Where Envoy repairs
-//! a message (bare LF, folded lines, bare CR, several Hosts, blanks in the request line) this parser refuses it; all
-//! other decisions, statuses and detail strings are Envoy's. What needs routes or the connection manager (missing Host,
-//! fragments, `OPTIONS *`) passes.
+//! a message (bare LF, folded lines, bare CR, several Hosts, blanks in the request line) these parsers refuse it; all
+//! other decisions, statuses and detail strings are Envoy's. Heads themselves are in `request` and `response`.
 
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::server::ServerConfig;
-use crate::codec::{Protocol, StreamError};
-use crate::headers::{HeaderName, HeaderValue, Headers, Known, names, status_value};
-use nuncio_config::hcm::UnderscoresAction;
+use crate::codec::StreamError;
+use crate::headers::{HeaderName, HeaderValue, Headers};
 
-/// Room in a list for what the proxy adds to a request.
-const SPARE: usize = 8;
-/// CRLFs accepted before a request line (RFC 9112 2.2).
-const MAX_LEADING_BLANK: usize = 16;
-/// Headers that a Connection header may nominate.
-const MAX_NOMINATED: usize = 10;
-/// Longest `te` value that may be nominated.
-const MAX_NOMINATED_TE: usize = 256;
+/// Room in a list for what the proxy adds to a message.
+pub(super) const SPARE: usize = 8;
 
 /// How long the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,58 +67,6 @@ pub mod errors {
     }
 }
 
-/// A parsed request head.
-#[derive(Debug)]
-pub struct RequestHead {
-    /// Pseudo-headers, then the headers as they came.
-    pub headers: Headers,
-    /// HTTP/1.0 or HTTP/1.1.
-    pub protocol: Protocol,
-    /// Framing of the body.
-    pub framing: Framing,
-    /// The client wants the connection kept.
-    pub keep_alive: bool,
-    /// An `upgrade` that is not ignored.
-    pub upgrade: bool,
-    /// The method is CONNECT.
-    pub connect: bool,
-    /// The method is HEAD.
-    pub head: bool,
-    /// Bytes of the head on the wire.
-    pub wire_bytes: usize,
-}
-
-/// A parsed response head.
-#[derive(Debug)]
-pub struct ResponseHead {
-    /// `:status`, then the headers as they came.
-    pub headers: Headers,
-    /// Status code.
-    pub status: u16,
-    /// HTTP/1.0 or HTTP/1.1.
-    pub protocol: Protocol,
-    /// Framing of the body.
-    pub framing: Framing,
-    /// The server keeps the connection.
-    pub keep_alive: bool,
-    /// Bytes of the head on the wire.
-    pub wire_bytes: usize,
-}
-
-/// What a response answers: it decides about the body.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RequestKind {
-    /// HEAD.
-    pub head: bool,
-    /// CONNECT.
-    pub connect: bool,
-    /// The request asked for an upgrade.
-    pub upgrade: bool,
-}
-
-const TOKEN: u8 = 1;
-const TARGET: u8 = 2;
-
 /// Lower case of token characters; 0 for all others.
 static LOWER: [u8; 256] = {
     let mut t = [0u8; 256];
@@ -141,25 +80,10 @@ static LOWER: [u8; 256] = {
     t
 };
 
-static CLASS: [u8; 256] = {
-    let mut t = [0u8; 256];
-    let mut i = 0;
-    while i < 256 {
-        if crate::headers::is_token(i as u8) {
-            t[i] |= TOKEN;
-        }
-        if i > 0x20 && i < 0x7f {
-            t[i] |= TARGET;
-        }
-        i += 1;
-    }
-    t
-};
-
 /// Index of the first byte at or after `i` that may not stand in a value: a control character other than tab.
 /// `buf.len()` if there is none.
 #[inline]
-fn value_end(buf: &[u8], mut i: usize) -> usize {
+pub(super) fn value_end(buf: &[u8], mut i: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
     loop {
@@ -193,15 +117,15 @@ fn value_end(buf: &[u8], mut i: usize) -> usize {
 
 /// One header line as ranges of the buffer.
 #[derive(Debug, Clone, Copy)]
-struct Line {
-    name: (u32, u32),
-    value: (u32, u32),
+pub(super) struct Line {
+    pub(super) name: (u32, u32),
+    pub(super) value: (u32, u32),
 }
 
-type Lines = SmallVec<[Line; 40]>;
+pub(super) type Lines = SmallVec<[Line; 40]>;
 
 /// Reads header lines from `at` to the empty line. Ok(None): more bytes are needed. Ok(Some): the end of the head.
-fn parse_lines(
+pub(super) fn parse_lines(
     buf: &mut [u8],
     mut at: usize,
     mut size: usize,
@@ -262,7 +186,7 @@ fn parse_lines(
 }
 
 /// Error for a head that goes on beyond any size it may have; `framing` is what is not name or value.
-fn check_unfinished(buf: &[u8], limits: Limits) -> Result<(), StreamError> {
+pub(super) fn check_unfinished(buf: &[u8], limits: Limits) -> Result<(), StreamError> {
     let framing = 4 * limits.max_count.min(16 * 1024) + 1024;
     if buf.len() > limits.max_bytes.saturating_add(framing) { Err(errors::headers_too_large()) } else { Ok(()) }
 }
@@ -289,7 +213,7 @@ pub(super) fn parse_trailers(buf: &mut BytesMut, limits: Limits, keep: bool) -> 
 }
 
 #[inline]
-fn value(bytes: &Bytes, range: (u32, u32)) -> HeaderValue {
+pub(super) fn value(bytes: &Bytes, range: (u32, u32)) -> HeaderValue {
     if range.0 == range.1 {
         return HeaderValue::default();
     }
@@ -298,21 +222,21 @@ fn value(bytes: &Bytes, range: (u32, u32)) -> HeaderValue {
 
 /// Position and content of what decides about framing and the connection.
 #[derive(Default)]
-struct Seen {
-    content_length: Option<u64>,
-    transfer_encoding: bool,
-    chunked: bool,
-    connection: bool,
-    close: bool,
-    keep_alive: bool,
-    connection_upgrade: bool,
+pub(super) struct Seen {
+    pub(super) content_length: Option<u64>,
+    pub(super) transfer_encoding: bool,
+    pub(super) chunked: bool,
+    pub(super) connection: bool,
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+    pub(super) connection_upgrade: bool,
     /// Tokens of Connection other than those above.
-    nominated: bool,
-    upgrade: bool,
+    pub(super) nominated: bool,
+    pub(super) upgrade: bool,
 }
 
 impl Seen {
-    fn content_length(&mut self, v: &[u8]) -> Result<(), StreamError> {
+    pub(super) fn content_length(&mut self, v: &[u8]) -> Result<(), StreamError> {
         // Two, even if equal, are refused: which one counts is anybody's guess.
         if self.content_length.is_some() {
             return Err(errors::codec_error());
@@ -321,7 +245,7 @@ impl Seen {
         Ok(())
     }
 
-    fn transfer_encoding(&mut self, v: &[u8]) -> Result<(), StreamError> {
+    pub(super) fn transfer_encoding(&mut self, v: &[u8]) -> Result<(), StreamError> {
         if self.transfer_encoding || !v.eq_ignore_ascii_case(b"chunked") {
             return Err(errors::invalid_transfer_encoding());
         }
@@ -330,7 +254,7 @@ impl Seen {
         Ok(())
     }
 
-    fn connection(&mut self, v: &[u8]) {
+    pub(super) fn connection(&mut self, v: &[u8]) {
         self.connection = true;
         for token in tokens(v) {
             if token.eq_ignore_ascii_case(b"close") {
@@ -346,7 +270,7 @@ impl Seen {
     }
 
     /// `Ok(true)` if Content-Length must be removed because chunked wins.
-    fn both(&self, allow_chunked_length: bool) -> Result<bool, StreamError> {
+    pub(super) fn both(&self, allow_chunked_length: bool) -> Result<bool, StreamError> {
         if !self.chunked || self.content_length.is_none() {
             return Ok(false);
         }
@@ -368,536 +292,4 @@ pub(crate) fn parse_decimal(v: &[u8]) -> Option<u64> {
 /// The comma-separated tokens of a value, trimmed; empty ones are left out.
 pub(crate) fn tokens(v: &[u8]) -> impl Iterator<Item = &[u8]> {
     v.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
-}
-
-/// A method that the proxy knows, as a static value.
-fn known_method(m: &[u8]) -> Option<&'static str> {
-    Some(match m {
-        b"GET" => "GET",
-        b"POST" => "POST",
-        b"PUT" => "PUT",
-        b"HEAD" => "HEAD",
-        b"DELETE" => "DELETE",
-        b"OPTIONS" => "OPTIONS",
-        b"PATCH" => "PATCH",
-        b"CONNECT" => "CONNECT",
-        b"TRACE" => "TRACE",
-        b"ACL" => "ACL",
-        b"BIND" => "BIND",
-        b"CHECKOUT" => "CHECKOUT",
-        b"COPY" => "COPY",
-        b"LINK" => "LINK",
-        b"LOCK" => "LOCK",
-        b"MERGE" => "MERGE",
-        b"MKACTIVITY" => "MKACTIVITY",
-        b"MKCALENDAR" => "MKCALENDAR",
-        b"MKCOL" => "MKCOL",
-        b"MOVE" => "MOVE",
-        b"MSEARCH" => "MSEARCH",
-        b"NOTIFY" => "NOTIFY",
-        b"PROPFIND" => "PROPFIND",
-        b"PROPPATCH" => "PROPPATCH",
-        b"PURGE" => "PURGE",
-        b"REBIND" => "REBIND",
-        b"REPORT" => "REPORT",
-        b"SEARCH" => "SEARCH",
-        b"SOURCE" => "SOURCE",
-        b"SUBSCRIBE" => "SUBSCRIBE",
-        b"UNBIND" => "UNBIND",
-        b"UNLINK" => "UNLINK",
-        b"UNLOCK" => "UNLOCK",
-        b"UNSUBSCRIBE" => "UNSUBSCRIBE",
-        _ => return None,
-    })
-}
-
-/// The request line, as ranges.
-struct RequestLine {
-    method: (usize, usize),
-    target: (usize, usize),
-    protocol: Protocol,
-    /// Where the headers begin.
-    end: usize,
-}
-
-fn parse_request_line(buf: &[u8], start: usize, config: &ServerConfig) -> Result<Option<RequestLine>, StreamError> {
-    let mut at = start;
-    while buf.get(at).is_some_and(|&b| CLASS[b as usize] & TOKEN != 0) {
-        at += 1;
-    }
-    let method = (start, at);
-    match buf.get(at) {
-        None if at - start <= 64 => return Ok(None),
-        Some(b' ') if at > start => {}
-        _ => return Err(errors::codec_error()),
-    }
-    if !config.allow_custom_methods && known_method(&buf[method.0..method.1]).is_none() {
-        return Err(errors::codec_error());
-    }
-    at += 1;
-    let target_start = at;
-    while buf.get(at).is_some_and(|&b| CLASS[b as usize] & TARGET != 0) {
-        at += 1;
-    }
-    let target = (target_start, at);
-    if at - target_start > config.limits.max_bytes {
-        return Err(errors::headers_too_large());
-    }
-    match buf.get(at) {
-        None => return Ok(None),
-        // HTTP/0.9 has no version; Envoy takes it as 1.0 where that is allowed.
-        Some(b'\r') if at > target_start => {
-            return match buf.get(at + 1) {
-                None => Ok(None),
-                Some(b'\n') if config.accept_http_10 => {
-                    Ok(Some(RequestLine { method, target, protocol: Protocol::Http10, end: at + 2 }))
-                }
-                Some(b'\n') => Err(errors::low_version()),
-                Some(_) => Err(errors::codec_error()),
-            };
-        }
-        Some(b' ') if at > target_start => {}
-        Some(b' ' | b'\t' | b'\r' | b'\n') | Some(0x80..) => return Err(errors::codec_error()),
-        Some(_) => return Err(errors::invalid_characters()),
-    }
-    at += 1;
-    let Some(version) = buf.get(at..at + 10) else {
-        // Enough to see that this is no version.
-        let have = &buf[at..];
-        let wrong = !b"HTTP/".starts_with(&have[..have.len().min(5)]) || have.contains(&b'\n');
-        return if wrong { Err(errors::codec_error()) } else { Ok(None) };
-    };
-    let protocol = match version {
-        b"HTTP/1.1\r\n" => Protocol::Http11,
-        b"HTTP/1.0\r\n" if config.accept_http_10 => Protocol::Http10,
-        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9', b'\r', b'\n'] => {
-            return Err(errors::low_version());
-        }
-        _ => return Err(errors::codec_error()),
-    };
-    Ok(Some(RequestLine { method, target, protocol, end: at + 10 }))
-}
-
-/// What a request target says.
-struct Target {
-    path: Option<(usize, usize)>,
-    /// `?...` without a path: "/" must be put before it.
-    bare_query: bool,
-    authority: Option<(usize, usize)>,
-    scheme: Option<&'static str>,
-}
-
-fn parse_target(buf: &[u8], line: &RequestLine, config: &ServerConfig) -> Result<Target, StreamError> {
-    let (start, end) = line.target;
-    let target = &buf[start..end];
-    let method = &buf[line.method.0..line.method.1];
-    let mut out = Target { path: Some((start, end)), bare_query: false, authority: None, scheme: None };
-    if method == b"CONNECT" {
-        // authority-form only, with a port (RFC 9110 9.3.6).
-        let port = target.iter().rposition(|&b| b == b':').map(|i| &target[i + 1..]);
-        if !is_authority(target) || port.is_none_or(|p| p.is_empty() || target.ends_with(b"]")) {
-            return Err(errors::invalid_url());
-        }
-        out.path = None;
-        out.authority = Some((start, end));
-        return Ok(out);
-    }
-    if target[0] == b'/' {
-        return Ok(out);
-    }
-    if target == b"*" {
-        return if method == b"OPTIONS" { Ok(out) } else { Err(errors::invalid_url()) };
-    }
-    let scheme_length = target.iter().take_while(|b| b.is_ascii_alphabetic()).count();
-    if scheme_length == 0 || !target[scheme_length..].starts_with(b"://") {
-        return Err(errors::codec_error());
-    }
-    if !config.allow_absolute_url {
-        return Ok(out);
-    }
-    out.scheme = Some(if target[..scheme_length].eq_ignore_ascii_case(b"http") {
-        "http"
-    } else if target[..scheme_length].eq_ignore_ascii_case(b"https") {
-        "https"
-    } else {
-        return Err(errors::invalid_scheme());
-    });
-    let host_start = start + scheme_length + 3;
-    let rest = &buf[host_start..end];
-    let host_length = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
-    // Userinfo is dropped, as by Envoy.
-    let skip = rest[..host_length].iter().rposition(|&b| b == b'@').map_or(0, |i| i + 1);
-    let authority = (host_start + skip, host_start + host_length);
-    if !is_authority(&buf[authority.0..authority.1]) || rest[..skip].iter().filter(|&&b| b == b'@').count() > 1 {
-        return Err(errors::invalid_url());
-    }
-    out.authority = Some(authority);
-    out.path = Some((host_start + host_length, end));
-    out.bare_query = rest.get(host_length) != Some(&b'/');
-    Ok(out)
-}
-
-/// Host or authority: a name or address in URI characters, and perhaps a port in digits. No userinfo.
-pub(crate) fn is_authority(v: &[u8]) -> bool {
-    let (host, port) = match v.first() {
-        None => return false,
-        Some(b'[') => {
-            let Some(end) = v.iter().position(|&b| b == b']') else { return false };
-            if !v[1..end].iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.' | b'%' | b'v' | b'-' | b'_'))
-            {
-                return false;
-            }
-            match &v[end + 1..] {
-                [] => return end > 1,
-                [b':', port @ ..] => (&v[1..end], port),
-                _ => return false,
-            }
-        }
-        Some(_) => match v.iter().position(|&b| b == b':') {
-            Some(colon) => (&v[..colon], &v[colon + 1..]),
-            None => (v, &v[..0]),
-        },
-    };
-    let host_ok = v[0] == b'['
-        || host.iter().all(|&b| {
-            b.is_ascii_alphanumeric()
-                || matches!(
-                    b,
-                    b'-' | b'.'
-                        | b'_'
-                        | b'~'
-                        | b'%'
-                        | b'!'
-                        | b'$'
-                        | b'&'
-                        | b'\''
-                        | b'('
-                        | b')'
-                        | b'*'
-                        | b'+'
-                        | b','
-                        | b';'
-                        | b'='
-                )
-        });
-    !host.is_empty() && host_ok && port.iter().all(u8::is_ascii_digit)
-}
-
-/// Parses a request head at the start of `buf` and consumes it. Ok(None): more bytes are needed.
-///
-/// # Errors
-/// What Envoy answers with, as status and details. The connection cannot go on.
-pub fn parse_request(buf: &mut BytesMut, config: &ServerConfig, tls: bool) -> Result<Option<RequestHead>, StreamError> {
-    let mut start = 0;
-    while buf.get(start) == Some(&b'\r') {
-        match buf.get(start + 1) {
-            None => return Ok(None),
-            Some(b'\n') if start < 2 * MAX_LEADING_BLANK => start += 2,
-            Some(_) => return Err(errors::codec_error()),
-        }
-    }
-    let Some(line) = parse_request_line(buf, start, config)? else {
-        check_unfinished(buf, config.limits)?;
-        return Ok(None);
-    };
-    let target = parse_target(buf, &line, config)?;
-    let mut lines = Lines::new();
-    let Some(end) = parse_lines(buf, line.end, line.target.1 - line.target.0, config.limits, &mut lines)? else {
-        check_unfinished(buf, config.limits)?;
-        return Ok(None);
-    };
-    let bytes = buf.split_to(end).freeze();
-    build_request(&bytes, &line, &target, &lines, config, tls).map(Some)
-}
-
-fn build_request(
-    bytes: &Bytes,
-    line: &RequestLine,
-    target: &Target,
-    lines: &Lines,
-    config: &ServerConfig,
-    tls: bool,
-) -> Result<RequestHead, StreamError> {
-    let mut headers = Headers::with_capacity(lines.len() + 4 + SPARE);
-    let method = &bytes[line.method.0..line.method.1];
-    let connect = method == b"CONNECT";
-    let http10 = line.protocol == Protocol::Http10;
-
-    // The host's place is first, whatever the order was; it is filled in below.
-    let mut host: Option<HeaderValue> = None;
-    headers.push(names::AUTHORITY, HeaderValue::default());
-    match target.path {
-        Some(range) if target.bare_query => {
-            let query = &bytes[range.0..range.1];
-            let path = if query.is_empty() { Bytes::from_static(b"/") } else { [b"/", query].concat().into() };
-            headers.push(names::PATH, HeaderValue::from_checked(path));
-        }
-        Some(range) => {
-            let path = if range.1 - range.0 == 1 && bytes[range.0] == b'/' {
-                HeaderValue::from_static("/")
-            } else {
-                value(bytes, (range.0 as u32, range.1 as u32))
-            };
-            headers.push(names::PATH, path);
-        }
-        None => {}
-    }
-    let method_value = match known_method(method) {
-        Some(m) => HeaderValue::from_static(m),
-        None => value(bytes, (line.method.0 as u32, line.method.1 as u32)),
-    };
-    headers.push(names::METHOD, method_value);
-    if !connect {
-        let scheme = target.scheme.unwrap_or(if tls { "https" } else { "http" });
-        headers.push(names::SCHEME, HeaderValue::from_static(scheme));
-    }
-
-    let mut seen = Seen::default();
-    for l in lines {
-        let name = HeaderName::from_lower_slice(bytes, l.name.0 as usize..l.name.1 as usize);
-        let v = &bytes[l.value.0 as usize..l.value.1 as usize];
-        match name.known() {
-            Some(Known::HOST) => {
-                if host.is_some() || !is_authority(v) {
-                    return Err(errors::invalid_authority());
-                }
-                host = Some(value(bytes, l.value));
-                continue;
-            }
-            Some(Known::CONTENT_LENGTH) => seen.content_length(v)?,
-            Some(Known::TRANSFER_ENCODING) => {
-                seen.transfer_encoding(v)?;
-                // Framing is the codec's: it is made again on the other side.
-                continue;
-            }
-            Some(Known::CONNECTION) => seen.connection(v),
-            Some(Known::UPGRADE) => seen.upgrade = true,
-            Some(_) => {}
-            None if config.underscores != UnderscoresAction::Allow && name.as_bytes().contains(&b'_') => {
-                if config.underscores == UnderscoresAction::DropHeader {
-                    config.stats.dropped_headers_with_underscores().inc();
-                    continue;
-                }
-                config.stats.requests_rejected_with_underscores_in_headers().inc();
-                return Err(errors::unexpected_underscore());
-            }
-            None => {}
-        }
-        headers.push(name, value(bytes, l.value));
-    }
-
-    if let Some(range) = target.authority {
-        host = Some(value(bytes, (range.0 as u32, range.1 as u32)));
-    } else if host.is_none() && http10 {
-        host.clone_from(&config.default_host);
-    }
-    match host {
-        Some(host) => headers.set(names::AUTHORITY, host),
-        None => {
-            headers.remove(&names::AUTHORITY);
-        }
-    }
-
-    if http10 && seen.transfer_encoding {
-        // RFC 9112 6.1: faulty framing.
-        return Err(errors::transfer_encoding_not_allowed());
-    }
-    if connect {
-        if seen.transfer_encoding {
-            return Err(errors::invalid_transfer_encoding());
-        }
-        match seen.content_length {
-            None => {}
-            Some(0) => {
-                headers.remove(&names::CONTENT_LENGTH);
-            }
-            Some(_) => return Err(errors::body_disallowed()),
-        }
-    }
-    if seen.both(config.allow_chunked_length)? {
-        headers.remove(&names::CONTENT_LENGTH);
-    }
-    let mut upgrade = seen.upgrade && seen.connection_upgrade && !connect && !http10;
-    if upgrade && config.ignores_upgrade(headers.bytes(&names::UPGRADE).unwrap_or_default()) {
-        upgrade = false;
-        ignore_upgrade(&mut headers);
-    }
-    if seen.nominated && !upgrade && !connect {
-        remove_nominated(&mut headers)?;
-    }
-    let framing = match seen.content_length {
-        _ if connect => Framing::None,
-        _ if seen.chunked => Framing::Chunked,
-        Some(0) | None => Framing::None,
-        Some(n) => Framing::Length(n),
-    };
-    Ok(RequestHead {
-        headers,
-        protocol: line.protocol,
-        framing,
-        keep_alive: if http10 { seen.keep_alive && !seen.close } else { !seen.close },
-        upgrade,
-        connect,
-        head: method == b"HEAD",
-        wire_bytes: bytes.len(),
-    })
-}
-
-/// Makes an upgrade request an ordinary one: `h2c` always, others by configuration.
-fn ignore_upgrade(headers: &mut Headers) {
-    headers.remove(&names::UPGRADE);
-    headers.remove(&names::HTTP2_SETTINGS);
-    let kept: Vec<&[u8]> = headers
-        .get_all(&names::CONNECTION)
-        .flat_map(|v| tokens(v.as_bytes()))
-        .filter(|t| !t.eq_ignore_ascii_case(b"upgrade") && !t.eq_ignore_ascii_case(b"http2-settings"))
-        .collect();
-    let kept = kept.join(&b","[..]);
-    if kept.is_empty() {
-        headers.remove(&names::CONNECTION);
-    } else {
-        headers.set(names::CONNECTION, HeaderValue::from_checked(kept.into()));
-    }
-}
-
-/// Removes the headers that Connection names (RFC 9110 7.6.1), with Envoy's exceptions.
-fn remove_nominated(headers: &mut Headers) -> Result<(), StreamError> {
-    let joined = headers.joined(&names::CONNECTION).unwrap_or_default().to_ascii_lowercase();
-    if tokens(&joined).count() > MAX_NOMINATED {
-        return Err(errors::connection_header_rejected());
-    }
-    for token in tokens(&joined) {
-        if matches!(token, b"close" | b"keep-alive" | b"upgrade" | b"http2-settings" | b"connection") {
-            continue;
-        }
-        if token[0] == b':' || matches!(token, b"x-forwarded-for" | b"x-forwarded-host" | b"x-forwarded-proto") {
-            return Err(errors::connection_header_rejected());
-        }
-        if token == b"te" {
-            let te = headers.joined(&names::TE).unwrap_or_default();
-            if te.len() >= MAX_NOMINATED_TE {
-                return Err(errors::connection_header_rejected());
-            }
-            if tokens(&te).any(|t| t.eq_ignore_ascii_case(b"trailers")) {
-                headers.set(names::TE, HeaderValue::from_static("trailers"));
-                continue;
-            }
-        }
-        if token == b"host" {
-            headers.remove(&names::AUTHORITY);
-        }
-        headers.remove_if(|n, _| n.as_bytes() == token);
-    }
-    Ok(())
-}
-
-/// Parses a response head at the start of `buf` and consumes it. Ok(None): more bytes are needed.
-///
-/// # Errors
-/// Details as Envoy's; the connection cannot go on.
-pub fn parse_response(
-    buf: &mut BytesMut,
-    limits: Limits,
-    allow_chunked_length: bool,
-    request: RequestKind,
-) -> Result<Option<ResponseHead>, StreamError> {
-    let Some((protocol, status, at)) = parse_status_line(buf)? else {
-        check_unfinished(buf, limits)?;
-        return Ok(None);
-    };
-    let mut lines = Lines::new();
-    let Some(end) = parse_lines(buf, at, 0, limits, &mut lines)? else {
-        check_unfinished(buf, limits)?;
-        return Ok(None);
-    };
-    let bytes = buf.split_to(end).freeze();
-    let mut headers = Headers::with_capacity(lines.len() + 1 + SPARE);
-    headers.push(names::STATUS, status_value(status));
-    let mut seen = Seen::default();
-    for l in &lines {
-        let name = HeaderName::from_lower_slice(&bytes, l.name.0 as usize..l.name.1 as usize);
-        let v = &bytes[l.value.0 as usize..l.value.1 as usize];
-        match name.known() {
-            Some(Known::CONTENT_LENGTH) => seen.content_length(v)?,
-            Some(Known::TRANSFER_ENCODING) => {
-                seen.transfer_encoding(v)?;
-                continue;
-            }
-            Some(Known::CONNECTION) => seen.connection(v),
-            _ => {}
-        }
-        headers.push(name, value(&bytes, l.value));
-    }
-    let http10 = protocol == Protocol::Http10;
-    if http10 && seen.transfer_encoding {
-        return Err(errors::transfer_encoding_not_allowed());
-    }
-    let tunnel = (request.connect && (200..300).contains(&status)) || (status == 101 && request.upgrade);
-    if request.connect && (200..300).contains(&status) && seen.transfer_encoding {
-        return Err(errors::invalid_transfer_encoding());
-    }
-    if status < 200 || status == 204 {
-        if seen.transfer_encoding {
-            return Err(errors::transfer_encoding_not_allowed());
-        }
-        match seen.content_length {
-            None => {}
-            Some(0) => {
-                headers.remove(&names::CONTENT_LENGTH);
-            }
-            Some(_) => return Err(errors::content_length_not_allowed()),
-        }
-    }
-    if status == 101 && !request.upgrade {
-        return Err(errors::codec_error());
-    }
-    if seen.both(allow_chunked_length)? {
-        headers.remove(&names::CONTENT_LENGTH);
-    }
-    let framing = if tunnel {
-        Framing::Raw
-    } else if request.head || status < 200 || status == 204 || status == 304 {
-        Framing::None
-    } else if seen.chunked {
-        Framing::Chunked
-    } else {
-        match seen.content_length {
-            Some(0) => Framing::None,
-            Some(n) => Framing::Length(n),
-            None => Framing::UntilClose,
-        }
-    };
-    let keep_alive = framing != Framing::UntilClose
-        && framing != Framing::Raw
-        && if http10 { seen.keep_alive && !seen.close } else { !seen.close };
-    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, wire_bytes: bytes.len() }))
-}
-
-fn parse_status_line(buf: &[u8]) -> Result<Option<(Protocol, u16, usize)>, StreamError> {
-    let Some(head) = buf.get(..13) else {
-        let prefix = b"HTTP/1.";
-        let n = buf.len().min(prefix.len());
-        return if buf[..n] != prefix[..n] || buf.contains(&b'\n') && buf.len() < 12 {
-            Err(errors::codec_error())
-        } else {
-            Ok(None)
-        };
-    };
-    let protocol = match &head[..9] {
-        b"HTTP/1.1 " => Protocol::Http11,
-        b"HTTP/1.0 " => Protocol::Http10,
-        _ => return Err(errors::codec_error()),
-    };
-    let [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] = &head[9..12] else { return Err(errors::codec_error()) };
-    let status = u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
-    // The reason phrase is dropped; without one even the blank may be missing.
-    if head[12] != b' ' && head[12] != b'\r' {
-        return Err(errors::codec_error());
-    }
-    let end = value_end(buf, 12);
-    match (buf.get(end), buf.get(end + 1)) {
-        (None, _) | (Some(b'\r'), None) => Ok(None),
-        (Some(b'\r'), Some(b'\n')) => Ok(Some((protocol, status, end + 2))),
-        _ => Err(errors::codec_error()),
-    }
 }

@@ -24,6 +24,7 @@ use super::body::{Decoder, Piece};
 use super::encode::{self, Output};
 use super::input::Input;
 use super::parse::{self, Framing, Limits, errors};
+use super::request;
 use crate::codec::stats::Http1Stats;
 use crate::codec::{BytesMeter, Frame, Protocol, ResetReason, ServerStream, Stream, StreamError};
 use crate::headers::{HeaderValue, Headers, names};
@@ -277,7 +278,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
         let mut fresh = !self.input.buf.is_empty();
         loop {
             if fresh {
-                match parse::parse_request(&mut self.input.buf, &self.config, self.tls) {
+                match request::parse_request(&mut self.input.buf, &self.config, self.tls) {
                     Ok(Some(head)) => return Poll::Ready(RequestEvent::Request(Box::new(self.begin(head)))),
                     Ok(None) => {}
                     Err(error) => {
@@ -312,7 +313,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
         self.meter = BytesMeter::default();
     }
 
-    fn begin(&mut self, head: parse::RequestHead) -> Request {
+    fn begin(&mut self, head: request::RequestHead) -> Request {
         self.start(head.head, head.connect, head.protocol);
         self.meter.header_bytes_received = head.wire_bytes as u64;
         self.meter.wire_bytes_received = head.wire_bytes as u64;
@@ -590,6 +591,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
             // What the client sends next may belong to the tunnel that it did not get.
             self.close = true;
         }
+        if self.tunnel == Tunnel::No && !self.body.is_done() {
+            // An early answer: what is left of the request is not waited for.
+            self.close = true;
+        }
         let no_body = self.head || status == 204 || status == 304 || status < 200;
         let skip_length = tunnel || status == 204 || status < 200;
         let length = if skip_length { None } else { headers.bytes(&names::CONTENT_LENGTH) };
@@ -627,7 +632,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
                 encode::put_line(out, b"connection", b"keep-alive", format);
             }
         }
-        if length.is_none() && !tunnel && status >= 200 && status != 204 {
+        if length.is_none() && !tunnel && status >= 200 && status != 204 && status != 304 {
             if end_stream && !self.head {
                 encode::put_line(out, b"content-length", b"0", format);
             } else if !http10 {

@@ -1,7 +1,6 @@
 //! The two ends against scripted peers and against each other, in memory.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -11,7 +10,9 @@ use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::hcm::{HeaderKeyFormat, Http1Options, UnderscoresAction};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::parse::{self, Limits, RequestKind};
+use super::parse::{Framing, Limits};
+use super::request::parse_request;
+use super::response::{RequestKind, parse_response};
 use super::*;
 use crate::codec::stats::Http1Stats;
 use crate::codec::{ClientStream, Frame, Protocol, ResetReason, ServerStream, Stream, StreamError};

@@ -67,6 +67,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Client<I> {
     pub async fn new(io: I, config: &ClientConfig) -> Result<(H2Sender, H2Client<I>), StreamError> {
         let options = &config.options;
         let guard = Shared::new(FrameLimits::from(options), false, config.stats.clone());
+        config.stats.nghttp2_upstream_connections().inc();
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(options.initial_stream_window_size)

@@ -11,7 +11,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri};
 
 use crate::codec::StreamError;
-use crate::codec::h1::parse::{Limits, is_authority, parse_decimal, tokens};
+use crate::codec::h1::parse::{Limits, parse_decimal, tokens};
+use crate::codec::h1::request::is_authority;
 use crate::codec::stats::Http2Stats;
 use crate::headers::{HeaderName, HeaderValue, Headers, Known, names, status_value};
 use nuncio_config::hcm::UnderscoresAction;
@@ -36,6 +37,9 @@ pub(super) mod errors {
     }
     pub(in crate::codec::h2) fn too_many_headers() -> StreamError {
         StreamError::protocol("http2.too_many_headers", 0)
+    }
+    pub(in crate::codec::h2) fn too_large() -> StreamError {
+        StreamError::protocol("http2.header_list_size_too_large", 0)
     }
     pub(in crate::codec::h2) fn unexpected_underscore() -> StreamError {
         StreamError::protocol("http2.unexpected_underscore", 0)
@@ -220,8 +224,8 @@ fn decode_fields(
         headers.push(name, copy(arena, v));
     }
     if size > rules.limits.max_bytes {
-        rules.stats.header_overflow().inc();
-        return Err(errors::too_many_headers());
+        rules.stats.header_list_size_too_large().inc();
+        return Err(errors::too_large());
     }
     if cookies {
         for (i, crumb) in map.get_all(http::header::COOKIE).iter().enumerate() {

@@ -29,6 +29,9 @@ const PENDING_RESETS: usize = 1024;
 /// Errors of the peer that reset a stream, before the connection ends, when one stream's error is not all's.
 const STREAM_ERRORS: usize = 1024;
 
+/// Refused requests that are remembered between two polls.
+const MAX_REJECTED: usize = 128;
+
 /// What all connections of a filter chain share.
 #[derive(Clone)]
 pub struct ServerConfig {
@@ -86,6 +89,8 @@ pub struct H2Server<I> {
     keepalive: Option<Keepalive>,
     /// Asked for before the handshake was done.
     shutdown: bool,
+    /// Requests that were refused, for the log.
+    rejected: Vec<StreamError>,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
@@ -93,6 +98,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
     pub fn new(io: I, config: Rc<ServerConfig>) -> H2Server<I> {
         let options = &config.options;
         let shared = Shared::new(FrameLimits::from(options), true, config.stats.clone());
+        config.stats.nghttp2_downstream_connections().inc();
         let mut builder = h2::server::Builder::new();
         builder
             .initial_window_size(options.initial_stream_window_size)
@@ -114,7 +120,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             builder.enable_connect_protocol();
         }
         let handshake = builder.handshake(FrameGuard::new(io, Rc::clone(&shared)));
-        H2Server { state: State::Handshake(Box::new(handshake)), config, shared, keepalive: None, shutdown: false }
+        H2Server {
+            state: State::Handshake(Box::new(handshake)),
+            config,
+            shared,
+            keepalive: None,
+            shutdown: false,
+            rejected: Vec::new(),
+        }
     }
 
     /// Drives the connection and waits for the next request. None: the connection has ended in good order.
@@ -178,13 +191,20 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         let decoded = match fields::decode_request(head, &rules) {
             Ok(decoded) => decoded,
             Err(error) => {
-                let overflow = error.details == "http2.too_many_headers";
-                if !overflow {
+                // Limits and names end the stream only; what is no HTTP, the connection.
+                let malformed = matches!(
+                    error.details,
+                    "http2.violation.of.messaging.rule" | "http2.invalid.header.field" | "http.invalid_authority"
+                );
+                respond.send_reset(if malformed { Reason::PROTOCOL_ERROR } else { Reason::INTERNAL_ERROR });
+                if malformed {
                     self.shared.stats().rx_messaging_error().inc();
+                    if !self.config.stream_error_on_invalid_http_message {
+                        self.abrupt_shutdown(Reason::PROTOCOL_ERROR);
+                    }
                 }
-                respond.send_reset(if overflow { Reason::INTERNAL_ERROR } else { Reason::PROTOCOL_ERROR });
-                if !overflow && !self.config.stream_error_on_invalid_http_message {
-                    self.abrupt_shutdown(Reason::PROTOCOL_ERROR);
+                if self.rejected.len() < MAX_REJECTED {
+                    self.rejected.push(error);
                 }
                 return None;
             }
@@ -204,6 +224,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             upgrade: tunnel,
             stream: H2ServerStream { respond, body, upgrade: decoded.upgrade },
         })
+    }
+
+    /// Why requests were refused (and their streams reset) since the last call. Envoy logs such requests without a
+    /// response code, with the flag `DR` and these details. To be asked whenever `poll_accept` returned.
+    pub fn take_rejected(&mut self) -> Vec<StreamError> {
+        std::mem::take(&mut self.rejected)
     }
 
     /// Sends GOAWAY twice: first to stop new streams, after a round trip with the last stream's number; the connection
