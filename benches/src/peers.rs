@@ -1,0 +1,230 @@
+//! The proxies under load: Nuncio and Envoy on the same bootstrap, nginx and haproxy on what comes closest.
+//!
+//! All have one worker, no access log, keep-alive to the upstream, and add the forwarding fields that Envoy adds.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nuncio_tests::certs::Certs;
+use nuncio_tests::find;
+use nuncio_tests::proxy::free_port;
+
+use crate::load::Protocol;
+use crate::procfs;
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Peer {
+    /// What it is called in the tables.
+    pub name: &'static str,
+    child: Child,
+    ports: [u16; 4],
+}
+
+/// Where the upstreams are.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstreams {
+    /// HTTP/1.1.
+    pub http: SocketAddr,
+    /// Echo.
+    pub echo: SocketAddr,
+}
+
+impl Peer {
+    /// Starts a proxy by name on the given cores; None when it is not installed.
+    ///
+    /// # Errors
+    /// It is installed and does not start.
+    pub fn start(
+        name: &'static str,
+        dir: &Path,
+        certs: &Certs,
+        upstreams: Upstreams,
+        cores: &[usize],
+    ) -> Result<Option<Self>> {
+        let ports = [free_port(), free_port(), free_port(), free_port()];
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        let mut command = match name {
+            "nuncio" => like_envoy(&find::nuncio().map_err(anyhow::Error::msg)?, &dir, certs, upstreams, ports)?,
+            "envoy" => match find::envoy() {
+                Ok(binary) => like_envoy(&binary, &dir, certs, upstreams, ports)?,
+                Err(why) => {
+                    eprintln!("envoy is left out: {why}");
+                    return Ok(None);
+                }
+            },
+            "nginx" => match on_path("nginx") {
+                Some(binary) => nginx(&binary, &dir, certs, upstreams, ports)?,
+                None => return Ok(None),
+            },
+            _ => match on_path("haproxy") {
+                Some(binary) => haproxy(&binary, &dir, certs, upstreams, ports)?,
+                None => return Ok(None),
+            },
+        };
+        let log = dir.join("stderr");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&log)?);
+        let own = procfs::cores();
+        procfs::bind_to(cores);
+        let child = command.spawn().with_context(|| format!("{name}: {command:?}"));
+        procfs::bind_to(&own);
+        let mut peer = Self { name, child: child?, ports };
+        peer.wait(&log)?;
+        Ok(Some(peer))
+    }
+
+    fn wait(&mut self, log: &Path) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.ports.iter().all(|&port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()) {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let text = std::fs::read_to_string(log).unwrap_or_default();
+                bail!("{} does not listen ({ended:?}): {}", self.name, &text[..text.len().min(2000)]);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it takes a protocol.
+    pub fn address(&self, protocol: Protocol) -> SocketAddr {
+        let at = match protocol {
+            Protocol::Http1 => 0,
+            Protocol::Http2 => 1,
+            Protocol::Tls => 2,
+            Protocol::Tcp => 3,
+        };
+        (Ipv4Addr::LOCALHOST, self.ports[at]).into()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs).chain([PathBuf::from("/usr/sbin")]).map(|d| d.join(name)).find(|p| p.is_file())
+}
+
+fn like_envoy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+    let address = |a: SocketAddr| format!("{{socket_address: {{address: {}, port_value: {}}}}}", a.ip(), a.port());
+    let local = |port: u16| address((Ipv4Addr::LOCALHOST, port).into());
+    let api = "type.googleapis.com/envoy.extensions";
+    let hcm = |name: &str, codec: &str| {
+        format!(
+            "filters: [{{name: hcm, typed_config: {{\"@type\": {api}.filters.network.http_connection_manager.v3.\
+             HttpConnectionManager, stat_prefix: {name}, codec_type: {codec}, use_remote_address: true, route_config: \
+             {{name: rc, virtual_hosts: [{{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: \
+             {{cluster: http}}}}]}}]}}, http_filters: [{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
+             {api}.filters.http.router.v3.Router}}}}]}}}}]"
+        )
+    };
+    let cluster = |name: &str, a: SocketAddr| {
+        format!(
+            "  - {{name: {name}, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: {name}, endpoints: \
+             [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]}}}}\n",
+            address(a)
+        )
+    };
+    let text = format!(
+        "static_resources:\n  listeners:\n\
+         \x20 - {{name: h1, address: {}, filter_chains: [{{{}}}]}}\n\
+         \x20 - {{name: h2, address: {}, filter_chains: [{{{}}}]}}\n\
+         \x20 - {{name: tls, address: {}, filter_chains: [{{{}, transport_socket: {{name: tls, typed_config: \
+         {{\"@type\": {api}.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{tls_certificates: \
+         [{{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}]}}}}}}}}]}}\n\
+         \x20 - {{name: tcp, address: {}, filter_chains: [{{filters: [{{name: tcp, typed_config: {{\"@type\": \
+         {api}.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: echo}}}}]}}]}}\n\
+         \x20 clusters:\n{}{}",
+        local(ports[0]),
+        hcm("h1", "HTTP1"),
+        local(ports[1]),
+        hcm("h2", "HTTP2"),
+        local(ports[2]),
+        hcm("tls", "HTTP1"),
+        certs.cert("server").display(),
+        certs.key("server").display(),
+        local(ports[3]),
+        cluster("http", up.http),
+        cluster("echo", up.echo),
+    );
+    let config = dir.join("bootstrap.yaml");
+    std::fs::write(&config, text)?;
+    let mut command = Command::new(binary);
+    command.arg("-c").arg(config).args(["--concurrency", "1", "--disable-hot-restart", "-l", "error"]);
+    Ok(command)
+}
+
+fn nginx(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+    let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
+    let module = if module.exists() { format!("load_module {};", module.display()) } else { String::new() };
+    let d = dir.display();
+    let text = format!(
+        "{module}\ndaemon off;\nmaster_process off;\npid {d}/pid;\nerror_log stderr error;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n access_log off; keepalive_requests 1000000000; keepalive_timeout 3600s;\n\
+         client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; \
+         scgi_temp_path {d}/s;\n\
+         upstream up {{ server {}; keepalive 256; keepalive_requests 1000000000; }}\n\
+         server {{ listen 127.0.0.1:{}; listen 127.0.0.1:{} http2; listen 127.0.0.1:{} ssl;\n\
+         http2_max_requests 1000000000;\n\
+         ssl_certificate {}; ssl_certificate_key {};\n\
+         location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\"; \
+         proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; \
+         proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id; }} }} }}\n\
+         stream {{ server {{ listen 127.0.0.1:{}; proxy_pass {}; }} }}\n",
+        up.http,
+        ports[0],
+        ports[1],
+        ports[2],
+        certs.cert("server").display(),
+        certs.key("server").display(),
+        ports[3],
+        up.echo,
+    );
+    let config = dir.join("nginx.conf");
+    std::fs::write(&config, text)?;
+    let mut command = Command::new(binary);
+    command.arg("-p").arg(dir).arg("-c").arg(config);
+    Ok(command)
+}
+
+fn haproxy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+    let both = dir.join("both.pem");
+    let pem = std::fs::read_to_string(certs.cert("server"))? + &std::fs::read_to_string(certs.key("server"))?;
+    std::fs::write(&both, pem)?;
+    let text = format!(
+        "global\n nbthread 1\n maxconn 4096\n\
+         defaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n option http-keep-alive\n\
+         frontend web\n bind 127.0.0.1:{}\n bind 127.0.0.1:{} proto h2\n bind 127.0.0.1:{} ssl crt {}\n\
+         option forwardfor\n http-request set-header x-forwarded-proto http\n unique-id-format %[uuid()]\n \
+         unique-id-header x-request-id\n default_backend up\n\
+         backend up\n http-reuse always\n server s {}\n\
+         listen tcp\n mode tcp\n bind 127.0.0.1:{}\n server s {}\n",
+        ports[0],
+        ports[1],
+        ports[2],
+        both.display(),
+        up.http,
+        ports[3],
+        up.echo,
+    );
+    let config = dir.join("haproxy.cfg");
+    std::fs::write(&config, text)?;
+    let mut command = Command::new(binary);
+    command.arg("-db").arg("-f").arg(config);
+    Ok(command)
+}

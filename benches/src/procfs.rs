@@ -1,0 +1,47 @@
+//! CPU time and memory of a process, from the kernel's accounting; and on which core things run.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// CPU time (user and system) that a process has used so far. The resolution is the kernel's tick, 10 ms.
+///
+/// # Errors
+/// The process is gone.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the proxy is gone")?;
+    // The name in parentheses may hold spaces; the fields after it do not.
+    let after = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
+    let fields: Vec<u64> = after.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+    let ticks: u64 = fields.iter().sum();
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
+
+/// Resident memory in KiB.
+///
+/// # Errors
+/// The process is gone.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the proxy is gone")?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS")
+}
+
+/// The cores that this process may use, in order.
+pub fn cores() -> Vec<usize> {
+    let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+    (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
+}
+
+/// Binds the calling thread, and what it starts from now on, to some cores. Without the permission nothing happens.
+pub fn bind_to(cores: &[usize]) {
+    let mut set = CpuSet::new();
+    for &core in cores {
+        set.set(core);
+    }
+    if !cores.is_empty() {
+        let _ = sched_setaffinity(None, &set);
+    }
+}
