@@ -162,8 +162,19 @@ pub struct ProxyProtocolInfo {
     pub version: u8,
     /// TLVs of version 2 in order: type and value.
     pub tlvs: Vec<(u8, Box<[u8]>)>,
-    /// Values that the rules keep as dynamic metadata: namespace, key, value.
-    pub metadata: Vec<(Box<str>, Box<str>, Box<[u8]>)>,
+    /// Values that the rules keep as dynamic metadata.
+    pub metadata: Vec<ProxyProtocolMetadata>,
+}
+
+/// A TLV that a rule keeps as dynamic metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyProtocolMetadata {
+    /// Metadata namespace.
+    pub namespace: Box<str>,
+    /// Key in it.
+    pub key: Box<str>,
+    /// The TLV's value.
+    pub value: Box<[u8]>,
 }
 
 /// An id for a new connection, upstream or downstream; never 0.

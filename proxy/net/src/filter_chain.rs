@@ -316,33 +316,33 @@ fn server_name_keys(chain: &str, matches: &FilterChainMatch) -> Result<Vec<Box<s
     if matches.server_names.is_empty() {
         return Ok(vec![Box::default()]);
     }
-    let key = |name: &Box<str>| {
-        let key = if name.starts_with("*.") { &name[1..] } else { &**name };
+    let key = |name: &str| {
+        let key = if name.starts_with("*.") { &name[1..] } else { name };
         if key.contains('*') {
-            return Err(ChainError::PartialWildcard { name: chain.into(), server_name: name.clone() });
+            return Err(ChainError::PartialWildcard { name: chain.into(), server_name: name.into() });
         }
         Ok(key.to_ascii_lowercase().into())
     };
-    matches.server_names.iter().map(key).collect()
+    matches.server_names.iter().map(|name| key(name)).collect()
 }
 
 /// The entry of the exact name, of the longest wildcard suffix, or of chains that do not ask.
 fn find_name<'a>(names: &'a Names, wanted: &str) -> Option<(&'a str, &'a Transports)> {
-    let found = |(name, transports): (&'a Box<str>, &'a Transports)| (&**name, transports);
-    if let Some(exact) = names.get_key_value(wanted) {
-        return Some(found(exact));
+    let find = |key: &str| names.get_key_value(key).map(|(name, transports)| (&**name, transports));
+    if let Some(exact) = find(wanted) {
+        return Some(exact);
     }
     let mut from = 1;
     while let Some(at) = wanted.get(from..).and_then(|rest| rest.find('.')).map(|at| at + from) {
         if at + 1 >= wanted.len() {
             break;
         }
-        if let Some(wildcard) = names.get_key_value(&wanted[at..]) {
-            return Some(found(wildcard));
+        if let Some(wildcard) = find(&wanted[at..]) {
+            return Some(wildcard);
         }
         from = at + 1;
     }
-    names.get_key_value("").map(found)
+    find("")
 }
 
 /// The map of the connection's own source type if a chain asks for it, else the one of any type.

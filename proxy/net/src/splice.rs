@@ -256,7 +256,7 @@ impl Direction {
             }
             Carrier::Pipe { held, filled } => loop {
                 let socket = tcp(source)?;
-                if let Poll::Pending = socket.poll_read_ready(cx)? {
+                if socket.poll_read_ready(cx)?.is_pending() {
                     if let Some(pipe) = held.take() {
                         pipe.give();
                     }

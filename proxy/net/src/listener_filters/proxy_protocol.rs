@@ -10,7 +10,7 @@ use nuncio_config::listener::ProxyProtocolConfig;
 
 use super::{ListenerFilter, Verdict};
 use crate::address::Address;
-use crate::connection::{ConnectionInfo, ProxyProtocolInfo};
+use crate::connection::{ConnectionInfo, ProxyProtocolInfo, ProxyProtocolMetadata};
 
 stat_family! {
     /// `proxy_proto.[PREFIX.]*`
@@ -137,7 +137,7 @@ impl ProxyProtocol {
         let metadata = header.tlvs.iter().filter_map(|(kind, value)| {
             let (_, namespace, key) = rule(*kind)?;
             let namespace = if namespace.is_empty() { NAMESPACE.into() } else { namespace.clone() };
-            Some((namespace, key.clone(), value.clone()))
+            Some(ProxyProtocolMetadata { namespace, key: key.clone(), value: value.clone() })
         });
         info.proxy_protocol = Some(Box::new(ProxyProtocolInfo {
             version: header.version,
@@ -350,7 +350,10 @@ mod tests {
         assert_eq!(filter.on_data(&data, &mut info), Verdict::Done { consume: data.len() - 5 });
         let found = info.proxy_protocol.expect("found");
         assert_eq!(found.tlvs.len(), 2);
-        assert_eq!(found.metadata, [(NAMESPACE.into(), "unique_id".into(), b"ab"[..].into())]);
+        assert_eq!(
+            found.metadata,
+            [ProxyProtocolMetadata { namespace: NAMESPACE.into(), key: "unique_id".into(), value: b"ab"[..].into() }]
+        );
         assert_eq!(info.remote_address.to_string(), "1.2.3.4:1000");
         assert_eq!(registry.counter_value("proxy_proto.p.versions.v2.found"), Some(1));
     }

@@ -73,7 +73,8 @@ fn load(certificate: &TlsCertificate, path: &str) -> Result<OwnCertificate, TlsC
         .and_then(|leaf| CertificateInfo::parse(leaf))
         .ok_or_else(|| fail(format!("Failed to load certificate chain from {}: bad encoding", chain_source.label)))?;
     let key_source = sources::read(&certificate.key).map_err(fail)?;
-    let key = sources::private_key(&key_source).map_err(fail)?;
+    let password = certificate.password.as_ref().map(sources::read).transpose().map_err(fail)?;
+    let key = sources::private_key(&key_source, password.as_ref()).map_err(fail)?;
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider
         .key_provider

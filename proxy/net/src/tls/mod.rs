@@ -6,6 +6,7 @@
 
 pub mod info;
 
+mod encrypted_key;
 mod error;
 mod handshake;
 pub mod parameters;

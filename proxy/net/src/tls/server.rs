@@ -683,4 +683,28 @@ pub(super) mod tests {
             assert_eq!(session.is_ok(), passes, "{:?}", session.err());
         }
     }
+
+    #[tokio::test]
+    async fn certificates_of_version_1_and_keys_under_a_password_work() {
+        let inline = |text: &str| DataSource::Inline(text.as_bytes().to_vec());
+        let mut server = downstream();
+        server.common.certificates = vec![CertificateSource::Static(nuncio_config::tls::TlsCertificate {
+            chain: inline(include_str!("testdata/x509-v1.pem")),
+            key: inline(include_str!("testdata/x509-v1-encrypted.key")),
+            password: Some(inline("secret\n")),
+            ocsp_staple: None,
+        })];
+        for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+            let mut client = upstream();
+            client.common.max_version = version;
+            client.common.validation = Some(ValidationSource::Static(ValidationContext {
+                trusted_ca: Some(inline(include_str!("testdata/x509-v1-ca.pem"))),
+                ..ValidationContext::default()
+            }));
+            let pair = Pair::new(server.clone(), client);
+            let (_, io, session) = pair.connect(ClientTarget::default()).await;
+            io.expect("server side");
+            assert!(session.expect("client side").tls.peer_validated);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 
+use super::encrypted_key;
 use crate::socket::reason;
 
 /// What was read, and where from.
@@ -68,14 +69,16 @@ pub(super) fn revocation_lists(
         .map_err(|error| format!("Failed to load {what} from {}: {error}", source.label))
 }
 
-/// The first private key of a PEM text.
-pub(super) fn private_key(source: &Source) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&source.bytes).map_err(|error| {
-        let encrypted = memchr::memmem::find(&source.bytes, b"ENCRYPTED").is_some();
-        let hint =
-            if encrypted { "the key is encrypted, which is not supported".to_owned() } else { error.to_string() };
-        format!("Failed to load private key from {}: {hint}", source.label)
-    })
+/// The first private key of a PEM text, opened with the password if it has one.
+pub(super) fn private_key(source: &Source, password: Option<&Source>) -> Result<PrivateKeyDer<'static>, String> {
+    let fail = |why: String| format!("Failed to load private key from {}: {why}", source.label);
+    if !encrypted_key::is_encrypted(&source.bytes) {
+        return PrivateKeyDer::from_pem_slice(&source.bytes).map_err(|error| fail(error.to_string()));
+    }
+    let Some(password) = password else { return Err(fail("it needs a password".to_owned())) };
+    // As Envoy does; a file often ends with a newline that is not meant.
+    let end = password.bytes.iter().rposition(|byte| !byte.is_ascii_whitespace()).map_or(0, |at| at + 1);
+    encrypted_key::open(&source.bytes, &password.bytes[..end]).map_err(fail)
 }
 
 /// Every data source that a context reads.
@@ -148,4 +151,32 @@ impl rustls::KeyLog for KeyLogFile {
             tracing::warn!(%error, "the TLS key log cannot be written");
         }
     }
+}
+
+/// RFC 4648 4, with padding.
+pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
+    let text = text.as_bytes();
+    let body = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
+    if !text.len().is_multiple_of(4) || body.len() % 4 == 1 {
+        return None;
+    }
+    let mut out = Vec::with_capacity(body.len() * 3 / 4);
+    let (mut bits, mut count) = (0u32, 0);
+    for byte in body {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+        }
+    }
+    Some(out)
 }
