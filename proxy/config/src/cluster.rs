@@ -13,6 +13,8 @@ mod decode;
 mod endpoints;
 mod load_balancing;
 
+pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
+
 /// One cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {

@@ -33,7 +33,7 @@ pub struct Context {
     base: FieldPath,
     stack: Vec<Segment>,
     clusters: Option<FxHashSet<Arc<str>>>,
-    secrets: FxHashMap<Box<str>, StaticSecret>,
+    secrets: FxHashMap<Box<str>, Vec<StaticSecret>>,
     regexes: FxHashMap<Box<str>, regex::bytes::Regex>,
     /// Id of the node, as the file or a flag gives it.
     pub node_id: Box<str>,
@@ -54,6 +54,18 @@ pub enum StaticSecret {
     Generic(Option<DataSource>),
 }
 
+impl StaticSecret {
+    /// Envoy's name of the kind.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            StaticSecret::Certificate(_) => "TlsCertificate",
+            StaticSecret::Validation(_) => "CertificateValidationContext",
+            StaticSecret::TicketKeys(_) => "TlsSessionTicketKeys",
+            StaticSecret::Generic(_) => "GenericSecret",
+        }
+    }
+}
+
 impl Context {
     /// A context for a message that stands at `base`; the root for a whole bootstrap or an xDS resource.
     pub fn new(base: FieldPath) -> Self {
@@ -65,14 +77,47 @@ impl Context {
         self.clusters = Some(names.into_iter().collect());
     }
 
-    /// Makes a secret known to `SdsSecretConfig`s that name it without a config source.
-    pub fn add_secret(&mut self, name: &str, secret: StaticSecret) {
-        self.secrets.insert(name.into(), secret);
+    /// Makes a secret known to `SdsSecretConfig`s that name it without a config source. False when one of the same
+    /// kind and name is known already.
+    pub fn add_secret(&mut self, name: &str, secret: StaticSecret) -> bool {
+        let known = self.secrets.entry(name.into()).or_default();
+        if known.iter().any(|other| other.kind() == secret.kind()) {
+            return false;
+        }
+        known.push(secret);
+        true
     }
 
-    /// The static secret `name`.
-    pub fn secret(&self, name: &str) -> Option<&StaticSecret> {
-        self.secrets.get(name)
+    /// The static certificate `name`.
+    pub(crate) fn certificate_secret(&self, name: &str) -> Option<TlsCertificate> {
+        self.secrets.get(name)?.iter().find_map(|secret| match secret {
+            StaticSecret::Certificate(certificate) => Some(certificate.clone()),
+            _ => None,
+        })
+    }
+
+    /// The static validation context `name`.
+    pub(crate) fn validation_secret(&self, name: &str) -> Option<ValidationContext> {
+        self.secrets.get(name)?.iter().find_map(|secret| match secret {
+            StaticSecret::Validation(context) => Some((**context).clone()),
+            _ => None,
+        })
+    }
+
+    /// The static session ticket keys `name`.
+    pub(crate) fn ticket_keys_secret(&self, name: &str) -> Option<Vec<DataSource>> {
+        self.secrets.get(name)?.iter().find_map(|secret| match secret {
+            StaticSecret::TicketKeys(keys) => Some(keys.clone()),
+            _ => None,
+        })
+    }
+
+    /// The static generic secret `name`; for extensions.
+    pub fn generic_secret(&self, name: &str) -> Option<&DataSource> {
+        self.secrets.get(name)?.iter().find_map(|secret| match secret {
+            StaticSecret::Generic(source) => source.as_ref(),
+            _ => None,
+        })
     }
 
     /// Names of the static secrets.

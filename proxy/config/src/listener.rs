@@ -8,6 +8,9 @@ use crate::typed_config::TypedConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod chain_match;
+mod decode;
+
 /// One listener.
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {

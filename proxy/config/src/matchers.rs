@@ -230,16 +230,10 @@ pub(crate) fn cidr_range(cx: &mut Context, message: &core::CidrRange) -> Option<
         cx.error_at("address_prefix", format!("malformed IP address: {}", message.address_prefix));
         return None;
     };
-    match u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok()) {
-        Some(net) => Some(net.trunc()),
-        None => {
-            cx.error(format!(
-                "invalid ip/mask combo '{}/{length}' (format is <ip>/<# mask bits>)",
-                message.address_prefix
-            ));
-            None
-        }
-    }
+    // A length beyond the address' own is cut to it, as in Envoy.
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let length = u8::try_from(length).unwrap_or(longest).min(longest);
+    Some(IpNet::new(address, length).ok()?.trunc())
 }
 
 #[cfg(test)]
@@ -312,12 +306,12 @@ mod tests {
     fn ranges_lose_their_host_bits() {
         let net = cidr_range(&mut Context::default(), &cidr("10.1.2.3", 8)).unwrap();
         assert_eq!(net.to_string(), "10.0.0.0/8");
+        let net = cidr_range(&mut Context::default(), &cidr("10.1.2.3", 35)).unwrap();
+        assert_eq!(net.to_string(), "10.1.2.3/32");
     }
 
     #[test]
-    fn bad_ranges_are_told_in_envoys_words() {
-        let result = Context::default().run(|cx| cidr_range(cx, &cidr("10.0.0.0", 33)));
-        assert_eq!(errors(result), ["invalid ip/mask combo '10.0.0.0/33' (format is <ip>/<# mask bits>)"]);
+    fn a_range_without_an_address_is_an_error() {
         let result = Context::default().run(|cx| cidr_range(cx, &cidr("example", 8)));
         assert_eq!(errors(result), ["address_prefix: malformed IP address: example"]);
     }

@@ -1,6 +1,10 @@
 //! `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
 
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
+
 use crate::access_log::AccessLogConfig;
+use crate::decode::{Context, u32_value};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,4 +31,102 @@ pub struct TcpProxyConfig {
     pub hash_source_ip: bool,
     /// Path in the configuration.
     pub path: Box<str>,
+}
+
+impl TcpProxyConfig {
+    pub(crate) fn from_message(cx: &mut Context, message: &pb::TcpProxy) -> Option<Self> {
+        let options = message.access_log_options.as_ref();
+        if options.is_some() && message.access_log_flush_interval.is_some() {
+            cx.error("Only one of access_log_flush_interval or access_log_options can be specified.");
+        }
+        if options.is_some() && message.flush_access_log_on_connected {
+            cx.error("Only one of flush_access_log_on_connected or access_log_options can be specified.");
+        }
+        let access_log_flush_interval = match options {
+            Some(options) => cx.at("access_log_options", |cx| {
+                cx.duration("access_log_flush_interval", &options.access_log_flush_interval)
+            }),
+            None => cx.duration("access_log_flush_interval", &message.access_log_flush_interval),
+        };
+        // Envoy accepts clusters that do not exist here: connections are closed until they do.
+        let clusters = match message.cluster_specifier.as_ref() {
+            Some(pb::tcp_proxy::ClusterSpecifier::Cluster(name)) => vec![(cx.cluster_name(name), 1)],
+            Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                weighted.clusters.iter().map(|entry| (cx.cluster_name(&entry.name), entry.weight)).collect()
+            }
+            None => {
+                cx.error("Field 'cluster_specifier' is missing: one of cluster, weighted_clusters");
+                return None;
+            }
+        };
+        Some(TcpProxyConfig {
+            stat_prefix: message.stat_prefix.as_str().into(),
+            clusters,
+            idle_timeout: cx.timeout("idle_timeout", &message.idle_timeout, Some(Duration::from_secs(3600))),
+            max_downstream_connection_duration: cx.timeout(
+                "max_downstream_connection_duration",
+                &message.max_downstream_connection_duration,
+                None,
+            ),
+            max_connect_attempts: u32_value(&message.max_connect_attempts).unwrap_or(1),
+            access_logs: cx.each("access_log", &message.access_log, AccessLogConfig::decode),
+            access_log_flush_interval,
+            flush_access_log_on_connected: options
+                .map_or(message.flush_access_log_on_connected, |options| options.flush_access_log_on_connected),
+            hash_source_ip: message
+                .hash_policy
+                .iter()
+                .any(|policy| matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))),
+            path: cx.path_text(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf as google;
+
+    fn minimal() -> pb::TcpProxy {
+        pb::TcpProxy {
+            stat_prefix: "t".into(),
+            cluster_specifier: Some(pb::tcp_proxy::ClusterSpecifier::Cluster("c".into())),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_envoys() {
+        let proxy = TcpProxyConfig::from_message(&mut Context::default(), &minimal()).unwrap();
+        assert_eq!(proxy.idle_timeout, Some(Duration::from_secs(3600)));
+        assert_eq!((proxy.max_connect_attempts, proxy.clusters.len()), (1, 1));
+        let off = pb::TcpProxy { idle_timeout: Some(google::Duration::default()), ..minimal() };
+        assert_eq!(TcpProxyConfig::from_message(&mut Context::default(), &off).unwrap().idle_timeout, None);
+    }
+
+    #[test]
+    fn weights_are_kept() {
+        use pb::tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight};
+        let entry = |name: &str, weight| ClusterWeight { name: name.into(), weight, ..Default::default() };
+        let weighted = WeightedCluster { clusters: vec![entry("a", 3), entry("b", 1)] };
+        let message =
+            pb::TcpProxy { cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)), ..minimal() };
+        let proxy = TcpProxyConfig::from_message(&mut Context::default(), &message).unwrap();
+        assert_eq!(proxy.clusters, [("a".into(), 3), ("b".into(), 1)]);
+    }
+
+    #[test]
+    fn access_log_options_exclude_the_deprecated_fields() {
+        let message = pb::TcpProxy {
+            flush_access_log_on_connected: true,
+            access_log_options: Some(Default::default()),
+            ..minimal()
+        };
+        let result = Context::default().run(|cx| TcpProxyConfig::from_message(cx, &message));
+        assert_eq!(
+            errors(result),
+            ["Only one of flush_access_log_on_connected or access_log_options can be specified."]
+        );
+    }
 }

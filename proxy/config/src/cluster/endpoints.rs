@@ -103,11 +103,7 @@ impl Endpoint {
         };
         let (address, additional_addresses) = cx.at(field, |cx| {
             let address = cx.required("address", &endpoint.address, |cx, address| {
-                if names {
-                    EndpointAddress::decode(cx, address)
-                } else {
-                    Address::decode(cx, address).map(EndpointAddress::Resolved)
-                }
+                if names { EndpointAddress::decode(cx, address) } else { EndpointAddress::resolved(cx, address) }
             })?;
             let additional = cx.each("additional_addresses", &endpoint.additional_addresses, |cx, additional| {
                 cx.required("address", &additional.address, Address::decode)

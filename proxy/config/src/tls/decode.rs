@@ -69,10 +69,11 @@ impl StaticSecret {
 impl DownstreamTlsContext {
     pub(crate) fn from_message(cx: &mut Context, message: &pb::DownstreamTlsContext) -> Option<Self> {
         use pb::downstream_tls_context::SessionTicketKeysType as Keys;
-        let common_message = message.common_tls_context.clone().unwrap_or_default();
+        let empty = pb::CommonTlsContext::default();
+        let common_message = message.common_tls_context.as_ref().unwrap_or(&empty);
         let common = cx.at("common_tls_context", |cx| {
             let before = cx.error_count();
-            let common = CommonTlsContext::decode(cx, &common_message)?;
+            let common = CommonTlsContext::decode(cx, common_message)?;
             let (fixed, fetched) =
                 (common_message.tls_certificates.len(), common_message.tls_certificate_sds_secret_configs.len());
             if fixed > 0 && fetched > 0 {
@@ -89,15 +90,16 @@ impl DownstreamTlsContext {
                     cx.at("session_ticket_keys", |cx| cx.each("keys", &keys.keys, DataSource::decode));
             }
             Some(Keys::SessionTicketKeysSdsSecretConfig(config)) => {
-                session_ticket_keys =
-                    cx.at("session_ticket_keys_sds_secret_config", |cx| match cx.secret(&config.name) {
-                        Some(StaticSecret::TicketKeys(keys)) if config.sds_config.is_none() => keys.clone(),
-                        _ if config.sds_config.is_some() => {
-                            cx.error("session ticket keys by SDS are not implemented");
-                            Vec::new()
-                        }
-                        _ => unknown_secret(cx, &config.name).unwrap_or_default(),
-                    });
+                session_ticket_keys = cx.at("session_ticket_keys_sds_secret_config", |cx| {
+                    if config.sds_config.is_some() {
+                        cx.error("session ticket keys by SDS are not implemented");
+                        return Vec::new();
+                    }
+                    match cx.ticket_keys_secret(&config.name) {
+                        Some(keys) => keys,
+                        None => unknown_secret(cx, &config.name).unwrap_or_default(),
+                    }
+                });
             }
             _ => {}
         }
@@ -120,9 +122,10 @@ impl DownstreamTlsContext {
 
 impl UpstreamTlsContext {
     pub(crate) fn from_message(cx: &mut Context, message: &pb::UpstreamTlsContext) -> Option<Self> {
-        let common_message = message.common_tls_context.clone().unwrap_or_default();
+        let empty = pb::CommonTlsContext::default();
+        let common_message = message.common_tls_context.as_ref().unwrap_or(&empty);
         let common = cx.at("common_tls_context", |cx| {
-            let common = CommonTlsContext::decode(cx, &common_message)?;
+            let common = CommonTlsContext::decode(cx, common_message)?;
             if common.certificates.len() > 1 {
                 cx.error("Multiple TLS certificates are not supported for client contexts");
             }
@@ -172,11 +175,9 @@ impl CommonTlsContext {
                 if config.sds_config.is_some() {
                     return Some(CertificateSource::Sds(SdsSecretConfig::decode(config)));
                 }
-                match cx.secret(&config.name) {
-                    Some(StaticSecret::Certificate(certificate)) => {
-                        Some(CertificateSource::Static(certificate.clone()))
-                    }
-                    _ => unknown_secret(cx, &config.name),
+                match cx.certificate_secret(&config.name) {
+                    Some(certificate) => Some(CertificateSource::Static(certificate)),
+                    None => unknown_secret(cx, &config.name),
                 }
             },
         ));
@@ -366,9 +367,8 @@ fn by_secret(
     if config.sds_config.is_some() {
         return Some(ValidationSource::Sds { default: default.map(Box::new), secret: SdsSecretConfig::decode(config) });
     }
-    match cx.secret(&config.name) {
-        Some(StaticSecret::Validation(context)) => {
-            let context = (**context).clone();
+    match cx.validation_secret(&config.name) {
+        Some(context) => {
             let merged = match default {
                 Some(default) => context.merged_over(default),
                 None => context,
@@ -376,7 +376,7 @@ fn by_secret(
             merged.check(cx);
             Some(ValidationSource::Static(merged))
         }
-        _ => unknown_secret(cx, &config.name),
+        None => unknown_secret(cx, &config.name),
     }
 }
 

@@ -1,0 +1,524 @@
+//! `Listener` decoded: addresses, filter chains, listener and network filters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as pb;
+use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol;
+use envoy_types::pb::envoy::extensions::filters::network;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+use envoy_types::pb::google::protobuf::Any;
+
+use super::chain_match::check_overlaps;
+use super::{
+    FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig, NetworkFilterConfig,
+    ProxyProtocolConfig, SocketOption, TrafficDirection,
+};
+use crate::access_log::AccessLogConfig;
+use crate::address::{Address, SocketAddress};
+use crate::cluster::DEFAULT_BUFFER_LIMIT;
+use crate::decode::{Context, bool_value, type_name, u32_value};
+use crate::diagnostics::ConfigError;
+use crate::hcm::{CodecType, HcmConfig};
+use crate::tcp_proxy::TcpProxyConfig;
+use crate::tls::DownstreamTlsContext;
+use crate::typed_config::TypedConfig;
+
+impl ListenerConfig {
+    /// Decodes a listener that came by LDS.
+    pub fn decode(message: &pb::Listener, cx: &mut Context) -> Result<Self, Vec<ConfigError>> {
+        cx.run(|cx| Self::from_message(cx, message))
+    }
+
+    pub(crate) fn from_message(cx: &mut Context, message: &pb::Listener) -> Option<Self> {
+        let addresses = addresses(cx, message);
+        let shown = addresses.as_ref().and_then(|list| list.first()).map_or(String::new(), ListenAddress::to_string);
+        let filter_chains = cx.each("filter_chains", &message.filter_chains, |cx, chain| {
+            FilterChainConfig::decode(cx, chain).map(Arc::new)
+        });
+        let default_filter_chain =
+            cx.optional("default_filter_chain", &message.default_filter_chain, FilterChainConfig::decode);
+        check_overlaps(cx, &message.filter_chains, &filter_chains, &shown);
+        check_chains(cx, message, addresses.as_deref().unwrap_or_default(), &shown);
+        check_codecs(cx, message, filter_chains.iter().map(|chain| &**chain).chain(default_filter_chain.as_ref()));
+        let deprecated_bind = message.deprecated_v1.as_ref().and_then(|v1| bool_value(&v1.bind_to_port));
+        Some(ListenerConfig {
+            name: message.name.as_str().into(),
+            stat_prefix: (!message.stat_prefix.is_empty()).then(|| message.stat_prefix.as_str().into()),
+            filter_chains,
+            default_filter_chain: default_filter_chain.map(Arc::new),
+            use_original_dst: bool_value(&message.use_original_dst).unwrap_or(false),
+            per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
+                .unwrap_or(DEFAULT_BUFFER_LIMIT),
+            listener_filters: cx.each("listener_filters", &message.listener_filters, ListenerFilterConfig::decode),
+            listener_filters_timeout: cx
+                .duration("listener_filters_timeout", &message.listener_filters_timeout)
+                .unwrap_or(Duration::from_secs(15)),
+            continue_on_listener_filters_timeout: message.continue_on_listener_filters_timeout,
+            transparent: bool_value(&message.transparent),
+            freebind: bool_value(&message.freebind),
+            socket_options: cx.each("socket_options", &message.socket_options, SocketOption::decode),
+            tcp_fast_open_queue_length: u32_value(&message.tcp_fast_open_queue_length),
+            traffic_direction: match message.traffic_direction() {
+                core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
+                core::TrafficDirection::Inbound => TrafficDirection::Inbound,
+                core::TrafficDirection::Outbound => TrafficDirection::Outbound,
+            },
+            enable_reuse_port: bool_value(&message.enable_reuse_port).unwrap_or(true),
+            bind_to_port: bool_value(&message.bind_to_port).or(deprecated_bind).unwrap_or(true),
+            tcp_backlog_size: u32_value(&message.tcp_backlog_size),
+            drain_modify_only: message.drain_type() == pb::listener::DrainType::ModifyOnly,
+            ignore_global_conn_limit: message.ignore_global_conn_limit,
+            max_connections_to_accept_per_socket_event: u32_value(&message.max_connections_to_accept_per_socket_event),
+            connection_limit: None,
+            access_logs: cx.each("access_log", &message.access_log, AccessLogConfig::decode),
+            path: cx.path_text(),
+            addresses: addresses?,
+        })
+    }
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.address {
+            Address::Socket(socket) => write!(f, "{}", socket.addr),
+            Address::Pipe { path, .. } => write!(f, "{}", path.display()),
+            Address::Internal { listener_name, endpoint_id } => {
+                write!(f, "envoy://{listener_name}/{endpoint_id}")
+            }
+        }
+    }
+}
+
+fn addresses(cx: &mut Context, message: &pb::Listener) -> Option<Vec<ListenAddress>> {
+    let first = match &message.address {
+        Some(address) => cx.at("address", |cx| listen_address(cx, address)),
+        None if matches!(message.listener_specifier, Some(pb::listener::ListenerSpecifier::InternalListener(_))) => {
+            Some(Address::Internal { listener_name: message.name.clone(), endpoint_id: String::new() })
+        }
+        // An API listener, which the proxy of a mobile application uses, is bound to nothing.
+        None if message.api_listener.is_some() => return Some(Vec::new()),
+        None => {
+            cx.error(format!("error adding listener named '{}': address is necessary", message.name));
+            None
+        }
+    };
+    let additional = cx.each("additional_addresses", &message.additional_addresses, |cx, additional| {
+        let address = cx.required("address", &additional.address, listen_address);
+        let socket_options = cx.optional("socket_options", &additional.socket_options, |cx, options| {
+            Some(cx.each("socket_options", &options.socket_options, SocketOption::decode))
+        });
+        Some(ListenAddress { address: address?, socket_options: socket_options.unwrap_or_default() })
+    });
+    let mut addresses = vec![ListenAddress { address: first?, socket_options: Vec::new() }];
+    addresses.extend(additional);
+    Some(addresses)
+}
+
+fn listen_address(cx: &mut Context, message: &core::Address) -> Option<Address> {
+    let address = Address::decode(cx, message)?;
+    if let Address::Socket(SocketAddress { addr, ipv4_compat: true, .. }) = &address {
+        let fits = match addr.ip() {
+            std::net::IpAddr::V4(_) => false,
+            std::net::IpAddr::V6(ip) => ip.is_unspecified() || ip.to_ipv4_mapped().is_some(),
+        };
+        if !fits {
+            cx.error(format!("Only IPv6 address '::' or valid IPv4-mapped IPv6 address can set ipv4_compat: {addr}"));
+        }
+    }
+    Some(address)
+}
+
+fn is_udp(addresses: &[ListenAddress]) -> bool {
+    matches!(addresses.first(), Some(ListenAddress { address: Address::Socket(SocketAddress { udp: true, .. }), .. }))
+}
+
+fn is_quic(message: &pb::Listener) -> bool {
+    message.udp_listener_config.as_ref().is_some_and(|config| config.quic_options.is_some())
+}
+
+fn check_chains(cx: &mut Context, message: &pb::Listener, addresses: &[ListenAddress], shown: &str) {
+    let chains = message.filter_chains.len();
+    if is_udp(addresses) {
+        if chains > 0 && !is_quic(message) {
+            cx.error(format!(
+                "error adding listener '{shown}': {chains} filter chain(s) specified for connection-less UDP listener."
+            ));
+        }
+    } else if chains == 0
+        && message.default_filter_chain.is_none()
+        && message.fcds_config.is_none()
+        && !addresses.is_empty()
+    {
+        cx.error(format!("error adding listener '{shown}': no filter chains specified"));
+    }
+}
+
+fn check_codecs<'a>(cx: &mut Context, message: &pb::Listener, chains: impl Iterator<Item = &'a FilterChainConfig>) {
+    if is_quic(message) {
+        return;
+    }
+    let http3 = chains
+        .flat_map(|chain| &chain.filters)
+        .any(|filter| matches!(filter, NetworkFilterConfig::Http(hcm) if hcm.codec_type == CodecType::Http3));
+    if http3 {
+        cx.error("HTTP/3 codec configured on non-QUIC listener.");
+    }
+}
+
+impl FilterChainConfig {
+    fn decode(cx: &mut Context, message: &pb::FilterChain) -> Option<Self> {
+        let matches = cx.optional("filter_chain_match", &message.filter_chain_match, |cx, matches| {
+            FilterChainMatch::decode(cx, matches, &message.name)
+        });
+        let (tls, transport_socket) = match &message.transport_socket {
+            Some(socket) => cx.at("transport_socket", |cx| transport_socket(cx, socket)),
+            None => (None, None),
+        };
+        Some(FilterChainConfig {
+            name: message.name.as_str().into(),
+            matches: matches.unwrap_or_default(),
+            filters: network_filters(cx, &message.filters),
+            tls,
+            transport_socket,
+            transport_socket_connect_timeout: cx
+                .duration("transport_socket_connect_timeout", &message.transport_socket_connect_timeout)
+                .unwrap_or_default(),
+            path: cx.path_text(),
+        })
+    }
+}
+
+/// TLS, plain text (`raw_buffer`), or a socket that the registry knows.
+fn transport_socket(
+    cx: &mut Context,
+    message: &core::TransportSocket,
+) -> (Option<Arc<DownstreamTlsContext>>, Option<TypedConfig>) {
+    let any = message.config_type.as_ref().map(|core::transport_socket::ConfigType::TypedConfig(any)| any);
+    match any.map(|any| (type_name(&any.type_url), any)) {
+        Some(("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", any)) => {
+            let context = cx.at("typed_config", |cx| {
+                let message: tls::DownstreamTlsContext = cx.unpack(any)?;
+                DownstreamTlsContext::from_message(cx, &message)
+            });
+            (context.map(Arc::new), None)
+        }
+        Some(("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", _)) => (None, None),
+        None if message.name == "envoy.transport_sockets.raw_buffer" => (None, None),
+        _ => (None, Some(cx.typed_config(&message.name, any))),
+    }
+}
+
+const HTTP_CONNECTION_MANAGER: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+/// Network filters of Envoy that never end a chain.
+const NON_TERMINAL: [&str; 14] = [
+    "connection_limit",
+    "ext_authz",
+    "ext_proc",
+    "geoip",
+    "kafka_broker",
+    "local_ratelimit",
+    "mongo_proxy",
+    "mysql_proxy",
+    "postgres_proxy",
+    "ratelimit",
+    "rbac",
+    "set_filter_state",
+    "sni_cluster",
+    "zookeeper_proxy",
+];
+
+fn network_filters(cx: &mut Context, messages: &[pb::Filter]) -> Vec<NetworkFilterConfig> {
+    let last = messages.len().saturating_sub(1);
+    let mut index = 0;
+    cx.each("filters", messages, |cx, message| {
+        let any = match &message.config_type {
+            Some(pb::filter::ConfigType::TypedConfig(any)) => Some(any),
+            _ => None,
+        };
+        let type_name = any.map_or("", |any| type_name(&any.type_url));
+        let short = type_name
+            .strip_prefix("envoy.extensions.filters.network.")
+            .and_then(|rest| rest.split('.').next())
+            .unwrap_or_default();
+        let position = index;
+        index += 1;
+        if position < last && matches!(type_name, HTTP_CONNECTION_MANAGER | TCP_PROXY) {
+            cx.error(format!(
+                "Error: terminal filter named {} of type envoy.filters.network.{short} must be the last filter in a network filter chain.",
+                message.name
+            ));
+        }
+        if position == last && NON_TERMINAL.contains(&short) {
+            cx.error(format!(
+                "Error: non-terminal filter named {} of type envoy.filters.network.{short} is the last filter in a network filter chain.",
+                message.name
+            ));
+        }
+        network_filter(cx, &message.name, type_name, any)
+    })
+}
+
+fn network_filter(cx: &mut Context, name: &str, type_name: &str, any: Option<&Any>) -> Option<NetworkFilterConfig> {
+    match (type_name, any) {
+        (HTTP_CONNECTION_MANAGER, Some(any)) => cx.at("typed_config", |cx| {
+            let message: network::http_connection_manager::v3::HttpConnectionManager = cx.unpack(any)?;
+            HcmConfig::from_message(cx, &message).map(|hcm| NetworkFilterConfig::Http(Arc::new(hcm)))
+        }),
+        (TCP_PROXY, Some(any)) => cx.at("typed_config", |cx| {
+            let message: network::tcp_proxy::v3::TcpProxy = cx.unpack(any)?;
+            TcpProxyConfig::from_message(cx, &message).map(|proxy| NetworkFilterConfig::TcpProxy(Arc::new(proxy)))
+        }),
+        _ => Some(NetworkFilterConfig::Extension(cx.typed_config(name, any))),
+    }
+}
+
+impl ListenerFilterConfig {
+    fn decode(cx: &mut Context, message: &pb::ListenerFilter) -> Option<Self> {
+        let any = match &message.config_type {
+            Some(pb::listener_filter::ConfigType::TypedConfig(any)) => Some(any),
+            _ => None,
+        };
+        let short = any.and_then(|any| type_name(&any.type_url).strip_prefix("envoy.extensions.filters.listener."));
+        Some(match (short, any) {
+            (Some("tls_inspector.v3.TlsInspector"), _) => ListenerFilterConfig::TlsInspector,
+            (Some("http_inspector.v3.HttpInspector"), _) => ListenerFilterConfig::HttpInspector,
+            (Some("original_dst.v3.OriginalDst"), _) => ListenerFilterConfig::OriginalDst,
+            (Some("proxy_protocol.v3.ProxyProtocol"), Some(any)) => {
+                let message: proxy_protocol::ProxyProtocol = cx.at("typed_config", |cx| cx.unpack(any))?;
+                ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::decode(&message))
+            }
+            _ => ListenerFilterConfig::Extension(cx.typed_config(&message.name, any)),
+        })
+    }
+}
+
+impl ProxyProtocolConfig {
+    fn decode(message: &proxy_protocol::ProxyProtocol) -> Self {
+        let rule = |rule: &proxy_protocol::proxy_protocol::Rule| {
+            let target = rule.on_tlv_present.as_ref()?;
+            let namespace = match target.metadata_namespace.as_str() {
+                "" => "envoy.filters.listener.proxy_protocol",
+                namespace => namespace,
+            };
+            Some((u8::try_from(rule.tlv_type).ok()?, namespace.into(), target.key.as_str().into()))
+        };
+        ProxyProtocolConfig {
+            allow_requests_without_proxy_protocol: message.allow_requests_without_proxy_protocol,
+            rules: message.rules.iter().filter_map(rule).collect(),
+            disallowed_versions: message
+                .disallowed_versions
+                .iter()
+                .map(|version| match core::proxy_protocol_config::Version::try_from(*version) {
+                    Ok(core::proxy_protocol_config::Version::V2) => 2,
+                    _ => 1,
+                })
+                .collect(),
+            stat_prefix: message.stat_prefix.as_str().into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SourceType;
+    use super::*;
+    use crate::decode::tests::errors;
+    use envoy_types::pb::envoy::config::core::v3 as pbcore;
+    use envoy_types::pb::google::protobuf as google;
+    use prost::Message;
+
+    fn address(host: &str) -> Option<pbcore::Address> {
+        let address = pbcore::SocketAddress {
+            address: host.into(),
+            port_specifier: Some(pbcore::socket_address::PortSpecifier::PortValue(80)),
+            ..Default::default()
+        };
+        Some(pbcore::Address { address: Some(pbcore::address::Address::SocketAddress(address)) })
+    }
+
+    fn filter<M: Message>(name: &str, type_name: &str, message: &M) -> pb::Filter {
+        let any = google::Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() };
+        pb::Filter { name: name.into(), config_type: Some(pb::filter::ConfigType::TypedConfig(any)) }
+    }
+
+    fn tcp() -> pb::Filter {
+        let message = network::tcp_proxy::v3::TcpProxy {
+            stat_prefix: "t".into(),
+            cluster_specifier: Some(network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier::Cluster("c".into())),
+            ..Default::default()
+        };
+        filter("tcp", TCP_PROXY, &message)
+    }
+
+    fn chain(name: &str, matches: pb::FilterChainMatch) -> pb::FilterChain {
+        pb::FilterChain {
+            name: name.into(),
+            filter_chain_match: Some(matches),
+            filters: vec![tcp()],
+            ..Default::default()
+        }
+    }
+
+    fn sni(names: &[&str]) -> pb::FilterChainMatch {
+        pb::FilterChainMatch {
+            server_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn listener(filter_chains: Vec<pb::FilterChain>) -> pb::Listener {
+        pb::Listener { name: "l".into(), address: address("127.0.0.1"), filter_chains, ..Default::default() }
+    }
+
+    fn decode(message: &pb::Listener) -> Result<ListenerConfig, Vec<ConfigError>> {
+        ListenerConfig::decode(message, &mut Context::default())
+    }
+
+    #[test]
+    fn the_defaults_are_envoys() {
+        let listener = decode(&listener(vec![chain("", sni(&[]))])).unwrap();
+        assert_eq!(listener.per_connection_buffer_limit_bytes, 1024 * 1024);
+        assert_eq!(listener.listener_filters_timeout, Duration::from_secs(15));
+        assert!(listener.enable_reuse_port && listener.bind_to_port && !listener.drain_modify_only);
+        let chain = &listener.filter_chains[0];
+        assert!(chain.tls.is_none() && chain.transport_socket.is_none());
+        assert!(matches!(chain.filters[0], NetworkFilterConfig::TcpProxy(_)));
+        assert_eq!(chain.matches.source_type, SourceType::Any);
+    }
+
+    #[test]
+    fn a_listener_needs_an_address_and_a_chain() {
+        assert_eq!(
+            errors(decode(&pb::Listener { address: None, ..listener(vec![chain("", sni(&[]))]) })),
+            ["error adding listener named 'l': address is necessary"]
+        );
+        assert_eq!(
+            errors(decode(&listener(vec![]))),
+            ["error adding listener '127.0.0.1:80': no filter chains specified"]
+        );
+        let only_default = pb::Listener { default_filter_chain: Some(chain("", sni(&[]))), ..listener(vec![]) };
+        assert!(decode(&only_default).is_ok());
+    }
+
+    #[test]
+    fn chains_with_the_same_rules_are_told_by_name() {
+        let message = listener(vec![chain("x", sni(&["a"])), chain("y", sni(&["a"]))]);
+        assert_eq!(
+            errors(decode(&message)),
+            [
+                "filter_chains[1].filter_chain_match: error adding listener '127.0.0.1:80': filter chain 'y' has the same matching rules defined as 'x'"
+            ]
+        );
+    }
+
+    #[test]
+    fn chains_that_share_one_combination_overlap() {
+        let overlap = [
+            "filter_chains[1].filter_chain_match: error adding listener '127.0.0.1:80': multiple filter chains with overlapping matching rules are defined",
+        ];
+        let pair = |a, b| decode(&listener(vec![chain("x", a), chain("y", b)]));
+        assert_eq!(errors(pair(sni(&["a"]), sni(&["a", "b"]))), overlap);
+        assert_eq!(errors(pair(sni(&["A"]), sni(&["a"]))), overlap);
+        let source = pb::FilterChainMatch { source_ports: vec![1], ..sni(&["a"]) };
+        assert!(pair(sni(&["a"]), source).is_ok());
+        assert!(pair(sni(&["a", "c"]), sni(&["b"])).is_ok());
+    }
+
+    #[test]
+    fn a_server_name_is_whole_or_begins_with_a_wildcard_label() {
+        let names = |name| decode(&listener(vec![chain("x", sni(&[name]))]));
+        assert!(names("*.a.com").is_ok());
+        for bad in ["*", "a*.com", "*.*.com"] {
+            assert_eq!(
+                errors(names(bad)),
+                [
+                    "filter_chains[0].filter_chain_match.server_names[0]: partial wildcards are not supported in \"server_names\""
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn terminal_network_filters_stand_last() {
+        let with = |filters| decode(&listener(vec![pb::FilterChain { filters, ..Default::default() }]));
+        assert_eq!(
+            errors(with(vec![tcp(), tcp()])),
+            [
+                "filter_chains[0].filters[0]: Error: terminal filter named tcp of type envoy.filters.network.tcp_proxy must be the last filter in a network filter chain."
+            ]
+        );
+        let rbac = filter("x", "envoy.extensions.filters.network.rbac.v3.RBAC", &());
+        assert_eq!(
+            errors(with(vec![rbac])),
+            [
+                "filter_chains[0].filters[0]: Error: non-terminal filter named x of type envoy.filters.network.rbac is the last filter in a network filter chain."
+            ]
+        );
+        assert!(with(vec![]).is_ok());
+    }
+
+    #[test]
+    fn http3_needs_quic() {
+        use network::http_connection_manager::v3 as hcm;
+        let message = hcm::HttpConnectionManager {
+            codec_type: hcm::http_connection_manager::CodecType::Http3.into(),
+            route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::RouteConfig(Default::default())),
+            ..Default::default()
+        };
+        let filters = vec![filter("hcm", HTTP_CONNECTION_MANAGER, &message)];
+        let chain = pb::FilterChain { filters, ..Default::default() };
+        assert_eq!(errors(decode(&listener(vec![chain]))), ["HTTP/3 codec configured on non-QUIC listener."]);
+    }
+
+    #[test]
+    fn known_listener_filters_are_told_from_extensions() {
+        let with = |name: &str| {
+            let any = google::Any { type_url: format!("x/envoy.extensions.filters.listener.{name}"), value: vec![] };
+            let filter = pb::ListenerFilter {
+                name: "f".into(),
+                config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any)),
+                ..Default::default()
+            };
+            let message = pb::Listener { listener_filters: vec![filter], ..listener(vec![chain("", sni(&[]))]) };
+            decode(&message).unwrap().listener_filters.remove(0)
+        };
+        assert!(matches!(with("tls_inspector.v3.TlsInspector"), ListenerFilterConfig::TlsInspector));
+        assert!(matches!(with("original_dst.v3.OriginalDst"), ListenerFilterConfig::OriginalDst));
+        assert!(matches!(with("original_src.v3.OriginalSrc"), ListenerFilterConfig::Extension(_)));
+    }
+
+    #[test]
+    fn a_tlv_rule_has_the_filters_namespace_by_default() {
+        use proxy_protocol::proxy_protocol::{KeyValuePair, Rule};
+        let rule =
+            Rule { tlv_type: 0xea, on_tlv_present: Some(KeyValuePair { key: "k".into(), ..Default::default() }) };
+        let message =
+            proxy_protocol::ProxyProtocol { rules: vec![rule], disallowed_versions: vec![1], ..Default::default() };
+        let config = ProxyProtocolConfig::decode(&message);
+        assert_eq!(config.rules, [(0xea, "envoy.filters.listener.proxy_protocol".into(), "k".into())]);
+        assert_eq!(config.disallowed_versions, [2]);
+    }
+
+    #[test]
+    fn ipv4_compat_is_for_ipv6() {
+        let message = |host: &str| {
+            let mut message = pb::Listener { address: address(host), ..listener(vec![chain("", sni(&[]))]) };
+            if let Some(pbcore::address::Address::SocketAddress(socket)) =
+                message.address.as_mut().and_then(|address| address.address.as_mut())
+            {
+                socket.ipv4_compat = true;
+            }
+            message
+        };
+        assert!(decode(&message("::")).is_ok());
+        assert_eq!(
+            errors(decode(&message("127.0.0.1"))),
+            ["address: Only IPv6 address '::' or valid IPv4-mapped IPv6 address can set ipv4_compat: 127.0.0.1:80"]
+        );
+    }
+}
