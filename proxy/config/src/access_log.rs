@@ -200,7 +200,8 @@ fn file_format(cx: &mut Context, message: &file::FileAccessLog) -> Option<LogFor
 }
 
 impl LogFormat {
-    fn simple(cx: &Context, kind: LogFormatKind) -> Self {
+    /// A format of this kind at the current path, without options.
+    pub(crate) fn simple(cx: &Context, kind: LogFormatKind) -> Self {
         LogFormat { kind, omit_empty_values: false, sort_properties: false, path: cx.path_text() }
     }
 

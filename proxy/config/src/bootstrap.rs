@@ -9,6 +9,8 @@ use crate::typed_config::TypedConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod decode;
+
 /// `envoy.config.bootstrap.v3.Bootstrap`, decoded.
 #[derive(Debug, Clone)]
 pub struct BootstrapConfig {
@@ -26,6 +28,8 @@ pub struct BootstrapConfig {
     pub stats_sinks: Vec<TypedConfig>,
     /// Default 5 s.
     pub stats_flush_interval: Duration,
+    /// Flush only when the admin interface is asked (`stats_flush_on_admin`).
+    pub stats_flush_on_admin: bool,
     /// Runtime layers in order; later ones win.
     pub runtime: Vec<RuntimeLayer>,
     /// Overload manager, serialized.

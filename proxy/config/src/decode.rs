@@ -35,10 +35,12 @@ pub struct Context {
     clusters: Option<FxHashSet<Arc<str>>>,
     secrets: FxHashMap<Box<str>, Vec<StaticSecret>>,
     regexes: FxHashMap<Box<str>, regex::bytes::Regex>,
-    /// Id of the node, as the file or a flag gives it.
+    /// Id of the node as a flag gives it; the file's counts where it is empty.
     pub node_id: Box<str>,
-    /// Cluster of the node, as the file or a flag gives it.
+    /// Cluster of the node as a flag gives it; the file's counts where it is empty.
     pub node_cluster: Box<str>,
+    /// The bootstrap as it was encoded when it was loaded; encoded anew where this is empty.
+    pub encoded: Bytes,
 }
 
 /// A secret of `static_resources.secrets`.
@@ -193,11 +195,11 @@ impl Context {
     }
 
     /// Decodes the elements of a repeated field; those that fail are left out (their errors are kept).
-    pub fn each<M, T>(
+    pub fn each<'m, M, T>(
         &mut self,
         field: &'static str,
-        messages: &[M],
-        mut decode: impl FnMut(&mut Self, &M) -> Option<T>,
+        messages: &'m [M],
+        mut decode: impl FnMut(&mut Self, &'m M) -> Option<T>,
     ) -> Vec<T> {
         self.at(field, |cx| {
             let mut out = Vec::with_capacity(messages.len());
