@@ -5,6 +5,7 @@
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::discovery;
+use crate::dns::Resolvers;
 use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
@@ -44,6 +45,7 @@ pub struct ClusterManager {
     options: ClusterManagerOptions,
     stats: ClusterManagerStats,
     workers: Arc<Workers>,
+    resolvers: Resolvers,
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
     warming: watch::Sender<usize>,
@@ -73,6 +75,7 @@ impl ClusterManager {
             stats: ClusterManagerStats::new(&options.registry, "cluster_manager."),
             options,
             workers: Arc::default(),
+            resolvers: Resolvers::default(),
             control: Mutex::default(),
             warming: watch::channel(0).0,
         })
@@ -100,7 +103,7 @@ impl ClusterManager {
     pub fn add(self: &Arc<Self>, config: Arc<ClusterConfig>) -> Result<AddOutcome, ClusterError> {
         let cluster =
             Cluster::new(config, &self.options.registry, &self.options.upstream_bind, Arc::downgrade(&self.workers))?;
-        let discovery = discovery::Discovery::new(&cluster)?;
+        let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
         let mut control = self.control();
         let old = self.replace(cluster.name(), Some(cluster.clone()));
         let outcome = match &old {

@@ -2,6 +2,8 @@
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::cluster_manager::Warming;
+use crate::dns::cluster::Target;
+use crate::dns::{self, Resolver, Resolvers};
 use crate::host::{Host, HostDescription};
 use crate::host_set::HostGroups;
 use crate::transport;
@@ -14,6 +16,10 @@ use std::sync::Arc;
 pub(crate) enum Discovery {
     /// Hosts are known.
     Static(HostGroups),
+    /// Every address of every name.
+    StrictDns(Vec<Target>, Resolver),
+    /// One host at the newest address of one name.
+    LogicalDns(Target, Resolver),
 }
 
 impl Discovery {
@@ -21,7 +27,7 @@ impl Discovery {
     ///
     /// # Errors
     /// [`ClusterError::Unsupported`] for kinds that do not exist here and for names in a STATIC cluster.
-    pub(crate) fn new(cluster: &Cluster) -> Result<Discovery, ClusterError> {
+    pub(crate) fn new(cluster: &Cluster, resolvers: &Resolvers) -> Result<Discovery, ClusterError> {
         let config = &cluster.config;
         let unsupported = |field: &str, what: String| {
             Err(ClusterError::Unsupported { path: format!("{}.{field}", config.path), what })
@@ -34,7 +40,32 @@ impl Discovery {
                     format!("a STATIC cluster needs addresses, and '{name}' is a name (use STRICT_DNS or LOGICAL_DNS)"),
                 ),
             },
-            DiscoveryConfig::StrictDns | DiscoveryConfig::LogicalDns => unsupported("type", "DNS".to_owned()),
+            DiscoveryConfig::StrictDns | DiscoveryConfig::LogicalDns => {
+                let resolver = match resolvers.get(&config.dns) {
+                    Ok(resolver) => resolver,
+                    Err(error) => return unsupported("type", format!("DNS cannot be set up: {error}")),
+                };
+                let mut targets = match dns::cluster::targets(config) {
+                    Ok(targets) => targets,
+                    Err(address) => {
+                        return unsupported(
+                            "load_assignment",
+                            format!("DNS clusters take no address like '{address}'"),
+                        );
+                    }
+                };
+                if config.discovery == DiscoveryConfig::StrictDns {
+                    return Ok(Discovery::StrictDns(targets, resolver));
+                }
+                match (targets.pop(), targets.is_empty()) {
+                    (Some(target), true) => Ok(Discovery::LogicalDns(target, resolver)),
+                    _ => unsupported(
+                        "load_assignment",
+                        "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint"
+                            .to_owned(),
+                    ),
+                }
+            }
             DiscoveryConfig::Eds { .. } => unsupported("type", "clusters of type EDS are not supported".to_owned()),
             DiscoveryConfig::OriginalDst => {
                 unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
@@ -53,9 +84,14 @@ impl Discovery {
         warming: impl FnOnce() -> Warming,
     ) {
         match self {
-            Discovery::Static(groups) => {
-                let _ = (control, warming);
-                cluster.update(groups.priority_set());
+            Discovery::Static(groups) => cluster.update(groups.priority_set()),
+            Discovery::StrictDns(targets, resolver) => {
+                let warming = cluster.config.dns.wait_for_warm_on_init.then(warming);
+                dns::cluster::start_strict(cluster, targets, &resolver, control, warming);
+            }
+            Discovery::LogicalDns(target, resolver) => {
+                let warming = cluster.config.dns.wait_for_warm_on_init.then(warming);
+                dns::cluster::start_logical(cluster, target, &resolver, control, warming);
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use nuncio_config::cluster::{HealthStatus, Locality};
 use nuncio_net::address::Address;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -120,8 +121,8 @@ pub struct Host {
     pub transport_socket_match: Option<u32>,
     /// Its own health check settings, serialized.
     pub health_check: Option<bytes::Bytes>,
-    /// Serving addresses of a LOGICAL_DNS host rotate: the address to connect to now, if not `address`.
-    current: OnceLock<arc_swap::ArcSwap<Address>>,
+    /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
+    current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
     /// Counters.
     pub stats: HostStats,
@@ -266,19 +267,43 @@ impl Host {
         self.removed.store(true, Relaxed);
     }
 
-    /// Where to connect to now.
-    pub fn connect_address(&self) -> Address {
+    /// Where to connect to now; further addresses are tried after the first.
+    pub(crate) fn connect_addresses(&self) -> SmallVec<[Address; 2]> {
         match self.current.get() {
-            Some(current) => (**current.load()).clone(),
-            None => self.address.clone(),
+            Some(current) => current.load().addresses.iter().cloned().collect(),
+            None => std::iter::once(&self.address).chain(&self.additional_addresses).cloned().collect(),
         }
     }
 
-    /// Moves a LOGICAL_DNS host to another address; connections that exist stay.
-    pub(crate) fn set_connect_address(&self, address: Address) {
-        let cell = self.current.get_or_init(|| arc_swap::ArcSwap::from_pointee(address.clone()));
-        if **cell.load() != address {
-            cell.store(Arc::new(address));
+    /// Address as the admin shows it: that of now.
+    pub fn shown_address(&self) -> (Address, Arc<str>) {
+        match self.current.get() {
+            Some(current) => {
+                let current = current.load();
+                (current.addresses[0].clone(), current.text.clone())
+            }
+            None => (self.address.clone(), self.address_text.clone()),
         }
     }
+
+    /// Moves a LOGICAL_DNS host to other addresses; connections that exist stay. False when they are the same.
+    pub(crate) fn set_connect_addresses(&self, addresses: &[Address]) -> bool {
+        let Some(first) = addresses.first() else { return false };
+        if *self.connect_addresses() == *addresses {
+            return false;
+        }
+        let new = Arc::new(CurrentAddresses { addresses: addresses.into(), text: first.to_string().into() });
+        match self.current.get() {
+            Some(current) => current.store(new),
+            None => drop(self.current.set(arc_swap::ArcSwap::new(new))),
+        }
+        true
+    }
+}
+
+/// Where a LOGICAL_DNS host is now; at least one address.
+#[derive(Debug)]
+struct CurrentAddresses {
+    addresses: Box<[Address]>,
+    text: Arc<str>,
 }

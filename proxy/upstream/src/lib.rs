@@ -19,6 +19,7 @@ pub mod transport;
 pub mod pool;
 
 mod discovery;
+mod dns;
 
 pub mod stats;
 pub mod worker;

@@ -9,7 +9,6 @@ use nuncio_http::codec::ResetReason;
 use nuncio_net::address::Address;
 use nuncio_net::connection::{ConnectionInfo, Io, Plain};
 use nuncio_net::socket::{self, ConnectError};
-use smallvec::SmallVec;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -57,20 +56,11 @@ async fn attempt(
     options: &TransportOptions,
     alpn: Option<&[&[u8]]>,
 ) -> Result<Connected, ConnectFailure> {
-    let first = host.connect_address();
+    let addresses = host.connect_addresses();
     // The deadline is the caller's.
-    let no_limit = Duration::ZERO;
-    let connected = if host.additional_addresses.is_empty() {
-        let plain = socket::connect(&first, &cluster.connect, no_limit).await;
-        plain.map(|plain| (first.clone(), plain))
-    } else {
-        let mut addresses: SmallVec<[Address; 4]> = SmallVec::new();
-        addresses.push(first.clone());
-        addresses.extend(host.additional_addresses.iter().cloned());
-        let result = socket::connect_any(&addresses, &cluster.connect, ATTEMPT_DELAY, no_limit).await;
-        result.map(|(index, plain)| (addresses[index].clone(), plain))
-    };
-    let (address, plain) = connected.map_err(|error| failure(cluster, &first, error))?;
+    let connected = socket::connect_any(&addresses, &cluster.connect, ATTEMPT_DELAY, Duration::ZERO).await;
+    let connected = connected.map(|(index, plain)| (addresses[index].clone(), plain));
+    let (address, plain) = connected.map_err(|error| failure(cluster, &addresses[0], error))?;
     if let Some(stream) = plain.tcp_stream() {
         // Latency counts more than the number of packets, as in Envoy; a failure costs only that.
         let _ = stream.set_nodelay(true);

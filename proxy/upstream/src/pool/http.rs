@@ -168,7 +168,7 @@ impl HttpPool {
         let limits = self.cluster.resource_manager(self.priority);
         let stats = &self.cluster.stats;
         if !limits.can_create(Resource::Requests) {
-            stats.upstream_rq_pending_overflow().inc();
+            stats.upstream_rq_active_overflow().inc();
             self.put_back(ready);
             return Err(PoolFailure::overflow(Some(self.host.clone())));
         }

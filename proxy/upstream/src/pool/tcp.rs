@@ -72,7 +72,7 @@ pub async fn tcp_connect(
             counted.connected(&connected.info);
             pending.counted = None;
             if !limits.can_create(Resource::Requests) {
-                cluster.stats.upstream_rq_pending_overflow().inc();
+                cluster.stats.upstream_rq_active_overflow().inc();
                 return Err(PoolFailure::overflow(Some(host.clone())));
             }
             let request = CountedRequest::new(cluster, host, options.priority);
