@@ -358,7 +358,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
                 Err(error) => self.error = Some(error),
             }
         }
-        let request_complete = self.request_complete();
+        let request_complete = self.request_complete() && self.error.is_none();
         let keep =
             written.is_ok() && !self.close && self.error.is_none() && request_complete && self.sending == Sending::Done;
         if !keep {
