@@ -29,10 +29,12 @@ struct Annotations {
 }
 
 /// The rules of one message type.
+#[derive(Default)]
 pub struct MessageRules {
     fields: Vec<(FieldDescriptor, FieldRules)>,
     required_oneofs: Vec<OneofDescriptor>,
     skipped: Vec<u32>,
+    deprecated: Vec<u32>,
 }
 
 /// A rule that a message breaks.
@@ -147,7 +149,7 @@ impl Constraints {
         }
         let rules = Rc::new(match &self.annotations {
             Some(annotations) => MessageRules::compile(descriptor, annotations),
-            None => MessageRules { fields: Vec::new(), required_oneofs: Vec::new(), skipped: Vec::new() },
+            None => MessageRules::default(),
         });
         self.compiled.insert(descriptor.full_name().to_owned(), rules.clone());
         rules
@@ -168,10 +170,14 @@ impl Annotations {
 impl MessageRules {
     fn compile(descriptor: &MessageDescriptor, annotations: &Annotations) -> Self {
         let options = descriptor.options();
+        let is_deprecated = |field: &FieldDescriptor| flag(&field.options(), "deprecated");
         let set = |options: &DynamicMessage, extension: &ExtensionDescriptor| {
             options.get_extension(extension).as_bool().unwrap_or(false)
         };
-        let mut rules = MessageRules { fields: Vec::new(), required_oneofs: Vec::new(), skipped: Vec::new() };
+        let mut rules = MessageRules {
+            deprecated: descriptor.fields().filter(is_deprecated).map(|field| field.number()).collect(),
+            ..MessageRules::default()
+        };
         if set(&options, &annotations.disabled) || set(&options, &annotations.ignored) {
             return rules;
         }
@@ -201,6 +207,11 @@ impl MessageRules {
     /// Whether the rules inside the message in field `number` do not count.
     pub fn skips(&self, number: u32) -> bool {
         self.skipped.contains(&number)
+    }
+
+    /// Whether Envoy calls field `number` deprecated.
+    pub fn is_deprecated(&self, number: u32) -> bool {
+        self.deprecated.contains(&number)
     }
 
     /// What `message` breaks; the messages inside it are not looked at.

@@ -114,6 +114,7 @@ impl Report {
             let mut group = Level::ERROR.primary_title(error.message.as_str()).elements(Vec::<Element<'_>>::new());
             if let Some((source, position, line)) = self.locate(error) {
                 let (start, end) = underline(line, position);
+                let (line, start, end) = cut(line, start, end);
                 group = group.element(
                     Snippet::source(line)
                         .line_start(position.line as usize)
@@ -172,8 +173,18 @@ impl Report {
     fn locate<'a>(&'a self, error: &ConfigError) -> Option<(&'a SourceText, Position, &'a str)> {
         let position = error.position?;
         let source = self.sources.get(position.source as usize)?;
-        let line = source.text.lines().nth(position.line.checked_sub(1)? as usize)?;
-        Some((source, position, line))
+        let wanted = position.line.checked_sub(1)? as usize;
+        if let Some(line) = source.text.lines().nth(wanted) {
+            return Some((source, position, line));
+        }
+        // The end of the file: show where its last line ends.
+        let line = source.text.lines().last()?;
+        let last = Position {
+            line: u32::try_from(source.text.lines().count()).ok()?,
+            column: u32::try_from(line.chars().count() + 1).ok()?,
+            ..position
+        };
+        Some((source, last, line))
     }
 }
 
@@ -192,6 +203,19 @@ fn underline(line: &str, position: Position) -> (usize, usize) {
     let start = byte(first);
     let end = byte(first.saturating_add(position.length.max(1) as usize));
     (start, end.max(start))
+}
+
+/// What to show of a line that is longer than a screen (JSON is often one line): the part around what is underlined.
+fn cut(line: &str, start: usize, end: usize) -> (&str, usize, usize) {
+    const BEFORE: usize = 60;
+    const WHOLE: usize = 240;
+    if line.len() <= WHOLE {
+        return (line, start, end);
+    }
+    let from = (0..=start.saturating_sub(BEFORE)).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+    let to = (from + WHOLE).min(line.len());
+    let to = (to..=line.len()).find(|at| line.is_char_boundary(*at)).unwrap_or(line.len());
+    (&line[from..to], start - from, end.min(to).max(start) - from)
 }
 
 /// The word of `candidates` that is closest to `word`, if one is close enough to be meant.
@@ -240,6 +264,23 @@ error: no such field 'adress'
             "line": 2, "column": 3, "suggestion": "address",
         }]});
         assert_eq!(report().to_json(), expected);
+    }
+
+    #[test]
+    fn of_a_long_line_only_the_part_around_the_error_is_shown() {
+        let line = format!("{{{}\"adress\": {{}}{}}}", "\"ä\": 1, ".repeat(1000), ", \"b\": 2".repeat(1000));
+        let column = line.chars().position(|c| c == 'd').map_or(0, |at| at as u32 - 1);
+        let error = ConfigError::new(FieldPath::root(), "x").at(Position { source: 0, line: 1, column, length: 8 });
+        let report = Report::new(vec![error], vec![SourceText { name: "a.json".into(), text: line.into() }]);
+        let text = report.to_text(false);
+        assert!(text.len() < 1000 && text.contains("\"adress\"") && text.contains("^^^^^^^^"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_a_place() {
+        let error = ConfigError::new(FieldPath::root(), "x").at(Position { source: 0, line: 2, column: 1, length: 1 });
+        let report = Report::new(vec![error], vec![SourceText { name: "a.json".into(), text: "{ab\n".into() }]);
+        assert!(report.to_text(false).contains("1 | {ab\n  |    ^"), "{}", report.to_text(false));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
 use prost_reflect::MessageDescriptor;
 
-use super::walk::UnknownField;
+use super::walk::{MAX_ERRORS, UnknownField};
 use super::wire::{Content, Shallow};
 use crate::constraints::{self, Constraints, Violation, error_name, key_text};
 use crate::descriptors;
@@ -29,6 +29,8 @@ pub struct Findings {
     pub errors: Vec<ConfigError>,
     /// Fields that are set and have no effect.
     pub ignored: Vec<IgnoredField>,
+    /// Fields that are set and that Envoy calls deprecated.
+    pub deprecated: Vec<FieldPath>,
     /// Unknown fields of binary input, if they are allowed.
     pub unknown: Vec<UnknownField>,
 }
@@ -100,7 +102,7 @@ impl Visit {
             Ok(message) => message,
             Err(error) => {
                 let text = format!("Unable to unpack as {}: {error}", descriptor.full_name());
-                self.findings.errors.push(ConfigError::new(way.path(), text));
+                self.fail(ConfigError::new(way.path(), text));
                 return;
             }
         };
@@ -124,6 +126,9 @@ impl Visit {
                     }
                     _ => true,
                 };
+            if rules.is_deprecated(field.number()) && message.has(field) {
+                self.findings.deprecated.push(step(Element::Whole).path());
+            }
             let checked = checked && !rules.skips(field.number());
             match content {
                 Content::Value(_) | Content::Map(_, None) => {}
@@ -159,7 +164,7 @@ impl Visit {
             Support::Rejected(reason) => {
                 let Way::Field { field, .. } = way else { return };
                 let text = format!("{}.{field} is not supported: {reason}", descriptor.full_name());
-                self.findings.errors.push(ConfigError::new(path, text));
+                self.fail(ConfigError::new(path, text));
             }
         }
     }
@@ -176,7 +181,7 @@ impl Visit {
             Ok(any) => any,
             Err(error) => {
                 let text = format!("Unable to unpack as google.protobuf.Any: {error}");
-                self.findings.errors.push(ConfigError::new(way.path(), text));
+                self.fail(ConfigError::new(way.path(), text));
                 return;
             }
         };
@@ -186,6 +191,12 @@ impl Visit {
                 return self.inner(&descriptor, &any.value, Way::Top(&path), checked, supported);
             }
             self.message(&descriptor, &any.value, Way::Top(&path), true, supported);
+        }
+    }
+
+    fn fail(&mut self, error: ConfigError) {
+        if self.findings.errors.len() < MAX_ERRORS {
+            self.findings.errors.push(error);
         }
     }
 
@@ -215,7 +226,7 @@ impl Visit {
             let members: Vec<String> = oneof.fields().map(|field| field.name().to_owned()).collect();
             text.push_str(&format!(": set one of {}", members.join(", ")));
         }
-        self.findings.errors.push(ConfigError::new(path, text));
+        self.fail(ConfigError::new(path, text));
     }
 
     fn unknown(&mut self, descriptor: &MessageDescriptor, numbers: &[u32], way: Way<'_>) {
@@ -230,6 +241,6 @@ impl Visit {
             descriptor.full_name(),
             numbers.join(", ")
         );
-        self.findings.errors.push(ConfigError::new(path, text));
+        self.fail(ConfigError::new(path, text));
     }
 }

@@ -54,6 +54,8 @@ pub struct Loaded {
     pub source_map: SourceMap,
     /// Fields that are set and have no effect, with the reason.
     pub ignored: Vec<IgnoredField>,
+    /// Fields that are set and that Envoy calls deprecated.
+    pub deprecated: Vec<FieldPath>,
     /// Unknown fields that were passed over.
     pub unknown: Vec<UnknownField>,
     /// What is legal and yet hardly meant, such as a key that stands twice; each with its place.
@@ -149,15 +151,16 @@ fn finish(
             bytes.extend(part.bytes);
         }
     }
-    let findings = inspect(descriptor, &bytes, allow_unknown);
-    unknown.extend(findings.unknown);
+    let mut findings = inspect(descriptor, &bytes, allow_unknown);
+    unknown.append(&mut findings.unknown);
     let faulty = faulty_paths(&errors);
-    errors.extend(findings.errors.into_iter().filter(|e| !faulty.iter().any(|path| e.path.is_within(path))));
+    errors.extend(findings.errors.drain(..).filter(|e| !is_known(e, &faulty)));
     if !errors.is_empty() {
         return Err(source_map.report(errors));
     }
     let bootstrap = Bootstrap::decode(bytes.as_slice()).map_err(|e| Report::general(e.to_string()))?;
-    Ok(Loaded { bootstrap, bytes: bytes.into(), source_map, ignored: findings.ignored, unknown, warnings })
+    let Findings { ignored, deprecated, .. } = findings;
+    Ok(Loaded { bootstrap, bytes: bytes.into(), source_map, ignored, deprecated, unknown, warnings })
 }
 
 /// Reads `text` into a message; `number` is its place among the sources of a report.
@@ -219,6 +222,12 @@ fn faulty_paths(errors: &[ConfigError]) -> Vec<FieldPath> {
     errors.iter().filter(|e| !e.path.is_root()).map(|e| e.path.clone()).chain(meant).collect()
 }
 
+/// Whether an error follows from one of the faults: it stands there or below, or misses what the fault left out.
+fn is_known(error: &ConfigError, faulty: &[FieldPath]) -> bool {
+    let misses = error.message.contains("reason: is required");
+    faulty.iter().any(|path| error.path.is_within(path) || (misses && path.is_within(&error.path)))
+}
+
 fn read_file(
     path: &Path,
     descriptor: &MessageDescriptor,
@@ -276,3 +285,6 @@ fn unparsable(name: &str, descriptor: &MessageDescriptor, form: &str, why: &str)
     let errors = vec![ConfigError::new(FieldPath::root(), message)];
     Parsed { bytes: Vec::new(), errors, unknown: Vec::new(), warnings: Vec::new() }
 }
+
+#[cfg(test)]
+mod tests;

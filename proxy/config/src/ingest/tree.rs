@@ -92,6 +92,11 @@ impl<'a> Tree<'a> {
         }
     }
 
+    /// How many nodes there are.
+    pub(crate) fn size(&self) -> u32 {
+        u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
+    }
+
     /// The text of a leaf as written, whatever its type; `None` for sequences and mappings.
     pub(crate) fn text(&self, id: NodeId) -> Option<&str> {
         match &self.node(id).kind {

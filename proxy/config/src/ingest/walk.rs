@@ -16,8 +16,12 @@ use crate::descriptors;
 use crate::diagnostics::{ConfigError, Position, closest};
 use crate::paths::FieldPath;
 
-/// How many nodes a walk visits at most, aliases counted each time, so that a small text cannot become a huge message.
-const MAX_NODES: u32 = 20_000_000;
+/// How many values a walk visits at most beyond a few for each node of the text: aliases count each time, so that a small
+/// text cannot become a huge message.
+const MAX_REPEATED: u32 = 1_000_000;
+
+/// How many errors one run reports at most.
+pub(super) const MAX_ERRORS: usize = 1_000;
 
 /// A field that no message has, met where unknown fields are allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +64,14 @@ pub(super) struct Walk<'t> {
 
 impl<'t> Walk<'t> {
     pub(super) fn new(tree: &'t Tree<'t>, source: u32, allow_unknown: bool) -> Self {
-        Walk { tree, source, allow_unknown, budget: MAX_NODES, errors: Vec::new(), unknown: Vec::new() }
+        Walk {
+            tree,
+            source,
+            allow_unknown,
+            budget: tree.size().saturating_mul(4).saturating_add(MAX_REPEATED),
+            errors: Vec::new(),
+            unknown: Vec::new(),
+        }
     }
 
     /// The message of the whole text, encoded.
@@ -71,12 +82,16 @@ impl<'t> Walk<'t> {
         out
     }
 
-    pub(super) fn fail(&mut self, node: NodeId, path: &Path<'_>, message: impl Into<String>) {
-        let position = self.tree.position(node, self.source);
-        self.errors.push(ConfigError::new(path.to_field_path(), message).at(position));
+    fn fail(&mut self, node: NodeId, path: &Path<'_>, message: impl Into<String>) {
+        self.fail_with(node, path, message.into(), None);
     }
 
     fn fail_with(&mut self, node: NodeId, path: &Path<'_>, message: String, suggestion: Option<String>) {
+        if self.errors.len() >= MAX_ERRORS {
+            // Nobody reads on; what else the walk would find is not worth its time.
+            self.budget = 0;
+            return;
+        }
         let position = self.tree.position(node, self.source);
         self.errors.push(ConfigError::new(path.to_field_path(), message).at(position).with_suggestion(suggestion));
     }
@@ -217,7 +232,9 @@ impl<'t> Walk<'t> {
         }
         let fields: Vec<FieldDescriptor> = descriptor.fields().collect();
         let suggestion = closest(name, fields.iter().map(FieldDescriptor::name)).map(str::to_owned);
-        self.fail_with(key, &path, format!("no such field: '{name}' in {}", descriptor.full_name()), suggestion);
+        let hint = if name == "<<" { " (merge keys are not part of the YAML that is read here)" } else { "" };
+        let message = format!("no such field: '{name}' in {}{hint}", descriptor.full_name());
+        self.fail_with(key, &path, message, suggestion);
     }
 
     /// Writes the field with the value at the node.
@@ -307,7 +324,7 @@ impl<'t> Walk<'t> {
         }
         self.budget -= 1;
         if self.budget == 0 {
-            self.fail(node, path, format!("the configuration has more than {MAX_NODES} values"));
+            self.fail(node, path, "aliases make the configuration too large");
             return false;
         }
         match field.kind() {
