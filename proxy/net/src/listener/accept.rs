@@ -404,3 +404,18 @@ impl Handlers {
         self.table = Some(table.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F>(_: impl Fn(Rc<WorkerListener>, Plain, ConnectionInfo, AcceptedGuard) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_an_idle_connection_is_small() {
+        let task = size(connection);
+        assert!(task <= 1100, "{task} bytes, {} of info, {} of io", size_of::<ConnectionInfo>(), size_of::<Io>());
+    }
+}
