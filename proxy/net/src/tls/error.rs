@@ -80,6 +80,8 @@ pub(super) fn failure_text(error: &rustls::Error, verify: Option<&VerifyFailure>
             PeerIncompatible::NoSignatureSchemesInCommon => boring(253, "NO_COMMON_SIGNATURE_ALGORITHMS", ""),
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            // Only clients older than TLS 1.2 leave it out.
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::SupportedVersionsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled => boring(240, "UNSUPPORTED_PROTOCOL", ""),
