@@ -1,0 +1,308 @@
+//! What single steps of the request path cost: route lookup, header work, host picks, stats.
+//!
+//! `cargo bench --bench micro [-- --smoke]`. Each figure is the median of many batches, in nanoseconds per operation.
+//! A lookup among 10,000 routes or virtual hosts may cost at most twice one among 10; more ends the run with an error.
+
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use envoy_types::pb::envoy::config::cluster::v3 as cluster_pb;
+use envoy_types::pb::envoy::config::route::v3 as pb;
+use nuncio_base::stat_family;
+use nuncio_base::stats::{Registry, StatsConfig};
+use nuncio_config::cluster::{ClusterConfig, HealthStatus};
+use nuncio_config::decode::Context;
+use nuncio_config::paths::FieldPath;
+use nuncio_config::route::RouteConfiguration;
+use nuncio_http::headers::{HeaderName, HeaderValue, Headers, names};
+use nuncio_http::matchers::NoRuntime;
+use nuncio_http::route::{RouteOutcome, RouteRequest, RouteTable};
+use nuncio_net::address::Address;
+use nuncio_upstream::host::{Host, HostDescription};
+use nuncio_upstream::host_set::HostGroups;
+use nuncio_upstream::lb::{LbContext, LbTables, WorkerLb};
+use nuncio_upstream::stats::ClusterStats;
+
+/// The sizes of tables and host sets.
+const SIZES: [usize; 3] = [10, 1_000, 10_000];
+
+struct Bench {
+    smoke: bool,
+}
+
+fn main() -> Result<()> {
+    let mut bench = Bench { smoke: false };
+    for arg in std::env::args().skip(1) {
+        match arg.as_str() {
+            "--smoke" => bench.smoke = true,
+            // `cargo bench NAME` passes the name to every bench.
+            name if !name.starts_with('-') && !"micro".contains(name) => return Ok(()),
+            _ => {}
+        }
+    }
+    let mut slow = Vec::new();
+    for (what, by_size) in [
+        ("route by prefix", bench.routes_by_prefix()?),
+        ("route by exact path", bench.routes_by_path()?),
+        ("virtual host", bench.virtual_hosts()?),
+        ("virtual host by suffix", bench.virtual_hosts_by_suffix()?),
+    ] {
+        if by_size[2] > 2.0 * by_size[0] {
+            slow.push(format!("{what}: {:.0} ns among 10,000, {:.0} ns among 10", by_size[2], by_size[0]));
+        }
+    }
+    bench.headers()?;
+    bench.load_balancing()?;
+    bench.stats();
+    if !bench.smoke && !slow.is_empty() {
+        bail!("more than twice the cost among 10,000: {}", slow.join("; "));
+    }
+    Ok(())
+}
+
+impl Bench {
+    /// Nanoseconds per call, the median of batches; printed.
+    #[allow(clippy::print_stdout, reason = "the figures are the product")]
+    fn time(&self, name: &str, mut operation: impl FnMut()) -> f64 {
+        let (batches, enough) = if self.smoke { (1, Duration::ZERO) } else { (30, Duration::from_millis(10)) };
+        let mut calls = 1_u32;
+        // A batch long enough that the clock does not matter; this also warms the caches.
+        loop {
+            let begin = Instant::now();
+            (0..calls).for_each(|_| operation());
+            if begin.elapsed() >= enough || calls > 1 << 24 {
+                break;
+            }
+            calls *= 2;
+        }
+        let mut nanos: Vec<f64> = (0..batches)
+            .map(|_| {
+                let begin = Instant::now();
+                (0..calls).for_each(|_| operation());
+                begin.elapsed().as_nanos() as f64 / f64::from(calls)
+            })
+            .collect();
+        nanos.sort_by(f64::total_cmp);
+        let median = nanos[nanos.len() / 2];
+        println!("{name:<52} {median:>10.1} ns");
+        median
+    }
+
+    /// Looks up the first, a middle and the last of `n` routes in turn.
+    fn lookups(&self, name: &str, table: &RouteTable, requests: &[Headers]) -> Result<f64> {
+        for headers in requests {
+            if !matches!(table.route(&request(headers), None), RouteOutcome::Route { .. }) {
+                bail!("{name}: {:?} finds no route", headers.str(&names::PATH));
+            }
+        }
+        let mut turn = 0;
+        Ok(self.time(name, || {
+            turn = (turn + 1) % requests.len();
+            black_box(table.route(&request(&requests[turn]), None));
+        }))
+    }
+
+    fn routes_by_prefix(&self) -> Result<[f64; 3]> {
+        self.sizes("route by prefix", |n| {
+            let routes =
+                (0..n).map(|i| route(pb::route_match::PathSpecifier::Prefix(format!("/api/v{i}/items/")))).collect();
+            (vec![host("all", "*", routes)], three(n).map(|i| headers("a.example", &format!("/api/v{i}/items/7"))))
+        })
+    }
+
+    fn routes_by_path(&self) -> Result<[f64; 3]> {
+        self.sizes("route by exact path", |n| {
+            let routes =
+                (0..n).map(|i| route(pb::route_match::PathSpecifier::Path(format!("/api/v{i}/items")))).collect();
+            (vec![host("all", "*", routes)], three(n).map(|i| headers("a.example", &format!("/api/v{i}/items"))))
+        })
+    }
+
+    fn virtual_hosts(&self) -> Result<[f64; 3]> {
+        self.sizes("virtual host", |n| {
+            let hosts = (0..n).map(|i| host(&format!("h{i}"), &format!("h{i}.example"), vec![any()])).collect();
+            (hosts, three(n).map(|i| headers(&format!("h{i}.example"), "/")))
+        })
+    }
+
+    fn virtual_hosts_by_suffix(&self) -> Result<[f64; 3]> {
+        self.sizes("virtual host by suffix", |n| {
+            let hosts = (0..n).map(|i| host(&format!("h{i}"), &format!("*.h{i}.example"), vec![any()])).collect();
+            (hosts, three(n).map(|i| headers(&format!("www.h{i}.example"), "/")))
+        })
+    }
+
+    fn sizes(&self, name: &str, make: impl Fn(usize) -> (Vec<pb::VirtualHost>, [Headers; 3])) -> Result<[f64; 3]> {
+        let mut figures = [0.0; 3];
+        for (figure, n) in figures.iter_mut().zip(SIZES) {
+            let (virtual_hosts, requests) = make(n);
+            *figure = self.lookups(&format!("{name}, {n}"), &table(virtual_hosts)?, &requests)?;
+        }
+        Ok(figures)
+    }
+
+    /// The edits of a plain request: read what routing reads, drop hop-by-hop fields, add what goes upstream.
+    fn headers(&self) -> Result<()> {
+        let given = client_headers();
+        let value = |text: &'static str| HeaderValue::parse(text).context("a header value");
+        let (address, scheme, id) =
+            (value("10.0.0.1")?, value("http")?, value("c679a464-06f6-4033-8c5e-de2790d219df")?);
+        let mut headers = Headers::with_capacity(24);
+        self.time("headers: build from a client's request", || {
+            headers.clear();
+            for (name, value) in &given {
+                headers.append(name.clone(), value.clone());
+            }
+            black_box(&headers);
+        });
+        self.time("headers: build, sanitize and add", || {
+            headers.clear();
+            for (name, value) in &given {
+                headers.append(name.clone(), value.clone());
+            }
+            for name in [&names::CONNECTION, &names::KEEP_ALIVE, &names::PROXY_CONNECTION] {
+                headers.remove(name);
+            }
+            black_box((headers.path(), headers.method(), headers.authority()));
+            headers.set(names::X_FORWARDED_PROTO, scheme.clone());
+            headers.append(names::X_FORWARDED_FOR, address.clone());
+            headers.set(names::X_REQUEST_ID, id.clone());
+            black_box(headers.byte_size());
+        });
+        Ok(())
+    }
+
+    fn load_balancing(&self) -> Result<()> {
+        use cluster_pb::cluster::LbPolicy;
+        for policy in [LbPolicy::RoundRobin, LbPolicy::LeastRequest, LbPolicy::Random] {
+            for (n, weighted) in [(10, false), (1_000, false), (1_000, true)] {
+                let message = cluster_pb::Cluster {
+                    name: "bench".to_owned(),
+                    lb_policy: policy.into(),
+                    ..cluster_pb::Cluster::default()
+                };
+                let config = ClusterConfig::decode(&message, &mut Context::new(FieldPath::root()))
+                    .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+                let stats = ClusterStats::new(&Registry::new(1, StatsConfig::default()), "bench");
+                let locality = Arc::default();
+                let hosts = (0..n).map(|i| upstream_host(i, if weighted { 1 + i % 7 } else { 1 }, &locality)).collect();
+                let groups = vec![(0, locality.clone(), None, hosts)];
+                let set = HostGroups { groups, overprovisioning_factor: 140, locality_weighted: false }.priority_set();
+                let tables = LbTables::new(&config, &set, &stats);
+                let mut worker = WorkerLb::with_seed(1);
+                let context = LbContext::default();
+                let weights = if weighted { "weighted" } else { "equal" };
+                self.time(&format!("pick: {policy:?} among {n}, {weights}"), || {
+                    black_box(worker.choose_host(&tables, &set, &context, &stats));
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn stats(&self) {
+        stat_family! {
+            struct Family {
+                counters { a, b }
+                gauges { g }
+                histograms { h: Milliseconds }
+            }
+        }
+        let registry = Registry::new(2, StatsConfig::default());
+        let family = Family::new(&registry, "bench.");
+        self.time("stats: count", || family.a().inc());
+        self.time("stats: what a request counts (8 counters, 2 gauges)", || {
+            for _ in 0..4 {
+                family.a().inc();
+                family.b().add(100);
+            }
+            family.g().inc();
+            family.g().dec();
+        });
+        self.time("stats: record in a histogram", || family.h().record(17));
+        let blocks: Vec<Family> = (0..1000).map(|i| Family::new(&registry, &format!("bench.{i}."))).collect();
+        self.time("stats: read 2,000 counters", || {
+            let sum: u64 = blocks.iter().map(|f| f.a().value() + f.b().value()).sum();
+            black_box(sum);
+        });
+    }
+}
+
+fn three(n: usize) -> [usize; 3] {
+    [0, n / 2, n - 1]
+}
+
+fn table(virtual_hosts: Vec<pb::VirtualHost>) -> Result<RouteTable> {
+    let message =
+        pb::RouteConfiguration { name: "bench".to_owned(), virtual_hosts, ..pb::RouteConfiguration::default() };
+    let config = RouteConfiguration::decode(&message, &mut Context::new(FieldPath::root()));
+    let config = config.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    RouteTable::build(Arc::new(config)).map_err(|e| anyhow::anyhow!("{e:?}"))
+}
+
+fn host(name: &str, domain: &str, routes: Vec<pb::Route>) -> pb::VirtualHost {
+    let domains = vec![domain.to_owned()];
+    pb::VirtualHost { name: name.to_owned(), domains, routes, ..pb::VirtualHost::default() }
+}
+
+fn route(path: pb::route_match::PathSpecifier) -> pb::Route {
+    let matches = pb::RouteMatch { path_specifier: Some(path), ..pb::RouteMatch::default() };
+    let cluster = pb::route_action::ClusterSpecifier::Cluster("c".to_owned());
+    let action = pb::RouteAction { cluster_specifier: Some(cluster), ..pb::RouteAction::default() };
+    pb::Route { r#match: Some(matches), action: Some(pb::route::Action::Route(action)), ..pb::Route::default() }
+}
+
+fn any() -> pb::Route {
+    route(pb::route_match::PathSpecifier::Prefix("/".to_owned()))
+}
+
+fn request(headers: &Headers) -> RouteRequest<'_> {
+    let scheme = b"http";
+    RouteRequest { headers, scheme, internal: false, random: 7, tls: None, dynamic_metadata: None, runtime: &NoRuntime }
+}
+
+fn headers(authority: &str, path: &str) -> Headers {
+    let mut headers = Headers::with_capacity(24);
+    let fields = [(names::METHOD, "GET"), (names::PATH, path), (names::AUTHORITY, authority)];
+    for (name, value) in fields {
+        headers.append(name, HeaderValue::from_checked(value.as_bytes().to_vec().into()));
+    }
+    for (name, value) in client_headers() {
+        headers.append(name, value);
+    }
+    headers
+}
+
+/// What a browser sends, roughly.
+fn client_headers() -> Vec<(HeaderName, HeaderValue)> {
+    let fields = [
+        ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
+        ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+        ("accept-language", "en-US,en;q=0.5"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("connection", "keep-alive"),
+        ("cookie", "session=0123456789abcdef; theme=dark"),
+        ("x-custom-one", "1"),
+        ("x-custom-two", "2"),
+    ];
+    fields.iter().filter_map(|(n, v)| Some((HeaderName::parse(n)?, HeaderValue::parse(*v)?))).collect()
+}
+
+fn upstream_host(i: u32, weight: u32, locality: &Arc<nuncio_config::cluster::Locality>) -> Arc<Host> {
+    let port = u16::try_from(10_000 + i).unwrap_or(1);
+    Arc::new(Host::new(HostDescription {
+        address: Address::Ip(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        additional_addresses: Vec::new(),
+        hostname: "".into(),
+        locality: locality.clone(),
+        priority: 0,
+        weight,
+        health: HealthStatus::Unknown,
+        metadata: None,
+        transport_socket_match: None,
+        health_check: None,
+    }))
+}
