@@ -532,17 +532,13 @@ impl<T: PartialOrd + Copy> Limits<T> {
         let above = |(bound, inclusive): (T, bool)| value > bound || (inclusive && value == bound);
         let below = |(bound, inclusive): (T, bool)| value < bound || (inclusive && value == bound);
         match (low, high) {
-            (Some(low), Some(high)) if high.0 >= low.0 => {
-                if !(above(low) && below(high)) {
-                    let (open, close) = (if low.1 { '[' } else { '(' }, if high.1 { ']' } else { ')' });
-                    return Some(format!("value must be inside range {open}{}, {}{close}", show(low.0), show(high.0)));
-                }
+            (Some(low), Some(high)) if high.0 >= low.0 && !(above(low) && below(high)) => {
+                let (open, close) = (if low.1 { '[' } else { '(' }, if high.1 { ']' } else { ')' });
+                return Some(format!("value must be inside range {open}{}, {}{close}", show(low.0), show(high.0)));
             }
-            (Some(low), Some(high)) => {
-                if !(above(low) || below(high)) {
-                    let (open, close) = (if high.1 { '(' } else { '[' }, if low.1 { ')' } else { ']' });
-                    return Some(format!("value must be outside range {open}{}, {}{close}", show(high.0), show(low.0)));
-                }
+            (Some(low), Some(high)) if high.0 < low.0 && !(above(low) || below(high)) => {
+                let (open, close) = (if high.1 { '(' } else { '[' }, if low.1 { ')' } else { ']' });
+                return Some(format!("value must be outside range {open}{}, {}{close}", show(high.0), show(low.0)));
             }
             (Some(low), None) if !above(low) => {
                 let or_equal = if low.1 { " or equal to" } else { "" };

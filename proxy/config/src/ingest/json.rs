@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
     }
 
     fn object(&mut self, depth: usize) -> Result<(), ConfigError> {
-        let place = self.here(1);
+        let place = self.here();
         let started = self.builder.start_mapping(place);
         self.built(started)?;
         self.bump(1);
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
                 }
                 Some(byte) if is_bare(byte) => {
                     let length = self.rest().bytes().take_while(|b| is_bare(*b)).count();
-                    let place = self.here(length);
+                    let place = self.here();
                     let key = Cow::Borrowed(&self.text[self.at..self.at + length]);
                     self.bump(length);
                     self.leaf(Leaf::Quoted(key), place)?;
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     fn array(&mut self, depth: usize) -> Result<(), ConfigError> {
-        let place = self.here(1);
+        let place = self.here();
         let started = self.builder.start_sequence(place);
         self.built(started)?;
         self.bump(1);
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         if leading_zero || text.ends_with('.') || !magnitude.first().is_some_and(u8::is_ascii_digit) || !finite {
             return Err(self.fail(&format!("invalid number: '{text}'")));
         }
-        let place = self.here(length);
+        let place = self.here();
         self.bump(length);
         self.leaf(Leaf::JsonNumber(text), place)
     }
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
         if !self.rest().starts_with(word) {
             return Err(self.unexpected("a value"));
         }
-        let place = self.here(word.len());
+        let place = self.here();
         self.bump(word.len());
         self.leaf(leaf, place)
     }
@@ -155,8 +155,7 @@ impl<'a> Reader<'a> {
                         Some(string) => Cow::Owned(string + tail),
                         None => Cow::Borrowed(tail),
                     };
-                    let length = if line == self.line { self.column - column } else { 1 };
-                    return Ok((string, Place { line, column, length }));
+                    return Ok((string, Place { line, column }));
                 }
                 Some(b'\\') => {
                     let string = owned.get_or_insert_with(String::new);
@@ -266,8 +265,8 @@ impl<'a> Reader<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    fn here(&self, length: usize) -> Place {
-        Place { line: self.line, column: self.column, length: u32::try_from(length).unwrap_or(u32::MAX) }
+    fn here(&self) -> Place {
+        Place { line: self.line, column: self.column }
     }
 
     fn unexpected(&self, expected: &str) -> ConfigError {

@@ -216,7 +216,7 @@ fn the_ending_of_its_name_says_how_a_file_is_written() {
     assert!(File::new("latin.yaml", b"node: {id: \xe4}\n").load().is_err());
     let unknown = File::new("c.pb", &[0xf8, 0xff, 0x01, 0x01]).load().unwrap_err();
     assert!(unknown.to_text(false).contains("has unknown fields"), "{unknown}");
-    assert!(load(&Source { path: Some(std::path::Path::new("/no/such/file.yaml")), ..Source::default() }).is_err());
+    assert!(load(&Source { path: Some(Path::new("/no/such/file.yaml")), ..Source::default() }).is_err());
     assert!(load(&Source::default()).is_err());
 }
 

@@ -30,13 +30,15 @@ struct Node<'a> {
     kind: Kind<'a>,
     line: u32,
     column: u32,
-    length: u32,
 }
 
+/// Small on purpose: a configuration of ten thousand clusters has a million nodes.
 #[derive(Debug)]
 enum Kind<'a> {
-    Plain(Cow<'a, str>),
-    Quoted(Cow<'a, str>),
+    Plain(&'a str),
+    Quoted(&'a str),
+    OwnedPlain(Box<str>),
+    OwnedQuoted(Box<str>),
     JsonNumber(&'a str),
     JsonBool(bool),
     JsonNull,
@@ -83,7 +85,9 @@ impl<'a> Tree<'a> {
     pub(crate) fn view(&self, id: NodeId) -> View<'_> {
         match &self.node(id).kind {
             Kind::Plain(text) => View::Scalar(plain(text)),
+            Kind::OwnedPlain(text) => View::Scalar(plain(text)),
             Kind::Quoted(text) => View::Scalar(Scalar::Str(Cow::Borrowed(text))),
+            Kind::OwnedQuoted(text) => View::Scalar(Scalar::Str(Cow::Borrowed(text))),
             Kind::JsonNumber(text) => View::Scalar(Scalar::Number(text)),
             Kind::JsonBool(value) => View::Scalar(Scalar::Bool(*value)),
             Kind::JsonNull => View::Scalar(Scalar::Null),
@@ -100,8 +104,8 @@ impl<'a> Tree<'a> {
     /// The text of a leaf as written, whatever its type; `None` for sequences and mappings.
     pub(crate) fn text(&self, id: NodeId) -> Option<&str> {
         match &self.node(id).kind {
-            Kind::Plain(text) | Kind::Quoted(text) => Some(text),
-            Kind::JsonNumber(text) => Some(text),
+            Kind::Plain(text) | Kind::Quoted(text) | Kind::JsonNumber(text) => Some(text),
+            Kind::OwnedPlain(text) | Kind::OwnedQuoted(text) => Some(text),
             Kind::JsonBool(value) => Some(if *value { "true" } else { "false" }),
             Kind::JsonNull => Some("null"),
             Kind::Sequence { .. } | Kind::Mapping { .. } => None,
@@ -114,7 +118,16 @@ impl<'a> Tree<'a> {
 
     pub(crate) fn position(&self, id: NodeId, source: u32) -> Position {
         let node = self.node(id);
-        Position { source, line: node.line, column: node.column, length: node.length.max(1) }
+        let length = match &node.kind {
+            Kind::Sequence { .. } | Kind::Mapping { .. } => 1,
+            kind => {
+                // A text of several lines is underlined at its start only.
+                let text = self.text(id).filter(|text| !text.contains('\n')).unwrap_or_default();
+                let quotes = if matches!(kind, Kind::Quoted(_) | Kind::OwnedQuoted(_)) { 2 } else { 0 };
+                u32::try_from(text.chars().count() + quotes).unwrap_or(u32::MAX)
+            }
+        };
+        Position { source, line: node.line, column: node.column, length: length.max(1) }
     }
 
     /// The value of `key` in the mapping `id`; the last one if there are several.
@@ -175,12 +188,11 @@ fn integer(text: &str) -> Option<i64> {
     i64::try_from(if negative { -magnitude } else { magnitude }).ok()
 }
 
-/// Where a node begins, and how long it is on its line.
+/// Where a node begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) line: u32,
     pub(crate) column: u32,
-    pub(crate) length: u32,
 }
 
 enum Frame {
@@ -213,8 +225,10 @@ impl<'a> Builder<'a> {
 
     pub(crate) fn leaf(&mut self, leaf: Leaf<'a>, place: Place, ignored: bool) -> Result<NodeId, BuildError> {
         let kind = match leaf {
-            Leaf::Plain(text) => Kind::Plain(text),
-            Leaf::Quoted(text) => Kind::Quoted(text),
+            Leaf::Plain(Cow::Borrowed(text)) => Kind::Plain(text),
+            Leaf::Plain(Cow::Owned(text)) => Kind::OwnedPlain(text.into()),
+            Leaf::Quoted(Cow::Borrowed(text)) => Kind::Quoted(text),
+            Leaf::Quoted(Cow::Owned(text)) => Kind::OwnedQuoted(text.into()),
             Leaf::JsonNumber(text) => Kind::JsonNumber(text),
             Leaf::JsonBool(value) => Kind::JsonBool(value),
             Leaf::JsonNull => Kind::JsonNull,
@@ -287,7 +301,7 @@ impl<'a> Builder<'a> {
 
     fn push(&mut self, kind: Kind<'a>, place: Place) -> Result<NodeId, BuildError> {
         let id = index(self.tree.nodes.len())?;
-        self.tree.nodes.push(Node { kind, line: place.line, column: place.column, length: place.length });
+        self.tree.nodes.push(Node { kind, line: place.line, column: place.column });
         Ok(id)
     }
 

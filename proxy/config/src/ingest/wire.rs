@@ -25,8 +25,11 @@ pub(crate) enum Content<'b> {
     /// A list of messages.
     Messages(MessageDescriptor, Vec<&'b [u8]>),
     /// A map: the keys, and the values where those are messages.
-    Map(Value, Option<(MessageDescriptor, Vec<(MapKey, Vec<u8>)>)>),
+    Map(Value, Option<MapMessages>),
 }
+
+/// The type of a map's values, and each with its key.
+pub(crate) type MapMessages = (MessageDescriptor, Vec<(MapKey, Vec<u8>)>);
 
 enum Raw<'b> {
     Varint(u64),

@@ -62,8 +62,7 @@ pub(crate) fn read(text: &str, source: u32) -> Result<Tree<'_>, ConfigError> {
 }
 
 fn place(span: &Span) -> Place {
-    let length = if span.end.line() == span.start.line() { span.end.col().saturating_sub(span.start.col()) } else { 1 };
-    Place { line: to_u32(span.start.line()), column: to_u32(span.start.col() + 1), length: to_u32(length) }
+    Place { line: to_u32(span.start.line()), column: to_u32(span.start.col() + 1) }
 }
 
 fn to_u32(value: usize) -> u32 {
