@@ -289,17 +289,19 @@ impl fmt::Debug for HeaderValue {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers {
     entries: Vec<(HeaderName, HeaderValue)>,
+    /// Names as the peer wrote them, where a `preserve_case` formatter asked for it.
+    original_names: Option<Box<[Bytes]>>,
 }
 
 impl Headers {
     /// An empty list that allocates nothing.
     pub const fn new() -> Headers {
-        Headers { entries: Vec::new() }
+        Headers { entries: Vec::new(), original_names: None }
     }
 
     /// An empty list with room.
     pub fn with_capacity(n: usize) -> Headers {
-        Headers { entries: Vec::with_capacity(n) }
+        Headers { entries: Vec::with_capacity(n), original_names: None }
     }
 
     /// Number of entries, pseudo-headers included.
@@ -383,6 +385,23 @@ impl Headers {
     pub(crate) fn push(&mut self, name: HeaderName, value: HeaderValue) {
         debug_assert!(!name.is_pseudo() || self.entries.last().is_none_or(|(n, _)| n.is_pseudo()));
         self.entries.push((name, value));
+    }
+
+    /// Remembers how the peer wrote the names, for [`Headers::original_name`].
+    pub fn set_original_names(&mut self, names: Box<[Bytes]>) {
+        self.original_names = Some(names);
+    }
+
+    /// True when the names are remembered as the peer wrote them.
+    #[inline]
+    pub fn preserves_case(&self) -> bool {
+        self.original_names.is_some()
+    }
+
+    /// `name` as the peer wrote it first; None for names that it did not send.
+    pub fn original_name(&self, name: &[u8]) -> Option<&[u8]> {
+        let names = self.original_names.as_deref()?;
+        names.iter().find(|n| n.eq_ignore_ascii_case(name)).map(|n| &n[..])
     }
 
     /// Gives the first entry another value.

@@ -16,7 +16,7 @@ use super::body::{Decoder, Piece};
 use super::encode::{self, Output};
 use super::input::Input;
 use super::parse::{self, Framing, Limits, errors};
-use super::response::{self, RequestKind};
+use super::response::{self, RequestKind, ResponseHead};
 use crate::codec::{BytesMeter, ClientStream, Frame, Protocol, ResetReason, Stream, StreamError};
 use crate::headers::{Headers, names};
 
@@ -218,6 +218,19 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
         }
     }
 
+    fn parse_head(&mut self) -> Result<Option<ResponseHead>, StreamError> {
+        let ClientConfig { limits, allow_chunked_length, header_key_format, .. } = *self.config;
+        let kind = self.kind;
+        if header_key_format == HeaderKeyFormat::PreserveCase {
+            let parse = |copy: &mut _| response::parse_response(copy, limits, allow_chunked_length, kind);
+            return Ok(parse::preserving(&mut self.input.buf, parse)?.map(|(mut head, original)| {
+                head.headers.set_original_names(parse::original_names(&original));
+                head
+            }));
+        }
+        response::parse_response(&mut self.input.buf, limits, allow_chunked_length, kind)
+    }
+
     fn open_tunnel(&mut self) {
         self.tunnel = true;
         for data in std::mem::take(&mut self.early) {
@@ -346,10 +359,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Stream for H1Client<I> {
                 Poll::Ready(Err(self.terminated()))
             };
         }
-        if self.tunnel && self.sending == Sending::Done {
-            if ready!(std::pin::Pin::new(&mut self.io).poll_shutdown(cx)).is_err() {
-                return Poll::Ready(Err(self.terminated()));
-            }
+        if self.tunnel
+            && self.sending == Sending::Done
+            && ready!(std::pin::Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
+        {
+            return Poll::Ready(Err(self.terminated()));
         }
         Poll::Ready(Ok(()))
     }
@@ -464,12 +478,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
         let mut fresh = !self.input.buf.is_empty();
         loop {
             if fresh {
-                let parsed = response::parse_response(
-                    &mut self.input.buf,
-                    self.config.limits,
-                    self.config.allow_chunked_length,
-                    self.kind,
-                );
+                let parsed = self.parse_head();
                 match parsed {
                     Ok(Some(head)) => {
                         self.meter.header_bytes_received += head.wire_bytes as u64;

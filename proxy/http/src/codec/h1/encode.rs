@@ -219,7 +219,11 @@ pub(super) fn put_headers(out: &mut BytesMut, headers: &Headers, format: HeaderK
             _ if name.is_pseudo() => continue,
             _ => name.as_bytes(),
         };
-        put_line(out, text, value.as_bytes(), format);
+        // Names that the peer wrote keep its case, whatever this side's format is.
+        match headers.original_name(text) {
+            Some(original) => put_line(out, original, value.as_bytes(), HeaderKeyFormat::Lower),
+            None => put_line(out, text, value.as_bytes(), format),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ pub(super) fn value_end(buf: &[u8], mut i: usize) -> usize {
         while let Some(&b) = buf.get(i) {
             if b == b'\t' || (b >= 0x20 && b != 0x7f) {
                 i += 1;
-                if i % 8 == 0 {
+                if i.is_multiple_of(8) {
                     break;
                 }
             } else {
@@ -292,4 +292,31 @@ pub(crate) fn parse_decimal(v: &[u8]) -> Option<u64> {
 /// The comma-separated tokens of a value, trimmed; empty ones are left out.
 pub(crate) fn tokens(v: &[u8]) -> impl Iterator<Item = &[u8]> {
     v.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
+}
+
+/// A parser's view of `buf`, for a `preserve_case` formatter: it lowers names in place, so it works on a copy, and what
+/// it takes is consumed from `buf` as it was. Gives the parser's result and the original bytes.
+pub(super) fn preserving<T>(
+    buf: &mut BytesMut,
+    parse: impl FnOnce(&mut BytesMut) -> Result<Option<T>, StreamError>,
+) -> Result<Option<(T, Bytes)>, StreamError> {
+    let mut copy = BytesMut::from(&buf[..]);
+    let Some(parsed) = parse(&mut copy)? else { return Ok(None) };
+    let original = buf.split_to(buf.len() - copy.len()).freeze();
+    Ok(Some((parsed, original)))
+}
+
+/// The names of a head as they were written: what stands before the colon of each line after the first.
+pub(super) fn original_names(head: &Bytes) -> Box<[Bytes]> {
+    let mut names = Vec::new();
+    let mut start = 0;
+    while let Some(length) = memchr::memchr(b'\n', &head[start..]) {
+        let line = &head[start..start + length];
+        // The first line has no name; a colon in its target makes one that nothing asks for.
+        if let Some(colon) = memchr::memchr(b':', line).filter(|&c| line[..c].iter().all(|&b| LOWER[b as usize] != 0)) {
+            names.push(head.slice(start..start + colon));
+        }
+        start += length + 1;
+    }
+    names.into_boxed_slice()
 }

@@ -4,11 +4,13 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::parse::{Framing, Lines, SPARE, Seen, check_unfinished, errors, parse_lines, tokens, value};
+use super::parse::{
+    Framing, Lines, SPARE, Seen, check_unfinished, errors, original_names, parse_lines, preserving, tokens, value,
+};
 use super::server::ServerConfig;
 use crate::codec::{Protocol, StreamError};
 use crate::headers::{HeaderName, HeaderValue, Headers, Known, names};
-use nuncio_config::hcm::UnderscoresAction;
+use nuncio_config::hcm::{HeaderKeyFormat, UnderscoresAction};
 
 /// CRLFs accepted before a request line (RFC 9112 2.2).
 const MAX_LEADING_BLANK: usize = 16;
@@ -276,6 +278,16 @@ pub(crate) fn is_authority(v: &[u8]) -> bool {
 /// # Errors
 /// What Envoy answers with, as status and details. The connection cannot go on.
 pub fn parse_request(buf: &mut BytesMut, config: &ServerConfig, tls: bool) -> Result<Option<RequestHead>, StreamError> {
+    if config.header_key_format == HeaderKeyFormat::PreserveCase {
+        return Ok(preserving(buf, |copy| parse_lowered(copy, config, tls))?.map(|(mut head, original)| {
+            head.headers.set_original_names(original_names(&original));
+            head
+        }));
+    }
+    parse_lowered(buf, config, tls)
+}
+
+fn parse_lowered(buf: &mut BytesMut, config: &ServerConfig, tls: bool) -> Result<Option<RequestHead>, StreamError> {
     let mut start = 0;
     while buf.get(start) == Some(&b'\r') {
         match buf.get(start + 1) {

@@ -512,11 +512,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Stream for H1Server<I> {
         if ready!(self.output.poll_flush(&mut self.io, cx)).is_err() {
             return Poll::Ready(Err(self.terminated()));
         }
-        if self.tunnel == Tunnel::Open && self.sending == Sending::Done {
-            // The other side of the tunnel has ended: so does this one; the peer may go on sending.
-            if ready!(std::pin::Pin::new(&mut self.io).poll_shutdown(cx)).is_err() {
-                return Poll::Ready(Err(self.terminated()));
-            }
+        // The other side of the tunnel has ended: so does this one; the peer may go on sending.
+        if self.tunnel == Tunnel::Open
+            && self.sending == Sending::Done
+            && ready!(std::pin::Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
+        {
+            return Poll::Ready(Err(self.terminated()));
         }
         Poll::Ready(Ok(()))
     }

@@ -532,3 +532,31 @@ async fn early_tunnel_data_waits_for_the_upstreams_consent() {
         assert!(rest.is_empty(), "nothing follows");
     }
 }
+
+#[tokio::test]
+async fn preserved_case_goes_through_and_added_names_stay_lower() {
+    let (mut far_client, io) = duplex(64 * 1024);
+    let mut server = server(io, |c| c.header_key_format = HeaderKeyFormat::PreserveCase);
+    // In two pieces, so that a half-read head is looked at first.
+    far_client.write_all(b"GET http://h:1/ HTTP/1.1\r\nX-Own-ID: 1\r\nHO").await.unwrap();
+    assert!(poll_fn(|cx| Poll::Ready(server.poll_request(cx).is_pending())).await);
+    far_client.write_all(b"st: a\r\nETag: q\r\n\r\n").await.unwrap();
+    let mut r = request(&mut server).await;
+    assert_eq!(show(&r.headers), ":authority: h:1|:path: /|:method: GET|:scheme: http|x-own-id: 1|etag: q");
+    r.headers.append(names::VIA, HeaderValue::from_static("1.1 x"));
+
+    let (io, mut far) = duplex(64 * 1024);
+    let mut config = client_config();
+    config.header_key_format = HeaderKeyFormat::PreserveCase;
+    let mut client = H1Client::new(io, Rc::new(config));
+    client.begin();
+    client.send_headers(&r.headers, true).unwrap();
+    flush(&mut client).await;
+    let text = read_until(&mut far, "\r\n\r\n").await;
+    assert_eq!(text, "GET / HTTP/1.1\r\nHOst: h:1\r\nX-Own-ID: 1\r\nETag: q\r\nvia: 1.1 x\r\n\r\n");
+    far.write_all(b"HTTP/1.1 200 OK\r\nContent-LENGTH: 0\r\n\r\n").await.unwrap();
+    let (h, end) = answer(&mut client).await.unwrap();
+    server.send_headers(&h, end).unwrap();
+    assert_eq!(finish(&mut server).await, Finish::KeepAlive);
+    assert_eq!(read_until(&mut far_client, "\r\n\r\n").await, "HTTP/1.1 200 OK\r\nContent-LENGTH: 0\r\n\r\n");
+}

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::fields::{self, Rules};
 use super::guard::{FrameGuard, FrameLimits, Shared};
 use super::keepalive::Keepalive;
-use super::server::header_list_size;
+use super::server::{REMEMBERED_RESETS, RESET_MEMORY, header_list_size};
 use super::stream::{Body, stream_error};
 use crate::codec::h1::parse::Limits;
 use crate::codec::stats::Http2Stats;
@@ -76,6 +76,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Client<I> {
             .max_header_list_size(header_list_size(config.limits))
             // Until the server says otherwise (RFC 9113 6.5.2 sets no limit).
             .initial_max_send_streams(options.max_concurrent_streams as usize)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(RESET_MEMORY)
             .enable_push(false);
         if config.buffer_limit > 0 {
             builder.max_send_buffer_size(config.buffer_limit);

@@ -422,6 +422,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameGuard<I> {
             return Poll::Ready(Ok(()));
         }
         if this.eof {
+            this.shared.ended.set(true);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

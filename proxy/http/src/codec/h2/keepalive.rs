@@ -34,16 +34,16 @@ impl Keepalive {
     /// Ready when the peer did not answer in time.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.waiting {
-                if let Poll::Ready(answer) = self.pings.poll_pong(cx) {
-                    // An error is the connection's own end, which is seen elsewhere.
-                    if answer.is_err() {
-                        return Poll::Pending;
-                    }
-                    self.waiting = false;
-                    self.sleep.reset(self.interval);
-                    continue;
+            if self.waiting
+                && let Poll::Ready(answer) = self.pings.poll_pong(cx)
+            {
+                // An error is the connection's own end, which is seen elsewhere.
+                if answer.is_err() {
+                    return Poll::Pending;
                 }
+                self.waiting = false;
+                self.sleep.reset(self.interval);
+                continue;
             }
             match Pin::new(&mut self.sleep).poll(cx) {
                 Poll::Pending => return Poll::Pending,

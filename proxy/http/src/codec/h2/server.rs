@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
@@ -29,6 +30,9 @@ const PENDING_RESETS: usize = 1024;
 /// Errors of the peer that reset a stream, before the connection ends, when one stream's error is not all's.
 const STREAM_ERRORS: usize = 1024;
 
+/// Streams reset by this side whose late frames are still ignored, and for how long: a peer may have been sending.
+pub(super) const REMEMBERED_RESETS: usize = 1024;
+pub(super) const RESET_MEMORY: Duration = Duration::from_secs(30);
 /// Refused requests that are remembered between two polls.
 const MAX_REJECTED: usize = 128;
 
@@ -108,6 +112,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             // `h2` counts 32 bytes more for each field; the exact limit is checked afterwards.
             .max_header_list_size(header_list_size(config.limits))
             .max_pending_accept_reset_streams(PENDING_RESETS)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(RESET_MEMORY)
             .max_local_error_reset_streams(Some(if config.stream_error_on_invalid_http_message {
                 STREAM_ERRORS
             } else {
