@@ -137,7 +137,8 @@ pub enum ComparisonOp {
 }
 
 impl AccessLogConfig {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::AccessLog) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::AccessLog) -> Option<Self> {
         let filter = cx.optional("filter", &message.filter, AccessLogFilter::decode);
         let any = message.config_type.as_ref().map(|pb::access_log::ConfigType::TypedConfig(any)| any);
         let sink = match any {
@@ -206,7 +207,7 @@ impl LogFormat {
     }
 
     /// `SubstitutionFormatString`.
-    pub(crate) fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
+    pub fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
         use core::substitution_format_string::Format;
         let (kind, field) = match &message.format {
             Some(Format::TextFormat(text)) => (LogFormatKind::Text(text.as_str().into()), "text_format"),
@@ -233,7 +234,8 @@ impl LogFormat {
 }
 
 impl AccessLogFilter {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::AccessLogFilter) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::AccessLogFilter) -> Option<Self> {
         use pb::access_log_filter::FilterSpecifier as Specifier;
         Some(match message.filter_specifier.as_ref()? {
             Specifier::StatusCodeFilter(filter) => AccessLogFilter::StatusCode(Comparison::decode(&filter.comparison)),

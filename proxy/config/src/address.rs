@@ -53,7 +53,8 @@ pub enum EndpointAddress {
 }
 
 impl Address {
-    pub(crate) fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
         match EndpointAddress::decode(cx, message)? {
             EndpointAddress::Resolved(address) => Some(address),
             EndpointAddress::Name { host, .. } => {
@@ -66,7 +67,7 @@ impl Address {
 
 impl EndpointAddress {
     /// An address that has to be resolved already, since its cluster asks no DNS.
-    pub(crate) fn resolved(cx: &mut Context, message: &core::Address) -> Option<Self> {
+    pub fn resolved(cx: &mut Context, message: &core::Address) -> Option<Self> {
         match Self::decode(cx, message)? {
             EndpointAddress::Name { host, .. } => {
                 let advice = "Consider setting resolver_name or setting cluster type to 'STRICT_DNS' or 'LOGICAL_DNS'";
@@ -80,7 +81,7 @@ impl EndpointAddress {
     }
 
     /// An address that may be a host name.
-    pub(crate) fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
+    pub fn decode(cx: &mut Context, message: &core::Address) -> Option<Self> {
         use core::address::Address as Kind;
         match message.address.as_ref() {
             Some(Kind::SocketAddress(message)) => cx.at("socket_address", |cx| {
@@ -147,7 +148,7 @@ fn port(cx: &mut Context, message: &core::SocketAddress) -> Option<u16> {
 }
 
 /// A `SocketAddress` that has to be an IP address.
-pub(crate) fn socket_address(cx: &mut Context, message: &core::SocketAddress) -> Option<SocketAddr> {
+pub fn socket_address(cx: &mut Context, message: &core::SocketAddress) -> Option<SocketAddr> {
     let port = port(cx, message)?;
     match message.address.parse::<IpAddr>() {
         Ok(ip) => Some(SocketAddr::new(ip, port)),

@@ -22,7 +22,8 @@ pub enum DataSource {
 }
 
 impl DataSource {
-    pub(crate) fn decode(cx: &mut Context, message: &core::DataSource) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &core::DataSource) -> Option<Self> {
         use core::data_source::Specifier;
         Some(match &message.specifier {
             Some(Specifier::InlineBytes(bytes)) => DataSource::Inline(bytes.clone()),
@@ -57,7 +58,7 @@ impl DataSource {
     }
 
     /// The same source, reloaded when `directory` changes, if it is a file without a directory of its own.
-    pub(crate) fn watched_by(mut self, directory: &Option<core::WatchedDirectory>) -> Self {
+    pub fn watched_by(mut self, directory: &Option<core::WatchedDirectory>) -> Self {
         if let (DataSource::File { watched_directory: watched @ None, .. }, Some(directory)) = (&mut self, directory) {
             *watched = Some(directory.path.as_str().into());
         }

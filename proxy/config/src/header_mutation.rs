@@ -45,7 +45,8 @@ pub struct HeaderMutations {
 }
 
 impl HeaderValueOption {
-    pub(crate) fn decode(cx: &mut Context, message: &core::HeaderValueOption) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &core::HeaderValueOption) -> Option<Self> {
         use core::header_value_option::HeaderAppendAction as Action;
         let header = message.header.as_ref()?;
         if !is_modifiable(&header.key) {
@@ -82,7 +83,7 @@ impl HeaderValueOption {
 
 impl HeaderMutations {
     /// The four fields that every level has.
-    pub(crate) fn decode(
+    pub fn decode(
         cx: &mut Context,
         request_add: &[core::HeaderValueOption],
         request_remove: &[String],
@@ -91,14 +92,14 @@ impl HeaderMutations {
     ) -> Self {
         HeaderMutations {
             request_add: cx.each("request_headers_to_add", request_add, HeaderValueOption::decode),
-            request_remove: cx.each("request_headers_to_remove", request_remove, removal),
+            request_remove: cx.each("request_headers_to_remove", request_remove, |cx, name| removal(cx, name)),
             response_add: cx.each("response_headers_to_add", response_add, HeaderValueOption::decode),
-            response_remove: cx.each("response_headers_to_remove", response_remove, removal),
+            response_remove: cx.each("response_headers_to_remove", response_remove, |cx, name| removal(cx, name)),
         }
     }
 }
 
-fn removal(cx: &mut Context, name: &String) -> Option<Box<str>> {
+fn removal(cx: &mut Context, name: &str) -> Option<Box<str>> {
     if !is_modifiable(name) {
         cx.error(":-prefixed or host headers may not be removed");
         return None;

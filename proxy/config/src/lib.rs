@@ -3,6 +3,9 @@
 //! Reading order: how text becomes messages, what is checked on the way, then one file per API area with
 //! the IR types on top and their decoding from protobuf below. Nothing here knows sockets, threads or tokio.
 
+// Envoy still accepts fields that it calls deprecated, and so does the proxy.
+#![allow(deprecated)]
+
 pub mod constraints;
 pub mod corpus;
 pub mod descriptors;

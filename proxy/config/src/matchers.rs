@@ -110,7 +110,8 @@ pub struct RuntimeFlag {
 pub type CidrRange = IpNet;
 
 impl StringMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::StringMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::StringMatcher) -> Option<Self> {
         use pb::string_matcher::MatchPattern;
         let ignore = message.ignore_case;
         let text = |value: &str| -> Box<str> { if ignore { value.to_ascii_lowercase().into() } else { value.into() } };
@@ -134,17 +135,18 @@ impl StringMatcher {
 }
 
 /// A `RegexMatcher` that has to match the whole text.
-pub(crate) fn anchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
+pub fn anchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
     cx.at("regex", |cx| cx.compile(&message.regex, true))
 }
 
 /// A `RegexMatcher` whose matches are replaced.
-pub(crate) fn unanchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
+pub fn unanchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
     cx.at("regex", |cx| cx.compile(&message.regex, false))
 }
 
 impl HeaderMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &route::HeaderMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &route::HeaderMatcher) -> Option<Self> {
         use route::header_matcher::HeaderMatchSpecifier as Specifier;
         let plain = |matcher| HeaderMatchKind::String(matcher);
         let kind = match &message.header_match_specifier {
@@ -172,7 +174,8 @@ impl HeaderMatcher {
 }
 
 impl QueryParameterMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &route::QueryParameterMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &route::QueryParameterMatcher) -> Option<Self> {
         use route::query_parameter_matcher::QueryParameterMatchSpecifier as Specifier;
         let (value, present) = match &message.query_parameter_match_specifier {
             None => (None, true),
@@ -186,14 +189,16 @@ impl QueryParameterMatcher {
 }
 
 impl CookieMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &route::CookieMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &route::CookieMatcher) -> Option<Self> {
         let value = cx.required("string_match", &message.string_match, StringMatcher::decode)?;
         Some(CookieMatcher { name: message.name.as_str().into(), value, invert: message.invert_match })
     }
 }
 
 impl FractionalPercent {
-    pub(crate) fn decode(message: &percent::FractionalPercent) -> Self {
+    /// Decodes the message, which cannot be wrong.
+    pub fn decode(message: &percent::FractionalPercent) -> Self {
         use percent::fractional_percent::DenominatorType;
         let denominator = match message.denominator() {
             DenominatorType::Hundred => 100,
@@ -205,7 +210,8 @@ impl FractionalPercent {
 }
 
 impl RuntimeFraction {
-    pub(crate) fn decode(message: &core::RuntimeFractionalPercent) -> Self {
+    /// Decodes the message, which cannot be wrong.
+    pub fn decode(message: &core::RuntimeFractionalPercent) -> Self {
         let never = FractionalPercent { numerator: 0, denominator: 100 };
         RuntimeFraction {
             default: message.default_value.as_ref().map_or(never, FractionalPercent::decode),
@@ -215,7 +221,8 @@ impl RuntimeFraction {
 }
 
 impl RuntimeFlag {
-    pub(crate) fn decode(message: &core::RuntimeFeatureFlag) -> Self {
+    /// Decodes the message, which cannot be wrong.
+    pub fn decode(message: &core::RuntimeFeatureFlag) -> Self {
         RuntimeFlag {
             default: message.default_value.as_ref().is_some_and(|value| value.value),
             runtime_key: message.runtime_key.as_str().into(),
@@ -224,7 +231,7 @@ impl RuntimeFlag {
 }
 
 /// A `CidrRange`, its host bits cleared.
-pub(crate) fn cidr_range(cx: &mut Context, message: &core::CidrRange) -> Option<CidrRange> {
+pub fn cidr_range(cx: &mut Context, message: &core::CidrRange) -> Option<CidrRange> {
     let length = message.prefix_len.as_ref().map_or(0, |value| value.value);
     let Ok(address) = message.address_prefix.parse::<IpAddr>() else {
         cx.error_at("address_prefix", format!("malformed IP address: {}", message.address_prefix));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::bootstrap::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::metrics::v3 as metrics;
 use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
 use rustc_hash::FxHashSet;
@@ -36,9 +37,8 @@ impl BootstrapConfig {
         cx.at("static_resources", |cx| secrets(cx, resources));
         cx.set_clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str().into()));
         let manager = message.cluster_manager.as_ref();
-        let local_cluster_name: Option<Box<str>> = manager
-            .map(|manager| manager.local_cluster_name.as_str().into())
-            .filter(|name: &Box<str>| !name.is_empty());
+        let local_cluster_name: Option<Box<str>> =
+            manager.map(|manager| manager.local_cluster_name.as_str()).filter(|name| !name.is_empty()).map(Into::into);
         if let Some(name) = local_cluster_name.as_deref().filter(|name| cx.is_unknown_cluster(name)) {
             let text = format!("local cluster '{name}' must be defined");
             cx.at("cluster_manager", |cx| cx.at("local_cluster_name", |cx| cx.unknown_cluster(text, name)));
@@ -114,16 +114,23 @@ fn clusters(cx: &mut Context, resources: &pb::bootstrap::StaticResources) -> Vec
 
 fn listeners(cx: &mut Context, resources: &pb::bootstrap::StaticResources) -> Vec<Arc<ListenerConfig>> {
     let mut names = FxHashSet::default();
-    let mut bound: FxHashSet<Address> = FxHashSet::default();
+    // An address in another network namespace is another address.
+    let mut bound: FxHashSet<(Address, Box<str>)> = FxHashSet::default();
     cx.each("listeners", &resources.listeners, |cx, message| {
         // Envoy lets the later one take the place of the earlier, whose traffic is then lost without a word.
         if !message.name.is_empty() && !names.insert(message.name.as_str()) {
             cx.error_at("name", format!("duplicate listener {} found", message.name));
         }
         let listener = ListenerConfig::from_message(cx, message)?;
-        for address in listener.addresses.iter().filter(|_| listener.bind_to_port) {
-            let ephemeral = matches!(&address.address, Address::Socket(socket) if socket.addr.port() == 0);
-            if !ephemeral && !bound.insert(address.address.clone()) {
+        let namespaces = network_namespaces(message);
+        let mut own = Vec::new();
+        for (index, address) in listener.addresses.iter().enumerate().filter(|_| listener.bind_to_port) {
+            if matches!(&address.address, Address::Socket(socket) if socket.addr.port() == 0) {
+                continue;
+            }
+            let namespace = namespaces.get(index).copied().unwrap_or_default();
+            let key = (address.address.clone(), namespace.into());
+            if bound.contains(&key) {
                 cx.error_at(
                     "address",
                     format!(
@@ -132,9 +139,23 @@ fn listeners(cx: &mut Context, resources: &pb::bootstrap::StaticResources) -> Ve
                     ),
                 );
             }
+            own.push(key);
         }
+        bound.extend(own);
         Some(Arc::new(listener))
     })
+}
+
+/// `network_namespace_filepath` of the listener's addresses, in their order.
+fn network_namespaces(message: &listener::Listener) -> Vec<&str> {
+    let additional = message.additional_addresses.iter().map(|additional| additional.address.as_ref());
+    std::iter::once(message.address.as_ref())
+        .chain(additional)
+        .map(|address| match address.and_then(|address| address.address.as_ref()) {
+            Some(core::address::Address::SocketAddress(socket)) => socket.network_namespace_filepath.as_str(),
+            _ => "",
+        })
+        .collect()
 }
 
 impl NodeConfig {
@@ -298,7 +319,6 @@ mod tests {
     use crate::decode::tests::errors;
     use envoy_types::pb::envoy::config::cluster::v3::Cluster;
     use envoy_types::pb::envoy::config::core::v3 as pbcore;
-    use envoy_types::pb::envoy::config::listener::v3 as listener;
     use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
     use envoy_types::pb::google::protobuf as google;
 

@@ -618,8 +618,7 @@ mod tests {
     }
 
     fn typed(options: &upstream::HttpProtocolOptions) -> pb::Cluster {
-        let any =
-            google::Any { type_url: format!("type.googleapis.com/{HTTP_OPTIONS}"), value: options.encode_to_vec() };
+        let any = Any { type_url: format!("type.googleapis.com/{HTTP_OPTIONS}"), value: options.encode_to_vec() };
         pb::Cluster {
             typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), any)].into(),
             ..cluster(DiscoveryType::Static, &[])
@@ -691,7 +690,7 @@ mod tests {
             all_addresses_in_single_endpoint: true,
             ..Default::default()
         };
-        let any = google::Any {
+        let any = Any {
             type_url: "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster".into(),
             value: config.encode_to_vec(),
         };
@@ -741,7 +740,7 @@ mod tests {
     fn a_raw_buffer_is_plain_text_and_other_sockets_are_left_to_the_registry() {
         use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
         let with = |name: &str| {
-            let any = google::Any { type_url: format!("x/envoy.extensions.transport_sockets.{name}"), value: vec![] };
+            let any = Any { type_url: format!("x/envoy.extensions.transport_sockets.{name}"), value: vec![] };
             let socket = TransportSocket { name: "t".into(), config_type: Some(ConfigType::TypedConfig(any)) };
             decode(&pb::Cluster { transport_socket: Some(socket), ..cluster(DiscoveryType::Static, &[]) }).unwrap()
         };

@@ -27,7 +27,7 @@ const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 impl HcmConfig {
     pub(crate) fn from_message(cx: &mut Context, message: &pb::HttpConnectionManager) -> Option<Self> {
-        let common = message.common_http_protocol_options.clone().unwrap_or_default();
+        let common = message.common_http_protocol_options.unwrap_or_default();
         let invalid_message = bool_value(&message.stream_error_on_invalid_http_message);
         let log_options = message.access_log_options.as_ref();
         let pack_trace_reason = pack_trace_reason(cx, message);

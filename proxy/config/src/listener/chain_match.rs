@@ -21,8 +21,8 @@ impl FilterChainMatch {
             cx.error(format!("filter chain '{name}' contains unimplemented fields"));
         }
         let server_names = cx.each("server_names", &message.server_names, |cx, name| {
-            let partial = name.contains('*') && !(name.starts_with("*.") && !name[1..].contains('*'));
-            if partial {
+            let labels = name.strip_prefix("*.").unwrap_or(name);
+            if labels.contains('*') {
                 cx.error("partial wildcards are not supported in \"server_names\"");
                 return None;
             }

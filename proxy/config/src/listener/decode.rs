@@ -39,7 +39,10 @@ impl ListenerConfig {
         });
         let default_filter_chain =
             cx.optional("default_filter_chain", &message.default_filter_chain, FilterChainConfig::decode);
-        check_overlaps(cx, &message.filter_chains, &filter_chains, &shown);
+        // A matcher tree chooses among the chains by name, and their own matches are not looked at.
+        if message.filter_chain_matcher.is_none() {
+            check_overlaps(cx, &message.filter_chains, &filter_chains, &shown);
+        }
         check_chains(cx, message, addresses.as_deref().unwrap_or_default(), &shown);
         check_codecs(cx, message, filter_chains.iter().map(|chain| &**chain).chain(default_filter_chain.as_ref()));
         let deprecated_bind = message.deprecated_v1.as_ref().and_then(|v1| bool_value(&v1.bind_to_port));
@@ -329,7 +332,6 @@ mod tests {
     use super::*;
     use crate::decode::tests::errors;
     use envoy_types::pb::envoy::config::core::v3 as pbcore;
-    use envoy_types::pb::google::protobuf as google;
     use prost::Message;
 
     fn address(host: &str) -> Option<pbcore::Address> {
@@ -342,7 +344,7 @@ mod tests {
     }
 
     fn filter<M: Message>(name: &str, type_name: &str, message: &M) -> pb::Filter {
-        let any = google::Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() };
+        let any = Any { type_url: format!("type.googleapis.com/{type_name}"), value: message.encode_to_vec() };
         pb::Filter { name: name.into(), config_type: Some(pb::filter::ConfigType::TypedConfig(any)) }
     }
 
@@ -478,7 +480,7 @@ mod tests {
     #[test]
     fn known_listener_filters_are_told_from_extensions() {
         let with = |name: &str| {
-            let any = google::Any { type_url: format!("x/envoy.extensions.filters.listener.{name}"), value: vec![] };
+            let any = Any { type_url: format!("x/envoy.extensions.filters.listener.{name}"), value: vec![] };
             let filter = pb::ListenerFilter {
                 name: "f".into(),
                 config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any)),

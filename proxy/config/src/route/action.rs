@@ -249,7 +249,8 @@ fn host_rewrite(cx: &mut Context, message: &pb::RouteAction) -> Option<HostRewri
 }
 
 impl RegexRewrite {
-    pub(crate) fn decode(cx: &mut Context, message: &matcher::RegexMatchAndSubstitute) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &matcher::RegexMatchAndSubstitute) -> Option<Self> {
         Some(RegexRewrite {
             pattern: cx.required("pattern", &message.pattern, unanchored)?,
             substitution: message.substitution.as_str().into(),
@@ -372,7 +373,8 @@ fn internal_redirect(cx: &mut Context, message: &pb::RouteAction) -> Option<Inte
 }
 
 impl RetryPolicy {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::RetryPolicy) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::RetryPolicy) -> Option<Self> {
         use pb::retry_policy as policy;
         let (base, max) = match &message.retry_back_off {
             None => (Duration::from_millis(25), Duration::from_millis(250)),

@@ -596,7 +596,7 @@ mod tests {
 
     #[test]
     fn a_per_filter_config_may_only_switch_off() {
-        let any = |message: &pb::FilterConfig| google::Any {
+        let any = |message: &pb::FilterConfig| Any {
             type_url: "type.googleapis.com/envoy.config.route.v3.FilterConfig".into(),
             value: message.encode_to_vec(),
         };

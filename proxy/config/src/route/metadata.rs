@@ -7,7 +7,8 @@ use crate::decode::Context;
 use crate::matchers::StringMatcher;
 
 impl MetadataMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::MetadataMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::MetadataMatcher) -> Option<Self> {
         use pb::metadata_matcher::path_segment::Segment;
         let path = message
             .path
@@ -25,7 +26,8 @@ impl MetadataMatcher {
 }
 
 impl ValueMatcher {
-    pub(crate) fn decode(cx: &mut Context, message: &pb::ValueMatcher) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::ValueMatcher) -> Option<Self> {
         use pb::double_matcher::MatchPattern as Double;
         use pb::value_matcher::MatchPattern;
         Some(match message.match_pattern.as_ref()? {

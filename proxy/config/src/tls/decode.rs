@@ -43,7 +43,7 @@ const CURVES: [&str; 4] = ["X25519MLKEM768", "X25519", "P-256", "P-384"];
 
 impl StaticSecret {
     /// `Secret` of the static resources: its name is the caller's business.
-    pub(crate) fn decode(cx: &mut Context, message: &pb::Secret) -> Option<Self> {
+    pub fn decode(cx: &mut Context, message: &pb::Secret) -> Option<Self> {
         use pb::secret::Type;
         Some(match message.r#type.as_ref() {
             Some(Type::TlsCertificate(certificate)) => {
@@ -67,7 +67,8 @@ impl StaticSecret {
 }
 
 impl DownstreamTlsContext {
-    pub(crate) fn from_message(cx: &mut Context, message: &pb::DownstreamTlsContext) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn from_message(cx: &mut Context, message: &pb::DownstreamTlsContext) -> Option<Self> {
         use pb::downstream_tls_context::SessionTicketKeysType as Keys;
         let empty = pb::CommonTlsContext::default();
         let common_message = message.common_tls_context.as_ref().unwrap_or(&empty);
@@ -121,7 +122,8 @@ impl DownstreamTlsContext {
 }
 
 impl UpstreamTlsContext {
-    pub(crate) fn from_message(cx: &mut Context, message: &pb::UpstreamTlsContext) -> Option<Self> {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn from_message(cx: &mut Context, message: &pb::UpstreamTlsContext) -> Option<Self> {
         let empty = pb::CommonTlsContext::default();
         let common_message = message.common_tls_context.as_ref().unwrap_or(&empty);
         let common = cx.at("common_tls_context", |cx| {
@@ -298,7 +300,7 @@ impl SdsSecretConfig {
 
 impl TlsCertificate {
     /// Decodes a certificate in place or one that came by SDS.
-    pub(crate) fn decode(cx: &mut Context, message: &pb::TlsCertificate) -> Option<Self> {
+    pub fn decode(cx: &mut Context, message: &pb::TlsCertificate) -> Option<Self> {
         for (set, field) in
             [(message.pkcs12.is_some(), "pkcs12"), (message.private_key_provider.is_some(), "private_key_provider")]
         {
@@ -382,7 +384,7 @@ fn by_secret(
 
 impl ValidationContext {
     /// Decodes a context without asking whether it is whole: it may yet be merged over another.
-    pub(crate) fn decode(cx: &mut Context, message: &pb::CertificateValidationContext) -> Option<Self> {
+    pub fn decode(cx: &mut Context, message: &pb::CertificateValidationContext) -> Option<Self> {
         for (set, field) in [
             (message.custom_validator_config.is_some(), "custom_validator_config"),
             (message.ca_certificate_provider_instance.is_some(), "ca_certificate_provider_instance"),
