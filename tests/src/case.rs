@@ -106,6 +106,8 @@ pub struct Step {
     /// For `h2`: all at once.
     #[serde(default)]
     pub concurrent: bool,
+    /// Raw HTTP/2: the preface, then frames of one sort, many times.
+    pub flood: Option<Flood>,
     /// A call to the admin interface.
     pub admin: Option<AdminCall>,
     /// The same GET many times on one connection, and how often each body must come.
@@ -241,6 +243,17 @@ pub enum TcpStep {
     Shutdown(bool),
     /// A pause in seconds.
     Delay(f64),
+}
+
+/// HTTP/2 frames that no well-behaved client sends; `frames` knows the sorts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flood {
+    /// Which frames.
+    pub sort: String,
+    /// How many.
+    #[serde(default = "once")]
+    pub count: u32,
 }
 
 /// A call to the admin interface.
@@ -385,6 +398,9 @@ fn default_host() -> Option<String> {
 }
 fn http11() -> String {
     "HTTP/1.1".to_owned()
+}
+fn once() -> u32 {
+    1
 }
 fn h1_kind() -> String {
     "h1".to_owned()

@@ -15,9 +15,9 @@ use crate::case::{AdminCall, Piece, Request, Share, Step};
 use crate::certs::Certs;
 use crate::http1::Reader;
 use crate::proxy::Proxy;
-use crate::text;
 use crate::tls::{self, Io};
 use crate::upstream::{h2_fields, tcp_script};
+use crate::{frames, text};
 
 /// How long a response may take.
 const WAIT: f64 = 8.0;
@@ -125,6 +125,8 @@ async fn conversation(step: &Step, proxy: &Proxy, certs: &Certs, listener: &str)
         tcp(io, script).await
     } else if let Some(requests) = &step.h2 {
         http2(io, requests, step).await?
+    } else if let Some(flood) = &step.flood {
+        flooded(io, &frames::flood(&flood.sort, flood.count)?, step.watch_close.unwrap_or(1.0)).await
     } else if let Some(share) = &step.share {
         shares(io, share).await?
     } else {
@@ -140,6 +142,33 @@ async fn tcp(mut io: Box<dyn Io>, script: &[crate::case::TcpStep]) -> Value {
     let mut received = String::new();
     let end = tcp_script(&mut io, script, &mut received).await;
     json!({"received": received, "end": end.err().map_or_else(|| "played".to_owned(), |e| kind(&e))})
+}
+
+/// Sends everything, reads what comes back, and says how it ended.
+async fn flooded(mut io: Box<dyn Io>, bytes: &[u8], watch: f64) -> Value {
+    let (mut read, mut write) = tokio::io::split(&mut io);
+    let mut received = Vec::new();
+    let mut end = "open";
+    let sending = async {
+        let _ = write.write_all(bytes).await;
+        let _ = write.flush().await;
+        std::future::pending::<()>().await;
+    };
+    let reading = async {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match tokio::time::timeout(Duration::from_secs_f64(watch), read.read(&mut buffer)).await {
+                Ok(Ok(0) | Err(_)) => return "closed",
+                Ok(Ok(n)) => received.extend_from_slice(&buffer[..n]),
+                Err(_) => return "open",
+            }
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        how = reading => end = how,
+    }
+    json!({"frames": frames::summary(&received), "after": end})
 }
 
 /// A connection that reads HTTP/1 responses.

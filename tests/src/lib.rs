@@ -11,6 +11,7 @@ pub mod certs;
 pub mod client;
 pub mod compare;
 pub mod find;
+pub mod frames;
 pub mod http1;
 pub mod proxy;
 pub mod suite;
