@@ -132,6 +132,8 @@ impl ResponseStats {
 /// All stats of one cluster. Derefs to [`ClusterFamily`].
 pub struct ClusterStats {
     family: ClusterFamily,
+    /// Shows `upstream_rq_completed` before the first response.
+    _total: CodeStats,
     registry: Registry,
     prefix: Box<str>,
     responses: OnceLock<Box<ResponseStats>>,
@@ -163,6 +165,7 @@ impl ClusterStats {
         let prefix = format!("cluster.{name}.");
         ClusterStats {
             family: ClusterFamily::new(registry, &prefix),
+            _total: CodeStats::with_total(registry, &prefix),
             registry: registry.clone(),
             prefix: prefix.into(),
             responses: OnceLock::new(),

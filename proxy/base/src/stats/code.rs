@@ -4,11 +4,11 @@
 //! total are sums over the codes, made for output. A class of codes is allocated per worker when it first occurs.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::block::bump;
-use super::registry::{Inner, Registry};
+use super::registry::{Inner, Registry, StatValue};
 use crate::worker;
 
 const CLASSES: usize = 5;
@@ -26,6 +26,8 @@ pub(super) struct CodeBody {
     shards: Box<[OnceLock<Box<CodeShard>>]>,
     /// What each code showed at the last reset (100..=599), then the unknown ones.
     baseline: OnceLock<Box<[AtomicU64]>>,
+    /// The total is shown before anything was counted.
+    total_shown: AtomicBool,
     registry: Weak<Inner>,
 }
 
@@ -40,6 +42,13 @@ impl CodeStats {
     /// appear in the output once counted. The same prefix gives the same counters.
     pub fn new(registry: &Registry, prefix: &str) -> Self {
         Self { body: registry.codes(prefix) }
+    }
+
+    /// As [`CodeStats::new`], but `<prefix>upstream_rq_completed` is there from the start, as clusters have it.
+    pub fn with_total(registry: &Registry, prefix: &str) -> Self {
+        let stats = Self::new(registry, prefix);
+        stats.body.total_shown.store(true, Relaxed);
+        stats
     }
 
     /// Counts one response. Codes outside 100..=599 count as `upstream_rq_unknown`.
@@ -60,6 +69,7 @@ impl CodeBody {
             prefix,
             shards: std::iter::repeat_with(OnceLock::new).take(shards).collect(),
             baseline: OnceLock::new(),
+            total_shown: AtomicBool::new(false),
             registry,
         }
     }
@@ -113,10 +123,12 @@ impl CodeBody {
     }
 
     /// Calls `visit` with the suffix and value of each counter that exists.
-    pub(super) fn visit(&self, mut visit: impl FnMut(Cow<'static, str>, u64)) {
-        if self.shards.iter().all(|shard| shard.get().is_none()) {
+    pub(super) fn visit(&self, mut visit: impl FnMut(Cow<'static, str>, StatValue)) {
+        let shown = self.total_shown.load(Relaxed);
+        if self.shards.iter().all(|shard| shard.get().is_none()) && !shown {
             return;
         }
+        let used = |value| StatValue { value, used: true };
         let mut completed = 0u64;
         let mut any = false;
         for class in 1..=CLASSES as u16 {
@@ -128,20 +140,20 @@ impl CodeBody {
                 if self.raw(code) != 0 {
                     let value = self.code(code);
                     sum = sum.wrapping_add(value);
-                    visit(format!("upstream_rq_{code}").into(), value);
+                    visit(format!("upstream_rq_{code}").into(), used(value));
                 }
             }
             any = true;
             completed = completed.wrapping_add(sum);
-            visit(format!("upstream_rq_{class}xx").into(), sum);
+            visit(format!("upstream_rq_{class}xx").into(), used(sum));
         }
         if self.raw(600) != 0 {
             any = true;
             completed = completed.wrapping_add(self.code(600));
-            visit("upstream_rq_unknown".into(), self.code(600));
+            visit("upstream_rq_unknown".into(), used(self.code(600)));
         }
-        if any {
-            visit("upstream_rq_completed".into(), completed);
+        if any || shown {
+            visit("upstream_rq_completed".into(), StatValue { value: completed, used: any });
         }
     }
 }

@@ -316,7 +316,7 @@ impl Registry {
                 let name = StatName::new(codes.prefix.clone(), suffix);
                 name.write_to(&mut full);
                 if self.inner.wanted(&full) {
-                    out.counters.push((name, StatValue { value, used: true }));
+                    out.counters.push((name, value));
                 }
             });
         }
