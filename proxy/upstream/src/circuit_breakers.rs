@@ -125,9 +125,9 @@ impl ResourceManager {
     pub fn inc(&self, resource: Resource) {
         let before = self.current[resource as usize].fetch_add(1, Relaxed);
         let max = self.max[resource as usize];
-        if before + 1 == max {
-            self.open_gauge(resource).inc();
-        } else if max == 0 && before == 0 && self.open_gauge(resource).value() == 0 {
+        // A limit of 0 is open from the first use on.
+        let opens = before + 1 == max || (max == 0 && before == 0 && self.open_gauge(resource).value() == 0);
+        if opens {
             self.open_gauge(resource).inc();
         }
         if before < max {

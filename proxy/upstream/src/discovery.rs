@@ -5,7 +5,7 @@ use crate::cluster_manager::Warming;
 use crate::dns::cluster::Target;
 use crate::dns::{self, Resolver, Resolvers};
 use crate::host::{Host, HostDescription};
-use crate::host_set::HostGroups;
+use crate::host_set::{HostGroup, HostGroups};
 use crate::transport;
 use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{ClusterConfig, Discovery as DiscoveryConfig, Endpoint, Locality};
@@ -146,7 +146,7 @@ fn static_groups(config: &ClusterConfig) -> Result<HostGroups, String> {
             let hostname = (*endpoint.hostname).into();
             hosts.push(make_host(config, endpoint, address, hostname, &name, locality.priority));
         }
-        groups.groups.push((locality.priority, name, locality.weight, hosts));
+        groups.groups.push(HostGroup { priority: locality.priority, locality: name, weight: locality.weight, hosts });
     }
     Ok(groups)
 }

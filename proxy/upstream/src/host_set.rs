@@ -134,11 +134,24 @@ impl PrioritySet {
     }
 }
 
+/// Hosts of one locality and priority.
+#[derive(Debug, Clone)]
+pub struct HostGroup {
+    /// 0 is the highest.
+    pub priority: u32,
+    /// Where they are.
+    pub locality: Arc<Locality>,
+    /// Weight of the locality.
+    pub weight: Option<u32>,
+    /// The hosts.
+    pub hosts: Vec<Arc<Host>>,
+}
+
 /// Groups of hosts, as configured or resolved, from which a [`PrioritySet`] is made.
 #[derive(Debug, Default, Clone)]
 pub struct HostGroups {
-    /// Priority, locality, weight of the locality, hosts.
-    pub groups: Vec<(u32, Arc<Locality>, Option<u32>, Vec<Arc<Host>>)>,
+    /// The groups.
+    pub groups: Vec<HostGroup>,
     /// In percent.
     pub overprovisioning_factor: u32,
     /// Build localities for locality-weighted balancing.
@@ -148,16 +161,16 @@ pub struct HostGroups {
 impl HostGroups {
     /// The set of all groups, by the health that hosts have now.
     pub fn priority_set(&self) -> PrioritySet {
-        let levels = self.groups.iter().map(|group| group.0 as usize + 1).max().unwrap_or(1);
+        let levels = self.groups.iter().map(|group| group.priority as usize + 1).max().unwrap_or(1);
         let host_sets = (0..levels)
             .map(|level| {
-                let groups = || self.groups.iter().filter(move |group| group.0 as usize == level);
-                let hosts: Vec<_> = groups().flat_map(|group| group.3.iter().cloned()).collect();
+                let groups = || self.groups.iter().filter(move |group| group.priority as usize == level);
+                let hosts: Vec<_> = groups().flat_map(|group| group.hosts.iter().cloned()).collect();
                 for host in &hosts {
                     host.priority.store(level as u32, Relaxed);
                 }
                 let weights: Option<Vec<_>> = self.locality_weighted.then(|| {
-                    groups().filter_map(|(_, locality, weight, _)| weight.map(|w| (locality.clone(), w))).collect()
+                    groups().filter_map(|group| group.weight.map(|weight| (group.locality.clone(), weight))).collect()
                 });
                 HostSet::new(hosts, weights.as_deref().filter(|w| !w.is_empty()), self.overprovisioning_factor)
             })

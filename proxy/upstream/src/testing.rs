@@ -1,7 +1,7 @@
 //! Hosts and configurations for this crate's tests.
 
 use crate::host::{Host, HostDescription};
-use crate::host_set::{HostGroups, PrioritySet};
+use crate::host_set::{HostGroup, HostGroups, PrioritySet};
 use crate::stats::ClusterStats;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::cluster::{
@@ -68,8 +68,8 @@ pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host
 pub(crate) fn weighted_set(weights: &[u32]) -> PrioritySet {
     let locality = Arc::default();
     let hosts = weights.iter().enumerate().map(|(port, weight)| host(port as u16, *weight, &locality)).collect();
-    HostGroups { groups: vec![(0, locality, None, hosts)], overprovisioning_factor: 140, locality_weighted: false }
-        .priority_set()
+    let groups = vec![HostGroup { priority: 0, locality, weight: None, hosts }];
+    HostGroups { groups, overprovisioning_factor: 140, locality_weighted: false }.priority_set()
 }
 
 /// Priorities of (healthy, degraded, unhealthy) hosts; ports count on from 0 in this order.
@@ -90,7 +90,7 @@ pub(crate) fn priority_set(levels: &[(usize, usize, usize)]) -> PrioritySet {
                 port += 1;
             }
         }
-        (level as u32, locality.clone(), None, hosts)
+        HostGroup { priority: level as u32, locality: locality.clone(), weight: None, hosts }
     });
     HostGroups { groups: groups.collect(), overprovisioning_factor: 140, locality_weighted: false }.priority_set()
 }

@@ -104,7 +104,8 @@ impl Transport {
         let Some(context) = self.context(host) else { return Ok(Io::plain(plain)) };
         let hostname = Some(&*host.hostname).filter(|name| !name.is_empty());
         let target = ClientTarget { hostname, server_name: options.server_name.as_deref(), alpn };
-        match context.connect(plain, &target).await {
+        // Boxed: a handshake is large, and most connections have none.
+        match Box::pin(context.connect(plain, &target)).await {
             Ok(session) => {
                 info.tls = Some(session.tls);
                 info.negotiated_protocol = session.negotiated_protocol;

@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use crate::cluster_manager::Warming;
 use crate::discovery::{empty_groups, make_host};
 use crate::host::Host;
+use crate::host_set::HostGroup;
 use nuncio_base::random;
 use nuncio_config::address::{Address as ConfigAddress, EndpointAddress};
 use nuncio_config::cluster::{ClusterConfig, DnsConfig, Endpoint, Locality};
@@ -130,13 +131,17 @@ fn strict_answer(shared: &Strict, index: usize, cluster: &Arc<Cluster>, answer: 
     let mut all = empty_groups(config);
     for (at, locality) in config.endpoints.localities.iter().enumerate() {
         let mut hosts: Vec<Arc<Host>> = Vec::new();
-        for (target, found) in shared.targets.iter().zip(groups.iter()).filter(|(target, _)| target.locality == at) {
-            debug_assert_eq!(target.locality, at);
+        for (_, found) in shared.targets.iter().zip(groups.iter()).filter(|(target, _)| target.locality == at) {
             hosts.extend(found.iter().cloned());
         }
-        all.groups.push((locality.priority, shared.localities[at].clone(), locality.weight, hosts));
+        all.groups.push(HostGroup {
+            priority: locality.priority,
+            locality: shared.localities[at].clone(),
+            weight: locality.weight,
+            hosts,
+        });
     }
-    let heaviest = all.groups.iter().flat_map(|group| &group.3).map(|host| host.weight()).max().unwrap_or(0);
+    let heaviest = all.groups.iter().flat_map(|group| &group.hosts).map(|host| host.weight()).max().unwrap_or(0);
     cluster.stats.max_host_weight().set(u64::from(heaviest));
     cluster.update(all.priority_set());
 }
@@ -178,7 +183,12 @@ fn logical_host(cluster: &Arc<Cluster>, target: &Target, addresses: &[Address]) 
     let host = make_host(config, endpoint, addresses[0].clone(), name, &locality, group.priority);
     host.set_connect_addresses(addresses);
     let mut groups = empty_groups(config);
-    groups.groups.push((group.priority, locality, group.weight, vec![host.clone()]));
+    groups.groups.push(HostGroup {
+        priority: group.priority,
+        locality,
+        weight: group.weight,
+        hosts: vec![host.clone()],
+    });
     cluster.update(groups.priority_set());
     host
 }

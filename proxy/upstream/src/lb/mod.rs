@@ -44,6 +44,9 @@ pub trait HashTable: Send + Sync + std::fmt::Debug {
     fn pick(&self, hash: u64, attempt: u32) -> Option<&Arc<Host>>;
 }
 
+/// Makes the table over hosts whose weights sum to one.
+type BuildTable<'a> = dyn Fn(&[(Arc<Host>, f64)]) -> Box<dyn HashTable> + 'a;
+
 /// A cluster's policy with what it needs at run time.
 #[derive(Debug)]
 enum Policy {
@@ -92,7 +95,7 @@ impl LbTables {
     /// Builds the tables for `set`. Runs on the control thread.
     pub fn new(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
         let load = PriorityLoad::new(set, config.lb_common.healthy_panic_threshold);
-        let tables = |build: &dyn Fn(&[(Arc<Host>, f64)]) -> Box<dyn HashTable>| {
+        let tables = |build: &BuildTable<'_>| {
             set.host_sets.iter().zip(&load.panic).map(|(set, panic)| build(&normalized_weights(set, *panic))).collect()
         };
         let policy = match &config.lb_policy {
@@ -475,12 +478,14 @@ mod tests {
     #[test]
     fn localities_share_by_their_weights() {
         let zone = |zone: &str| Arc::new(Locality { zone: zone.into(), ..Locality::default() });
+        let group = |name: &str, port, weight| crate::host_set::HostGroup {
+            priority: 0,
+            locality: zone(name),
+            weight,
+            hosts: vec![crate::testing::host(port, 1, &zone(name))],
+        };
         let groups = crate::host_set::HostGroups {
-            groups: vec![
-                (0, zone("a"), Some(1), vec![crate::testing::host(0, 1, &zone("a"))]),
-                (0, zone("b"), Some(3), vec![crate::testing::host(1, 1, &zone("b"))]),
-                (0, zone("c"), None, vec![crate::testing::host(2, 1, &zone("c"))]),
-            ],
+            groups: vec![group("a", 0, Some(1)), group("b", 1, Some(3)), group("c", 2, None)],
             overprovisioning_factor: 140,
             locality_weighted: true,
         };

@@ -63,7 +63,8 @@ pub(super) struct HttpPool {
 
 #[derive(Default)]
 struct Inner {
-    /// Idle HTTP/1 connections, the most recently used last.
+    /// Idle HTTP/1 connections, the most recently used last. Boxed, as they move between here and streams.
+    #[allow(clippy::vec_box, reason = "a connection is large and moves with each request")]
     idle: Vec<Box<H1Connection>>,
     /// HTTP/1 connections with a stream.
     busy: u32,
@@ -184,7 +185,7 @@ impl HttpPool {
                 Kind::Http1(Some(connection))
             }
             Ready::Http2(connection) => match connection.open(stats) {
-                Some(stream) => Kind::Http2 { stream, connection },
+                Some(stream) => Kind::Http2 { stream: Box::new(stream), connection },
                 None => {
                     // It ended between being found and being used.
                     return Err(PoolFailure {

@@ -74,7 +74,7 @@ enum Kind {
     /// None only while it is dropped.
     Http1(Option<Box<h1::H1Connection>>),
     Http2 {
-        stream: H2ClientStream,
+        stream: Box<H2ClientStream>,
         connection: Rc<h2::H2Connection>,
     },
 }
@@ -117,7 +117,7 @@ impl Deref for PooledStream {
         match &self.kind {
             Kind::Http1(Some(connection)) => &connection.client,
             Kind::Http1(None) => unreachable!("only while it is dropped"),
-            Kind::Http2 { stream, .. } => stream,
+            Kind::Http2 { stream, .. } => &**stream,
         }
     }
 }
@@ -128,7 +128,7 @@ impl DerefMut for PooledStream {
         match &mut self.kind {
             Kind::Http1(Some(connection)) => &mut connection.client,
             Kind::Http1(None) => unreachable!("only while it is dropped"),
-            Kind::Http2 { stream, .. } => stream,
+            Kind::Http2 { stream, .. } => &mut **stream,
         }
     }
 }

@@ -67,7 +67,8 @@ pub async fn tcp_connect(
     }
     let mut pending = Pending { counted: Some(CountedPending::new(cluster, host, options.priority)), cluster };
     let mut counted = CountedConnection::new(cluster, host, options.priority);
-    match connect::connect(cluster, host, &TransportOptions::default(), None).await {
+    // Boxed: what connecting needs would else be part of the session for all of its life.
+    match Box::pin(connect::connect(cluster, host, &TransportOptions::default(), None)).await {
         Ok(connected) => {
             counted.connected(&connected.info);
             pending.counted = None;
