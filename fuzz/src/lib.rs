@@ -5,9 +5,17 @@
 
 pub mod h1;
 pub mod h2;
+pub mod routes;
 
 /// A fuzz target: its name, which is its folder in `corpus/`, and the function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] = &[("h1_head", h1::head), ("h1_chunked", h1::chunked), ("h2_frames", h2::frames)];
+pub const TARGETS: &[Target] = &[
+    ("h1_head", h1::head),
+    ("h1_chunked", h1::chunked),
+    ("h2_frames", h2::frames),
+    ("formatter", routes::formatter),
+    ("path", routes::path),
+    ("route_matcher", routes::route_matcher),
+];

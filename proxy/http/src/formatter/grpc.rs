@@ -62,9 +62,11 @@ impl GrpcForm {
 
 /// The gRPC status of a gRPC request; None for others. An unreadable status counts as -1.
 pub(crate) fn grpc_status(cx: &FormatContext<'_>) -> Option<i64> {
-    if !cx.request.is_some_and(is_grpc_request) {
-        return None;
-    }
+    if cx.request.is_some_and(is_grpc_request) { any_status(cx) } else { None }
+}
+
+/// As [`grpc_status`], whatever the request is.
+pub(crate) fn any_status(cx: &FormatContext<'_>) -> Option<i64> {
     let of = |headers: Option<&Headers>| {
         let value = headers?.bytes(&names::GRPC_STATUS)?;
         Some(std::str::from_utf8(value).ok().and_then(|text| text.parse::<u32>().ok()).map_or(-1, i64::from))

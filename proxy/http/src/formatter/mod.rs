@@ -18,7 +18,10 @@ use bytes::Bytes;
 use crate::headers::{HeaderValue, Headers};
 use crate::stream_info::StreamInfo;
 
+pub(crate) use eval::duration;
+pub(crate) use grpc::any_status;
 pub use json::JsonFormatter;
+use nuncio_config::access_log::{LogFormat, LogFormatKind};
 use operator::{Op, Part};
 
 /// Envoy's default access-log format.
@@ -130,6 +133,45 @@ impl Formatter {
     /// Whether `%LOCAL_REPLY_BODY%` occurs, so that the body has to be kept.
     pub fn uses_local_reply_body(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Op(Op::LocalReplyBody)))
+    }
+}
+
+/// A line or a body: text or JSON.
+#[derive(Debug, Clone)]
+pub enum LogFormatter {
+    /// Text, as it is written.
+    Text(Formatter),
+    /// A JSON object in one line.
+    Json(JsonFormatter),
+}
+
+impl LogFormatter {
+    /// Compiles a configured format.
+    pub fn new(format: &LogFormat) -> Result<Self, FormatError> {
+        Ok(match &format.kind {
+            LogFormatKind::Default => LogFormatter::Text(Formatter::new(DEFAULT_FORMAT, format.omit_empty_values)?),
+            LogFormatKind::Text(text) => LogFormatter::Text(Formatter::new(text, format.omit_empty_values)?),
+            // Envoy types the values of its deprecated field, too.
+            LogFormatKind::Json(json) | LogFormatKind::UntypedJson(json) => {
+                LogFormatter::Json(JsonFormatter::new(json, format.omit_empty_values)?)
+            }
+        })
+    }
+
+    /// Appends the formatted text.
+    pub fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
+        match self {
+            LogFormatter::Text(formatter) => formatter.write(cx, out),
+            LogFormatter::Json(formatter) => formatter.write(cx, out),
+        }
+    }
+
+    /// Whether `%LOCAL_REPLY_BODY%` occurs, so that the body has to be kept.
+    pub fn uses_local_reply_body(&self) -> bool {
+        match self {
+            LogFormatter::Text(formatter) => formatter.uses_local_reply_body(),
+            LogFormatter::Json(formatter) => formatter.uses_local_reply_body(),
+        }
     }
 }
 
