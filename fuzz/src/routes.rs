@@ -169,6 +169,8 @@ fn config(routes: Vec<Route>) -> RouteConfiguration {
 mod tests {
     use super::*;
 
+    const BYTES: &[u8] = b"%/.;:()?ABC\n\\2e";
+
     fn replay(target: fn(&[u8]), seeds: &[&[u8]]) {
         let mut state = 0x2545_f491_4f6c_dd1du64;
         let mut next = |bound: usize| {
@@ -185,7 +187,7 @@ mod tests {
                     let at = next(data.len() + 1);
                     let other = seeds[next(seeds.len())];
                     match next(3) {
-                        0 => data.insert(at, b"%/.;:()?ABC\n\\2e"[next(16)]),
+                        0 => data.insert(at, BYTES[next(BYTES.len())]),
                         1 => data.truncate(at),
                         _ => data.extend_from_slice(&other[next(other.len() + 1)..]),
                     }

@@ -128,6 +128,17 @@ impl HeaderRules {
 /// Headers of which Envoy keeps one line: further values are joined to it with a comma.
 fn is_single(name: &HeaderName) -> bool {
     const SINGLE: &[HeaderName] = &[
+        names::ACCEPT,
+        names::ACCEPT_ENCODING,
+        names::AUTHORIZATION,
+        names::CACHE_CONTROL,
+        names::CONTENT_ENCODING,
+        names::GRPC_ACCEPT_ENCODING,
+        names::IF_MODIFIED_SINCE,
+        names::IF_NONE_MATCH,
+        names::ORIGIN,
+        names::PRAGMA,
+        names::REFERER,
         names::CONNECTION,
         names::CONTENT_LENGTH,
         names::CONTENT_TYPE,
@@ -181,7 +192,8 @@ fn is_single(name: &HeaderName) -> bool {
         names::X_FORWARDED_PROTO,
         names::X_REQUEST_ID,
     ];
-    name.is_interned() && SINGLE.contains(name)
+    const SINGLE_CUSTOM: &[&str] = &["access-control-request-method", "if-match", "if-range", "proxy-status"];
+    if name.is_interned() { SINGLE.contains(name) } else { SINGLE_CUSTOM.contains(&name.as_str()) }
 }
 
 #[cfg(test)]

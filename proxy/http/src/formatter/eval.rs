@@ -528,11 +528,12 @@ fn decode(value: &[u8], max: usize, out: &mut Vec<u8>) -> bool {
 
 fn server_name(of: ServerNameOf, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool {
     let sni = cx.info.connection.requested_server_name.as_deref().filter(|name| !name.is_empty());
-    let host = || cx.request.and_then(|headers| headers.str(&names::AUTHORITY)).map(without_port);
-    let name = match of {
-        ServerNameOf::SniOnly => sni,
-        ServerNameOf::SniFirst => sni.or_else(host),
-        ServerNameOf::HostFirst => host().filter(|host| !host.is_empty()).or(sni),
+    let host = || cx.request.and_then(|headers| headers.bytes(&names::AUTHORITY)).filter(|host| !host.is_empty());
+    // A host was checked by the codec; only what the TLS client says may hold anything.
+    let name = match (of, sni) {
+        (ServerNameOf::HostFirst, _) if host().is_some() => return text(host(), out),
+        (ServerNameOf::SniFirst, None) => return text(host(), out),
+        (_, sni) => sni,
     };
     let Some(name) = name else { return false };
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');

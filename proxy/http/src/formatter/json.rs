@@ -35,7 +35,7 @@ impl JsonFormatter {
     /// Appends the object and a newline.
     pub fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
         if !self.node(&self.root, cx, out) {
-            out.extend_from_slice(b"null");
+            out.extend_from_slice(b"{}");
         }
         out.push(b'\n');
     }
@@ -77,6 +77,7 @@ impl JsonFormatter {
                 out.push(b'"');
             }
             Node::Object(list) => {
+                let begin = out.len();
                 out.push(b'{');
                 let mut first = true;
                 for (key, node) in list {
@@ -93,6 +94,11 @@ impl JsonFormatter {
                         out.extend_from_slice(b"null");
                         first = false;
                     }
+                }
+                if first && self.omit_empty {
+                    // An object that was left empty is omitted, too.
+                    out.truncate(begin);
+                    return false;
                 }
                 out.push(b'}');
             }
@@ -206,8 +212,8 @@ fn show_number(number: &serde_json::Number) -> String {
     }
 }
 
-/// Escapes what was appended since `start`, in place where nothing needs it. Text that is not UTF-8 is taken for Latin-1, its
-/// bytes beyond ASCII escaped each, as Envoy does.
+/// Escapes what was appended since `start`, in place where nothing needs it. Text that is not UTF-8 is taken for
+/// Latin-1 and all of its special bytes are written by number, as Envoy does.
 pub(super) fn escape_tail(start: usize, out: &mut Vec<u8>) {
     let plain = |byte: &u8| !matches!(byte, 0..=0x1f | b'"' | b'\\' | 0x80..);
     let tail = &out[start..];
@@ -221,6 +227,7 @@ pub(super) fn escape_tail(start: usize, out: &mut Vec<u8>) {
     let tail = out.split_off(start);
     for byte in tail {
         match byte {
+            0..=0x1f | b'"' | b'\\' | 0x80.. if !utf8 => unicode(byte, out),
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
             b'\n' => out.extend_from_slice(b"\\n"),
@@ -229,7 +236,6 @@ pub(super) fn escape_tail(start: usize, out: &mut Vec<u8>) {
             0x08 => out.extend_from_slice(b"\\b"),
             0x0c => out.extend_from_slice(b"\\f"),
             0..=0x1f => unicode(byte, out),
-            0x80.. if !utf8 => unicode(byte, out),
             byte => out.push(byte),
         }
     }

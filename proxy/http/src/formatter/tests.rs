@@ -142,7 +142,7 @@ fn headers_fall_back_and_are_cut() {
         ("%PATH% %PATH(NQ)% %PATH(WQ:ORIG)% %PATH(WQ:PATH):5%", "/p/a?a=b%20c&x=1 /p/a - /p/a?"),
         ("%QUERY_PARAM(a)% %QUERY_PARAM(a):1% %QUERY_PARAM(zz)%", "b c b -"),
         ("%QUERY_PARAMS% %QUERY_PARAMS(DECODED)%", "a=b%20c&x=1 a=b c&x=1"),
-        ("100%% %REQUESTED_SERVER_NAME(SNI_FIRST)%", "100% a.com"),
+        ("100%% %REQUESTED_SERVER_NAME(SNI_FIRST)%", "100% a.com:80"),
         ("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", "127.0.0.1:5555 5555"),
         (
             "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(8)%",
@@ -229,6 +229,13 @@ fn json_is_what_envoy_writes() {
     assert_eq!(show_json(&format, false, &cx), wanted);
     let omitted = show_json(&json!({"a": "%REQ(NO)%", "b": "%RESPONSE_CODE%", "c": "%REQ(NO)%x"}), true, &cx);
     assert_eq!(omitted, "{\"b\":200,\"c\":\"x\"}\n");
+    let nested = json!({"e": {}, "l": ["%REQ(no)%", null, 1], "l2": [], "o": {"x": {"y": "%REQ(no)%"}}, "s": ""});
+    assert_eq!(show_json(&nested, true, &cx), "{\"l\":[1],\"l2\":[],\"s\":\"\"}\n");
+    assert_eq!(show_json(&json!({"a": "%REQ(no)%"}), true, &cx), "{}\n");
+    let mut odd = Headers::new();
+    odd.append(HeaderName::parse("x").unwrap(), HeaderValue::parse(&b"\xe9\"\\"[..]).unwrap());
+    let cx = FormatContext { request: Some(&odd), ..cx };
+    assert_eq!(show_json(&json!({"p": "%REQ(X)%-"}), false, &cx), "{\"p\":\"\\u00e9\\u0022\\u005c-\"}\n");
 }
 
 #[test]

@@ -523,7 +523,8 @@ impl Forward {
                 Ok(substitution) => out.host_path = Some(substitution),
                 Err(text) => fail("host_rewrite_path_regex.substitution", text),
             },
-            HostRewrite::Format(format) => match Formatter::new(format, true) {
+            // What has no value shows as `-` here, unlike in paths.
+            HostRewrite::Format(format) => match Formatter::new(format, false) {
                 Ok(format) => out.host_format = Some(format),
                 Err(error) => fail("host_rewrite", error.0),
             },

@@ -110,15 +110,15 @@ pub(super) fn replace_format(path: &[u8], format: &Formatter, cx: &FormatContext
 /// Sets the host, keeping the old one in `x-forwarded-host` and `x-envoy-original-host` where asked.
 pub fn update_authority(headers: &mut Headers, host: HeaderValue, append_x_forwarded_host: bool, keep_original: bool) {
     if let Some(old) = headers.get(&names::AUTHORITY).cloned().filter(|old| !old.as_bytes().is_empty()) {
+        if keep_original {
+            headers.set(names::X_ENVOY_ORIGINAL_HOST, old.clone());
+        }
         if append_x_forwarded_host {
             let last =
                 headers.bytes(&names::X_FORWARDED_HOST).and_then(|list| list.rsplit(|byte| *byte == b',').next());
             if last != Some(old.as_bytes()) {
                 headers.append_joined(names::X_FORWARDED_HOST, old.as_bytes(), ",");
             }
-        }
-        if keep_original {
-            headers.set(names::X_ENVOY_ORIGINAL_HOST, old);
         }
     }
     headers.set(names::AUTHORITY, host);
