@@ -1,1 +1,3 @@
 //! Extensions: one file each, and the registry that lists them.
+
+pub mod network_filters;

@@ -134,4 +134,26 @@ mod tests {
         assert_eq!(port(ring.pick(last.0.wrapping_add(1), 0)), Some(first.1));
         assert_eq!(port(ring.pick(first.0, 1)), Some(ring.hashes[1].1));
     }
+
+    /// Hosts that Envoy 1.40 picks for the header values `key0` to `key39`, by the last digit of their port.
+    const RING: &str = "2211222323232123223221222212211222312212";
+    const MURMUR: &str = "1222213233312233211223132212131212313212";
+    const MAGLEV: &str = "2322231311213123213223121133221111122121";
+
+    #[test]
+    fn keys_find_the_same_hosts_as_in_envoy() {
+        let locality = Arc::default();
+        let hosts = [(29921, 1), (29922, 2), (29923, 1)].map(|(port, weight)| {
+            let host = crate::testing::host(port, weight, &locality);
+            (host, f64::from(weight) / 4.0)
+        });
+        let picked = |table: &dyn HashTable| -> String {
+            let keys = (0..40).map(|key| xxhash_rust::xxh64::xxh64(format!("key{key}").as_bytes(), 0));
+            let ports = keys.filter_map(|hash| table.pick(hash, 0)?.address.port());
+            ports.map(|port| char::from(b'0' + (port % 10) as u8)).collect()
+        };
+        assert_eq!(picked(&Ring::new(&hosts, 1024, 8 << 20, false, &stats())), RING);
+        assert_eq!(picked(&Ring::new(&hosts, 1024, 8 << 20, true, &stats())), MURMUR);
+        assert_eq!(picked(&super::super::maglev::MaglevTable::new(&hosts, 65537, &stats())), MAGLEV);
+    }
 }

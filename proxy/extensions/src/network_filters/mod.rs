@@ -1,0 +1,3 @@
+//! Network filters that end a chain.
+
+pub mod tcp_proxy;

@@ -1,0 +1,493 @@
+//! `envoy.filters.network.tcp_proxy`: one upstream connection per downstream connection, bytes copied both ways.
+//!
+//! ```text
+//! cluster ──► host ──► connect ──► copy ──► log
+//!    ▲                    │ failed, attempts left
+//!    └────────────────────┘
+//! ```
+//! Between plain sockets the bytes do not enter the process (`nuncio_net::splice`). Bytes that arrive before the upstream
+//! is connected stay in the socket, so that nothing is buffered here. Built once per filter chain and worker.
+
+use futures_util::future::LocalBoxFuture;
+use nuncio_base::stats::Registry;
+use nuncio_base::{random, timer};
+use nuncio_config::tcp_proxy::TcpProxyConfig;
+use nuncio_http::access_log::AccessLogs;
+use nuncio_http::codec::ResetReason;
+use nuncio_http::formatter::{AccessLogType, FormatContext};
+use nuncio_http::stream_info::{ResponseFlags, StreamInfo};
+use nuncio_net::connection::Connection;
+use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
+use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
+use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
+use nuncio_upstream::{Cluster, ClusterManager, LbContext, StreamOptions};
+use std::cell::RefCell;
+use std::future::Future as _;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use tokio::time::Instant;
+use xxhash_rust::xxh64::xxh64;
+
+nuncio_base::stat_family! {
+    /// `tcp.<stat_prefix>.`
+    pub struct TcpProxyStats {
+        counters {
+            downstream_cx_drain_close, downstream_cx_no_route, downstream_cx_overload_close,
+            downstream_cx_rx_bytes_total, downstream_cx_total, downstream_cx_tx_bytes_total,
+            downstream_flow_control_paused_reading_total, downstream_flow_control_resumed_reading_total,
+            early_data_received_count_total, idle_timeout, max_downstream_connection_duration, route_delayed_total,
+            upstream_flush_total,
+        }
+        gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
+    }
+}
+
+/// The filter, ready to serve on any worker.
+pub struct TcpProxy {
+    config: Arc<TcpProxyConfig>,
+    clusters: Arc<ClusterManager>,
+    stats: TcpProxyStats,
+    logs: AccessLogs,
+    total_weight: u64,
+}
+
+impl TcpProxy {
+    /// The filter for `config`; `logs` are those of its configuration.
+    pub fn new(config: Arc<TcpProxyConfig>, clusters: Arc<ClusterManager>, stats: &Registry, logs: AccessLogs) -> Self {
+        TcpProxy {
+            stats: TcpProxyStats::new(stats, &format!("tcp.{}.", config.stat_prefix)),
+            total_weight: config.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
+            config,
+            clusters,
+            logs,
+        }
+    }
+
+    /// The cluster for one more connection, by weight.
+    fn cluster_name(&self, random: impl FnOnce(u64) -> u64) -> Option<&Arc<str>> {
+        if let [(only, _)] = &*self.config.clusters {
+            return Some(only);
+        }
+        let mut point = random(self.total_weight);
+        for (name, weight) in &self.config.clusters {
+            match point.checked_sub(u64::from(*weight)) {
+                None => return Some(name),
+                Some(rest) => point = rest,
+            }
+        }
+        None
+    }
+
+    /// Serves one connection to its end, and logs it.
+    async fn run(&self, mut connection: Connection) {
+        self.stats.downstream_cx_total().inc();
+        let downstream = connection.info.clone();
+        let info = RefCell::new(StreamInfo::new(downstream.clone(), random::u64(), None));
+        let outcome = {
+            let mut session = pin!(self.session(&mut connection, &info));
+            let mut life = self.config.max_downstream_connection_duration.map(timer::sleep);
+            let interval = self.config.access_log_flush_interval.filter(|interval| !interval.is_zero());
+            let mut flush = interval.map(|interval| (interval, timer::sleep(interval)));
+            std::future::poll_fn(|cx| {
+                if let Poll::Ready(()) = session.as_mut().poll(cx) {
+                    return Poll::Ready(Over::Ended);
+                }
+                if life.as_mut().is_some_and(|life| Pin::new(life).poll(cx).is_ready()) {
+                    return Poll::Ready(Over::MaxDuration);
+                }
+                while let Some((interval, sleep)) = &mut flush {
+                    if Pin::new(&mut *sleep).poll(cx).is_pending() {
+                        break;
+                    }
+                    sleep.reset(*interval);
+                    self.log(&info, AccessLogType::TcpPeriodic);
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        if let Over::MaxDuration = outcome {
+            self.stats.max_downstream_connection_duration().inc();
+            downstream.closed_locally.set(true);
+            let mut info = info.borrow_mut();
+            info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+            info.response_code_details = Some("duration_timeout".into());
+        }
+        info.borrow_mut().complete = Some(Instant::now());
+        self.log(&info, AccessLogType::TcpConnectionEnd);
+    }
+
+    async fn session(&self, connection: &mut Connection, info: &RefCell<StreamInfo>) {
+        let Some(mut upstream) = self.connect(connection, info).await else {
+            connection.info.closed_locally.set(true);
+            return;
+        };
+        if self.config.flush_access_log_on_connected {
+            self.log(info, AccessLogType::TcpUpstreamConnected);
+        }
+        let progress = |from: Side, count: usize| match from {
+            Side::Downstream => self.stats.downstream_cx_rx_bytes_total().add(count as u64),
+            Side::Upstream => self.stats.downstream_cx_tx_bytes_total().add(count as u64),
+        };
+        let options =
+            CopyOptions { idle_timeout: self.config.idle_timeout, progress: Some(&progress), no_splice: false };
+        let outcome = copy_bidirectional(&mut connection.io, &mut upstream.io, options).await;
+        match &outcome.end {
+            CopyEnd::IdleTimeout => {
+                self.stats.idle_timeout().inc();
+                connection.info.closed_locally.set(true);
+                upstream.ended_locally();
+            }
+            // A reset is passed on.
+            CopyEnd::Failed(Side::Upstream, _) => {
+                upstream.ended_by_host();
+                connection.info.closed_locally.set(true);
+                connection.io.reset_on_close();
+            }
+            CopyEnd::Failed(Side::Downstream, _) => {
+                upstream.ended_locally();
+                upstream.io.reset_on_close();
+            }
+            // Whoever ends last closes the pair.
+            CopyEnd::Finished if outcome.closed_first == Some(Side::Downstream) => upstream.ended_by_host(),
+            CopyEnd::Finished => upstream.ended_locally(),
+        }
+    }
+
+    /// Connects to a host, trying again as often as configured. None when the connection cannot be served.
+    async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<TcpUpstream> {
+        let began = Instant::now();
+        let name = self.cluster_name(random::below);
+        let Some(cluster) = name.and_then(|name| self.clusters.cluster(name)) else {
+            self.stats.downstream_cx_no_route().inc();
+            info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
+            return None;
+        };
+        {
+            let upstream = &mut info.borrow_mut().upstream;
+            upstream.cluster = Some(cluster.name().clone());
+            upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+        }
+        let hash = self.config.hash_source_ip.then(|| connection.info.remote_address.ip()).flatten();
+        let context = LbContext { hash: hash.map(|ip| xxh64(ip.to_string().as_bytes(), 0)), ..LbContext::default() };
+        for _ in 0..self.config.max_connect_attempts.max(1) {
+            match self.attempt(&cluster, &context, info).await {
+                Ok(upstream) => {
+                    let mut info = info.borrow_mut();
+                    info.upstream.pool_ready = Some(began.elapsed());
+                    info.upstream.connection_ids_attempted.push(upstream.info.id);
+                    info.upstream.connection = Some(upstream.info.clone());
+                    return Some(upstream);
+                }
+                Err(Failed::Final) => return None,
+                Err(Failed::MayRetry) => {}
+            }
+        }
+        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
+        info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        None
+    }
+
+    async fn attempt(
+        &self,
+        cluster: &Arc<Cluster>,
+        context: &LbContext<'_>,
+        info: &RefCell<StreamInfo>,
+    ) -> Result<TcpUpstream, Failed> {
+        let Some(host) = cluster.choose_host(context) else {
+            cluster.stats.upstream_cx_none_healthy().inc();
+            info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            return Err(Failed::Final);
+        };
+        let result = tcp_connect(cluster, &host, &StreamOptions::default()).await;
+        let mut info = info.borrow_mut();
+        let overflow = matches!(&result, Err(failure) if failure.reason == ResetReason::Overflow);
+        if !overflow {
+            info.attempt_count += 1;
+            let (_, address) = host.shown_address();
+            info.upstream.hosts_attempted.push(address.clone());
+            info.upstream.host = Some(address);
+            info.upstream.host_name = Some(host.hostname.clone()).filter(|name| !name.is_empty());
+            info.upstream.host_metadata = host.metadata.clone();
+        }
+        match result {
+            Ok(upstream) => Ok(upstream),
+            Err(_) if overflow => {
+                info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                Err(Failed::Final)
+            }
+            Err(failure) => {
+                info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+                info.upstream.transport_failure_reason = failure.transport_failure_reason;
+                Err(Failed::MayRetry)
+            }
+        }
+    }
+
+    fn log(&self, info: &RefCell<StreamInfo>, log_type: AccessLogType) {
+        if self.logs.is_empty() {
+            return;
+        }
+        let mut info = info.borrow_mut();
+        let (received, sent) = (info.connection.bytes.received.get(), info.connection.bytes.sent.get());
+        (info.bytes_received, info.bytes_sent) = (received, sent);
+        (info.meter.wire_bytes_received, info.meter.wire_bytes_sent) = (received, sent);
+        if let Some(upstream) = info.upstream.connection.clone() {
+            info.upstream.meter.wire_bytes_received = upstream.bytes.received.get();
+            info.upstream.meter.wire_bytes_sent = upstream.bytes.sent.get();
+        }
+        self.logs.log(&FormatContext { log_type, ..FormatContext::new(&info) });
+    }
+}
+
+/// Why a session is over.
+enum Over {
+    Ended,
+    MaxDuration,
+}
+
+/// A connect attempt that failed.
+enum Failed {
+    /// Another may help.
+    MayRetry,
+    /// No other is made.
+    Final,
+}
+
+/// One filter chain's TCP proxy on one worker.
+struct Handler {
+    filter: Arc<TcpProxy>,
+}
+
+impl FilterChainHandler for Handler {
+    fn serve(self: Rc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move { self.filter.run(connection).await })
+    }
+}
+
+/// Makes handlers of a filter.
+pub struct TcpProxyFactory {
+    filter: Arc<TcpProxy>,
+}
+
+impl TcpProxyFactory {
+    /// Handlers for `filter`.
+    pub fn new(filter: TcpProxy) -> Self {
+        TcpProxyFactory { filter: Arc::new(filter) }
+    }
+}
+
+impl FilterChainFactory for TcpProxyFactory {
+    fn create(&self) -> Rc<dyn FilterChainHandler> {
+        Rc::new(Handler { filter: self.filter.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuncio_base::drain::DrainHandle;
+    use nuncio_base::stats::StatsConfig;
+    use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
+    use nuncio_config::cluster::*;
+    use nuncio_net::connection::{ConnectionInfo, Io};
+    use nuncio_upstream::ClusterManagerOptions;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    fn cluster(addr: SocketAddr) -> ClusterConfig {
+        let endpoint = Endpoint {
+            address: EndpointAddress::Resolved(Address::Socket(SocketAddress { addr, ipv4_compat: false, udp: false })),
+            additional_addresses: Vec::new(),
+            hostname: "".into(),
+            health: HealthStatus::Unknown,
+            weight: 1,
+            metadata: None,
+            health_check: None,
+        };
+        let group =
+            LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
+        ClusterConfig {
+            name: "a".into(),
+            alt_stat_name: None,
+            discovery: Discovery::Static,
+            connect_timeout: Duration::from_secs(5),
+            per_connection_buffer_limit_bytes: 1 << 20,
+            lb_policy: LbPolicy::RoundRobin,
+            lb_common: CommonLbConfig::default(),
+            endpoints: ClusterLoadAssignment { localities: vec![group], ..ClusterLoadAssignment::default() },
+            http: UpstreamHttpOptions::default(),
+            circuit_breakers: CircuitBreakers::default(),
+            tls: None,
+            transport_socket: None,
+            transport_socket_matches: Vec::new(),
+            bind: BindConfig::default(),
+            tcp_keepalive: None,
+            dns: DnsConfig::default(),
+            close_connections_on_host_health_failure: false,
+            ignore_health_on_host_removal: false,
+            health_checks: Vec::new(),
+            outlier_detection: None,
+            metadata: None,
+            connection_pool_per_downstream_connection: false,
+            per_upstream_preconnect_ratio: 1000,
+            track_timeout_budgets: false,
+            added_via_api: false,
+            path: "".into(),
+        }
+    }
+
+    fn config() -> TcpProxyConfig {
+        TcpProxyConfig {
+            stat_prefix: "t".into(),
+            clusters: vec![("a".into(), 1)],
+            idle_timeout: None,
+            max_downstream_connection_duration: None,
+            max_connect_attempts: 1,
+            access_logs: Vec::new(),
+            access_log_flush_interval: None,
+            flush_access_log_on_connected: false,
+            hash_source_ip: false,
+            path: "".into(),
+        }
+    }
+
+    struct Setup {
+        registry: Registry,
+        proxy: Rc<TcpProxy>,
+    }
+
+    impl Setup {
+        fn new(upstream: Option<SocketAddr>, config: TcpProxyConfig) -> Setup {
+            let registry = Registry::new(1, StatsConfig::default());
+            let clusters = ClusterManager::new(ClusterManagerOptions {
+                registry: registry.clone(),
+                upstream_bind: BindConfig::default(),
+                control: tokio::runtime::Handle::current(),
+            });
+            if let Some(addr) = upstream {
+                clusters.add(Arc::new(cluster(addr))).expect("a cluster");
+            }
+            let proxy = Rc::new(TcpProxy::new(Arc::new(config), clusters, &registry, AccessLogs::default()));
+            Setup { registry, proxy }
+        }
+
+        /// A client whose connection the proxy serves, and the end of the serving.
+        async fn client(&self) -> (TcpStream, tokio::task::JoinHandle<()>) {
+            let (listener, address) = listen().await;
+            let client = TcpStream::connect(address).await.expect("connects");
+            let (socket, peer) = listener.accept().await.expect("accepts");
+            let mut io = Io::tcp(socket);
+            let info = Rc::new(ConnectionInfo::new(address.into(), peer.into()));
+            io.set_meter(info.bytes.clone());
+            let connection = Connection { io, info, drain: DrainHandle::new().signal() };
+            let proxy = self.proxy.clone();
+            (client, tokio::task::spawn_local(async move { proxy.run(connection).await }))
+        }
+
+        fn count(&self, name: &str) -> u64 {
+            self.registry.counter_value(name).expect("a counter")
+        }
+    }
+
+    async fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_a_half_close_passes() {
+        let (listener, address) = listen().await;
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let setup = Setup::new(Some(address), config());
+                let (mut client, served) = setup.client().await;
+                client.write_all(b"ping").await.expect("sent");
+                client.shutdown().await.expect("half closed");
+                let (mut upstream, _) = listener.accept().await.expect("a connection");
+                let mut got = Vec::new();
+                upstream.read_to_end(&mut got).await.expect("read");
+                assert_eq!(got, b"ping");
+                upstream.write_all(b"ping pong").await.expect("sent");
+                drop(upstream);
+                got.clear();
+                client.read_to_end(&mut got).await.expect("read");
+                assert_eq!(got, b"ping pong");
+                served.await.expect("it ends");
+                assert_eq!(setup.count("tcp.t.downstream_cx_rx_bytes_total"), 4);
+                assert_eq!(setup.count("tcp.t.downstream_cx_tx_bytes_total"), 9);
+                assert_eq!(setup.count("cluster.a.upstream_cx_tx_bytes_total"), 4);
+                assert_eq!(setup.count("cluster.a.upstream_cx_rx_bytes_total"), 9);
+                assert_eq!(setup.count("cluster.a.upstream_cx_destroy_remote_with_active_rq"), 1);
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn connecting_is_tried_as_often_as_configured() {
+        let (listener, address) = listen().await;
+        drop(listener);
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let setup = Setup::new(Some(address), TcpProxyConfig { max_connect_attempts: 3, ..config() });
+                let (mut client, served) = setup.client().await;
+                assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
+                served.await.expect("it ends");
+                assert_eq!(setup.count("cluster.a.upstream_cx_connect_fail"), 3);
+                assert_eq!(setup.count("cluster.a.upstream_cx_connect_attempts_exceeded"), 1);
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_cluster_is_closed_and_counted() {
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let setup = Setup::new(None, config());
+                let (mut client, served) = setup.client().await;
+                assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
+                served.await.expect("it ends");
+                assert_eq!(setup.count("tcp.t.downstream_cx_no_route"), 1);
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn idle_and_long_sessions_end() {
+        let (listener, address) = listen().await;
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let short = Some(Duration::from_millis(20));
+                for (config, stat) in [
+                    (TcpProxyConfig { idle_timeout: short, ..config() }, "tcp.t.idle_timeout"),
+                    (
+                        TcpProxyConfig { max_downstream_connection_duration: short, ..config() },
+                        "tcp.t.max_downstream_connection_duration",
+                    ),
+                ] {
+                    let setup = Setup::new(Some(address), config);
+                    let (mut client, served) = setup.client().await;
+                    let (mut upstream, _) = listener.accept().await.expect("a connection");
+                    assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
+                    assert_eq!(upstream.read(&mut [0; 8]).await.expect("an orderly end"), 0);
+                    served.await.expect("it ends");
+                    assert_eq!(setup.count(stat), 1);
+                    assert_eq!(setup.count("cluster.a.upstream_cx_destroy_local"), 1);
+                }
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn weights_choose_the_cluster() {
+        let clusters = vec![("a".into(), 1), ("b".into(), 3)];
+        let setup = Setup::new(None, TcpProxyConfig { clusters, ..config() });
+        let chosen = |point| setup.proxy.cluster_name(|total| if total == 4 { point } else { 99 }).map(|name| &**name);
+        assert_eq!([chosen(0), chosen(1), chosen(3)], [Some("a"), Some("b"), Some("b")]);
+    }
+}
