@@ -39,11 +39,11 @@ pub fn formatter(data: &[u8]) {
     let info = info();
     let cx = FormatContext { request: Some(&request), ..FormatContext::new(&info) };
     let mut out = Vec::new();
-    if let Ok(formatter) = Formatter::new(format, data.len() % 2 == 0) {
+    if let Ok(formatter) = Formatter::new(format, data.len().is_multiple_of(2)) {
         formatter.write(&cx, &mut out);
     }
     let json = serde_json::json!({ "k": format, "list": [format, 1] });
-    if let Ok(formatter) = JsonFormatter::new(&json, data.len() % 2 == 0) {
+    if let Ok(formatter) = JsonFormatter::new(&json, data.len().is_multiple_of(2)) {
         out.clear();
         formatter.write(&cx, &mut out);
         let parsed = serde_json::from_slice::<serde_json::Value>(&out);

@@ -42,7 +42,8 @@ pub fn without_query(path: &[u8]) -> &[u8] {
 /// Applies the rules to a path with its query, which is left as it is.
 pub fn normalize(path: &[u8], rules: PathRules) -> Normalized {
     let (mut plain, query) = path.split_at(memchr::memchr(b'?', path).unwrap_or(path.len()));
-    let (mut unescaped, mut canonical, mut merged) = (None, None, None);
+    let unescaped;
+    let (mut canonical, mut merged) = (None, None);
     let (mut redirect, mut changed) = (false, false);
     if rules.escaped_slashes != EscapedSlashesAction::KeepUnchanged {
         unescaped = unescape_slashes(plain);

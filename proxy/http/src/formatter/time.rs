@@ -303,7 +303,8 @@ fn write_item(item: &Item, f: &Fields, out: &mut Vec<u8>) {
         Item::Fraction(digits) => write_fraction(f.nanos, *digits, out),
         Item::Seconds(digits) => {
             drop(write!(out, "{:02}", f.second));
-            let digits = digits.unwrap_or_else(|| (1..=9).find(|d| f.nanos % 10u32.pow(9 - d) == 0).unwrap_or(9) as u8);
+            let digits =
+                digits.unwrap_or_else(|| (1..=9).find(|d| f.nanos.is_multiple_of(10u32.pow(9 - d))).unwrap_or(9) as u8);
             if digits > 0 && (f.nanos > 0 || matches!(item, Item::Seconds(Some(_)))) {
                 out.push(b'.');
                 write_fraction(f.nanos, digits, out);

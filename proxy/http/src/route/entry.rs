@@ -117,6 +117,9 @@ pub(super) struct Global {
     pub(super) filters: FilterConfigs,
 }
 
+/// Conditions and name of a virtual cluster.
+type VirtualClusterEntry = (Box<[HeaderMatch]>, Arc<str>);
+
 /// A compiled virtual host, without its routes.
 #[derive(Debug)]
 pub struct VirtualHostEntry {
@@ -124,7 +127,7 @@ pub struct VirtualHostEntry {
     pub(super) position: usize,
     pub(super) rules: LevelRules,
     pub(super) filters: FilterConfigs,
-    virtual_clusters: Box<[(Box<[HeaderMatch]>, Arc<str>)]>,
+    virtual_clusters: Box<[VirtualClusterEntry]>,
     catch_all: Option<Arc<str>>,
 }
 
@@ -185,7 +188,7 @@ impl VirtualHostEntry {
         }
     }
 
-    /// Number of virtual clusters, the catch-all `other` included.
+    /// Names of the virtual clusters, the catch-all `other` last.
     pub fn virtual_cluster_names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.virtual_clusters.iter().map(|(_, name)| name).chain(&self.catch_all)
     }
