@@ -61,6 +61,9 @@ pub struct Case {
     /// The order in which the upstream saw the requests does not matter.
     #[serde(default)]
     pub unordered: bool,
+    /// The case depends on short times: where the sides differ it is played once more.
+    #[serde(default)]
+    pub timing: bool,
     /// JSON pointers into the outcome, and values that Envoy's must have: what the case is there to show.
     #[serde(default)]
     pub expect: BTreeMap<String, Value>,

@@ -41,15 +41,16 @@ impl Mask {
 
     /// One string.
     pub fn text(&self, text: &str) -> String {
-        let mut out = NUMBER
-            .replace_all(text, |c: &regex::Captures<'_>| {
+        let mut out = text.to_owned();
+        for (pattern, to) in ALWAYS.iter() {
+            out = pattern.replace_all(&out, *to).into_owned();
+        }
+        out = NUMBER
+            .replace_all(&out, |c: &regex::Captures<'_>| {
                 let name = c[0].parse().ok().and_then(|port: u16| self.ports.get(&port));
                 name.cloned().unwrap_or_else(|| c[0].to_owned())
             })
             .into_owned();
-        for (pattern, to) in ALWAYS.iter() {
-            out = pattern.replace_all(&out, *to).into_owned();
-        }
         for (pattern, to) in &self.rules {
             out = pattern.replace_all(&out, to.as_str()).into_owned();
         }
