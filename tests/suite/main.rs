@@ -5,6 +5,8 @@ mod cases {
     include!(concat!(env!("OUT_DIR"), "/cases.rs"));
 }
 
+mod examples;
+
 mod house {
     //! What must hold for the case files themselves.
 
