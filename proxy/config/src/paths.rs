@@ -60,6 +60,30 @@ impl FieldPath {
         below.segments().into_iter().fold(self.clone(), |path, segment| path.push(segment.clone()))
     }
 
+    /// Reads the text that [`FieldPath`]'s `Display` writes. What does not look like a path becomes one field.
+    pub fn parse(text: &str) -> Self {
+        let mut path = FieldPath::root();
+        let mut rest = text;
+        while !rest.is_empty() {
+            if let Some(after) = rest.strip_prefix("[\"") {
+                let end = after.find("\"]").unwrap_or(after.len());
+                path = path.key(&after[..end]);
+                rest = after.get(end + 2..).unwrap_or("");
+            } else if let Some((index, after)) = rest.strip_prefix('[').and_then(|r| r.split_once(']'))
+                && let Ok(index) = index.parse()
+            {
+                path = path.index(index);
+                rest = after;
+            } else {
+                let start = rest.strip_prefix('.').unwrap_or(rest);
+                let end = start.find(['.', '[']).filter(|end| *end > 0).unwrap_or(start.len());
+                path = path.field(start[..end].to_owned());
+                rest = &start[end..];
+            }
+        }
+        path
+    }
+
     /// Whether this is the path of the whole message.
     pub fn is_root(&self) -> bool {
         self.0.is_none()
@@ -132,6 +156,13 @@ impl Eq for FieldPath {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_read_back_from_its_text() {
+        for text in ["static_resources.clusters[2].name", "a", "", "x.map[\"k.v\"].y[0]"] {
+            assert_eq!(FieldPath::parse(text).to_string(), text);
+        }
+    }
 
     #[test]
     fn a_path_reads_like_the_configuration() {

@@ -1,3 +1,8 @@
-//! Extensions: one file each, and the registry that lists them.
+//! Extensions: one file or folder each, and the registry that lists them.
+//!
+//! Reading order: the registry, then what it lists. An extension uses the floors below and no other extension.
 
+pub mod registry;
+
+pub mod http_filters;
 pub mod network_filters;

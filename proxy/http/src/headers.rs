@@ -224,6 +224,54 @@ impl fmt::Display for HeaderName {
     }
 }
 
+/// Position of an interned name.
+const fn interned(text: &[u8]) -> usize {
+    let mut i = 0;
+    while i < KNOWN_TEXT.len() {
+        let known = KNOWN_TEXT[i].as_bytes();
+        let mut at = 0;
+        while at < known.len() && at < text.len() && known[at] == text[at] {
+            at += 1;
+        }
+        if at == known.len() && at == text.len() {
+            return i;
+        }
+        i += 1;
+    }
+    panic!("not an interned header name")
+}
+
+/// A set of interned names, so that many headers are found in one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameSet(u128);
+
+impl NameSet {
+    /// The set of these interned names, by their lower-case text. Another name is an error at compile time.
+    pub const fn of(texts: &[&str]) -> NameSet {
+        let mut bits = 0;
+        let mut i = 0;
+        while i < texts.len() {
+            bits |= 1 << interned(texts[i].as_bytes());
+            i += 1;
+        }
+        NameSet(bits)
+    }
+
+    /// Both sets.
+    pub const fn and(self, other: NameSet) -> NameSet {
+        NameSet(self.0 | other.0)
+    }
+
+    /// Whether `name` is in it.
+    #[inline]
+    pub fn contains(self, name: &HeaderName) -> bool {
+        match &name.0 {
+            Repr::Known(k) => self.0 & (1 << (*k as u8)) != 0,
+            Repr::Custom(_) => false,
+        }
+    }
+}
+
 /// True for the token characters of RFC 9110 5.6.2.
 pub const fn is_token(b: u8) -> bool {
     matches!(b, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
@@ -539,7 +587,7 @@ mod tests {
             assert_eq!(known(t.as_bytes()), Some(KNOWN[i]), "{t}");
         }
         assert_eq!(known(b"x-not-known"), None);
-        assert!(KNOWN_TEXT.len() < usize::from(u8::MAX));
+        assert!(KNOWN_TEXT.len() <= 128, "NameSet holds 128 names");
     }
 
     #[test]

@@ -3,12 +3,25 @@
 //! Reading order: what a message is (`headers`, `body`), how it arrives and leaves (`codec`), what is known about a
 //! stream (`stream_info`), how filters see it (`filter`). Knows no clusters: the router filter, two floors up, does.
 
-pub mod access_log;
-pub mod codec;
-pub mod formatter;
-pub mod header_mutation;
 pub mod headers;
+
+pub mod codec;
+pub mod conn_manager;
+mod conn_manager_h2;
+pub mod hcm;
+
+pub mod active_stream;
+mod client_cert;
+pub mod filter;
+pub mod header_rules;
+pub mod local_reply;
+pub mod stream_info;
+
+pub mod access_log;
+
 pub mod matchers;
 pub mod path;
 pub mod route;
-pub mod stream_info;
+
+pub mod formatter;
+pub mod header_mutation;

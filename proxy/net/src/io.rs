@@ -41,6 +41,8 @@ impl ByteMeter {
 pub struct Io {
     stream: Stream,
     meter: Rc<ByteMeter>,
+    /// Decrypted bytes that were put back; without TLS they are in the socket's prefix.
+    ahead: Bytes,
 }
 
 enum Stream {
@@ -201,7 +203,7 @@ impl AsyncWrite for Plain {
 impl Io {
     /// A socket without TLS.
     pub fn plain(plain: Plain) -> Self {
-        Self { stream: Stream::Plain(plain), meter: Rc::default() }
+        Self { stream: Stream::Plain(plain), meter: Rc::default(), ahead: Bytes::new() }
     }
 
     /// A TCP socket.
@@ -221,12 +223,12 @@ impl Io {
 
     /// A TLS session in which this process is the server.
     pub fn tls_server(stream: server::TlsStream<Plain>) -> Self {
-        Self { stream: Stream::TlsServer(Box::new(stream)), meter: Rc::default() }
+        Self { stream: Stream::TlsServer(Box::new(stream)), meter: Rc::default(), ahead: Bytes::new() }
     }
 
     /// A TLS session in which this process is the client.
     pub fn tls_client(stream: client::TlsStream<Plain>) -> Self {
-        Self { stream: Stream::TlsClient(Box::new(stream)), meter: Rc::default() }
+        Self { stream: Stream::TlsClient(Box::new(stream)), meter: Rc::default(), ahead: Bytes::new() }
     }
 
     /// Counters of the bytes that pass; shared with [`ConnectionInfo`](crate::connection::ConnectionInfo).
@@ -260,6 +262,15 @@ impl Io {
         match &self.stream {
             Stream::Plain(plain) => plain.tcp_stream(),
             _ => None,
+        }
+    }
+
+    /// Puts back bytes that were read from this stream; they are read again first.
+    pub fn unread(&mut self, bytes: Bytes) {
+        self.meter.received.set(self.meter.received.get().saturating_sub(bytes.len() as u64));
+        match &mut self.stream {
+            Stream::Plain(plain) => plain.unread(bytes),
+            _ => self.ahead = if self.ahead.is_empty() { bytes } else { [&*bytes, &*self.ahead].concat().into() },
         }
     }
 
@@ -362,6 +373,12 @@ macro_rules! each {
 impl AsyncRead for Io {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(count));
+            self.meter.add_received(count);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let result = ready!(each!(self, stream => stream.poll_read(cx, buf)));
         self.meter.add_received(buf.filled().len() - before);

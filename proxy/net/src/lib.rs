@@ -6,6 +6,7 @@
 
 pub mod address;
 
+pub mod interfaces;
 pub mod socket;
 
 pub mod filter_chain;

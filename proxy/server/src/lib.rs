@@ -1,3 +1,26 @@
 //! The nuncio binary: options, assembly, workers, admin, drain.
+//!
+//! Reading order: the command line (`options`), the bootstrap (`loading`), the assembly and life of the process
+//! (`server`), what it is made of (`hcm_builder`, `worker`, `runtime`, `signals`), and the admin interface.
+
+pub mod loading;
+pub mod log;
+pub mod options;
+
+mod config_dump;
+mod empty_chain;
+pub mod hcm_builder;
+mod listener_log;
+mod memory;
+pub mod runtime;
+pub mod server;
+pub mod signals;
+pub mod stats;
+mod stats_config;
+pub mod worker;
 
 pub mod admin;
+mod admin_listener;
+mod sources;
+
+pub mod demo;

@@ -56,3 +56,19 @@ nuncio_base::stat_family! {
         }
     }
 }
+
+/// The codecs' stats of one side.
+#[derive(Clone)]
+pub struct CodecStats {
+    /// `http1.`
+    pub http1: Http1Stats,
+    /// `http2.`
+    pub http2: Http2Stats,
+}
+
+impl CodecStats {
+    /// Of the server's own connections: the names have no further prefix.
+    pub fn server(registry: &nuncio_base::stats::Registry) -> CodecStats {
+        CodecStats { http1: Http1Stats::new(registry, "http1."), http2: Http2Stats::new(registry, "http2.") }
+    }
+}

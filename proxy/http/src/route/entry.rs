@@ -115,6 +115,7 @@ pub(super) struct Global {
     pub(super) config: Arc<RouteConfiguration>,
     pub(super) rules: LevelRules,
     pub(super) filters: FilterConfigs,
+    pub(super) internal_only: Box<[HeaderName]>,
 }
 
 /// Conditions and name of a virtual cluster.
@@ -579,7 +580,7 @@ impl Forward {
 }
 
 /// Bytes of a direct response.
-fn read(source: &DataSource, limit: u32) -> Result<Bytes, String> {
+pub(crate) fn read(source: &DataSource, limit: u32) -> Result<Bytes, String> {
     let body = match source {
         DataSource::Inline(bytes) => bytes.clone(),
         DataSource::File { path, .. } => {

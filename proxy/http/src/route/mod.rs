@@ -13,5 +13,6 @@ pub mod table;
 mod trie;
 
 pub use active::ActiveRoute;
+pub(crate) use entry::read;
 pub use entry::{DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RouteEntry, VirtualHostEntry};
 pub use table::{BuildError, DomainRule, RouteOutcome, RouteRequest, RouteTable, Tracer};

@@ -10,7 +10,7 @@ use crate::path::without_query;
 
 /// A substitution split at its groups.
 #[derive(Debug, Clone)]
-pub(super) struct Substitution(Box<[Piece]>);
+pub struct Substitution(Box<[Piece]>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
@@ -20,7 +20,7 @@ enum Piece {
 
 impl Substitution {
     /// From `\1` text; `\\` is a backslash. The error names a group that the pattern does not have.
-    pub(super) fn build(rewrite: &RegexRewrite) -> Result<Self, String> {
+    pub fn build(rewrite: &RegexRewrite) -> Result<Self, String> {
         let text = rewrite.substitution.as_bytes();
         let (mut pieces, mut literal, mut at) = (Vec::new(), Vec::new(), 0);
         while at < text.len() {
@@ -56,7 +56,7 @@ impl Substitution {
     }
 
     /// Replaces every match in `text`.
-    pub(super) fn replace_all(&self, rewrite: &RegexRewrite, text: &[u8], out: &mut Vec<u8>) {
+    pub fn replace_all(&self, rewrite: &RegexRewrite, text: &[u8], out: &mut Vec<u8>) {
         let mut last = 0;
         for captures in rewrite.pattern.captures_iter(text) {
             let Some(whole) = captures.get(0) else { continue };

@@ -122,6 +122,7 @@ impl RouteTable {
             found
         });
         let global = Arc::new(Global {
+            internal_only: config.internal_only_headers.iter().filter_map(|name| header_name(name)).collect(),
             rules: LevelRules::build(&config.headers, &config.path, &mut errors),
             filters: FilterConfigs::build(&config.typed_per_filter_config, decoder, &config.path, &mut errors),
             config,
@@ -164,6 +165,11 @@ impl RouteTable {
     /// The configuration that the table was built from.
     pub fn config(&self) -> &Arc<RouteConfiguration> {
         &self.global.config
+    }
+
+    /// `internal_only_headers`: removed from external requests.
+    pub fn internal_only_headers(&self) -> &[HeaderName] {
+        &self.global.internal_only
     }
 
     /// All routes in order, for validation of clusters and for output.

@@ -207,7 +207,7 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
     if !table.filters.is_empty() {
         match Box::pin(inspect(&this.listener, &table, plain, info)).await {
             Ok(passed) => (plain, info) = passed,
-            Err(refused) => return log(&table.access_logs, &refused, ConnectionEnd::default()),
+            Err(refused) => return log(&table.access_logs, &Rc::from(refused), ConnectionEnd::default()),
         }
     }
     if table.config.use_original_dst
@@ -228,7 +228,7 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
         tracing::debug!(peer = %info.remote_address, "closing connection: no matching filter chain found");
         this.listener.stats.no_filter_chain_match().inc();
         close_unread(&plain);
-        return log(&table.access_logs, &info, ConnectionEnd { no_filter_chain: true });
+        return log(&table.access_logs, &Rc::new(info), ConnectionEnd { no_filter_chain: true });
     };
     info.id = next_connection_id();
     info.listener = Some(this.listener.info.clone());
@@ -269,7 +269,7 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
     }
 }
 
-fn log(logs: &[Arc<dyn ListenerAccessLog>], info: &ConnectionInfo, end: ConnectionEnd) {
+fn log(logs: &[Arc<dyn ListenerAccessLog>], info: &Rc<ConnectionInfo>, end: ConnectionEnd) {
     for log in logs {
         log.log(info, &end);
     }

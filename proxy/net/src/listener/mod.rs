@@ -56,7 +56,7 @@ pub trait FilterChainFactory: Send + Sync {
 /// Writes the access log of a listener.
 pub trait ListenerAccessLog: Send + Sync {
     /// A connection has ended.
-    fn log(&self, info: &ConnectionInfo, end: &ConnectionEnd);
+    fn log(&self, info: &Rc<ConnectionInfo>, end: &ConnectionEnd);
 }
 
 /// How a connection ended, as far as the listener knows.

@@ -303,6 +303,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
         }
     }
 
+    /// Makes the connection answer a request whose head never became complete; it is closed after that.
+    pub fn begin_unparsed(&mut self) {
+        self.start(false, false, Protocol::Http11);
+        self.close = true;
+        self.error = Some(StreamError::new(ResetReason::ConnectionTermination));
+    }
+
     fn start(&mut self, head: bool, connect: bool, protocol: Protocol) {
         self.active = true;
         self.sending = Sending::Head;

@@ -1,0 +1,134 @@
+//! The only list of extensions: what each type of configuration message makes.
+//!
+//! Extensions are found by the type of their message, as in Envoy; names are informative. A type that Envoy knows and
+//! this table does not is refused by name, so that nobody believes a filter runs that does not.
+
+use crate::http_filters;
+use nuncio_base::stats::Registry as Stats;
+use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::hcm::HttpFilterConfig;
+use nuncio_config::paths::FieldPath;
+use nuncio_config::typed_config::TypedConfig;
+use nuncio_http::filter::FilterChain;
+use nuncio_upstream::ClusterManager;
+use std::sync::Arc;
+
+/// What extensions may use when they are built.
+pub struct FactoryContext {
+    /// Clusters of the process.
+    pub clusters: Arc<ClusterManager>,
+    /// Stats of the process.
+    pub stats: Stats,
+}
+
+/// One HTTP filter of the list.
+pub struct HttpFilterEntry {
+    /// Envoy's name of the extension.
+    pub name: &'static str,
+    /// Full name of its configuration message.
+    pub message: &'static str,
+    /// The filter answers requests: it stands last.
+    pub terminal: bool,
+    /// Decodes the message and adds the filter to a chain.
+    pub build: fn(&HttpFilterConfig, &FactoryContext, &mut FilterChain) -> Result<(), String>,
+}
+
+/// HTTP filters.
+pub const HTTP_FILTERS: &[HttpFilterEntry] = &[http_filters::router::ENTRY];
+
+/// Network filters: these two are decoded with the listener; their messages are listed for the documentation.
+pub const NETWORK_FILTERS: &[(&str, &str)] = &[
+    (
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+    ),
+    ("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
+];
+
+/// Listener filters.
+pub const LISTENER_FILTERS: &[(&str, &str)] = &[
+    ("envoy.filters.listener.tls_inspector", "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector"),
+    ("envoy.filters.listener.http_inspector", "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector"),
+    ("envoy.filters.listener.original_dst", "envoy.extensions.filters.listener.original_dst.v3.OriginalDst"),
+    ("envoy.filters.listener.proxy_protocol", "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"),
+];
+
+/// Access loggers.
+pub const ACCESS_LOGGERS: &[(&str, &str)] = &[
+    ("envoy.access_loggers.file", "envoy.extensions.access_loggers.file.v3.FileAccessLog"),
+    ("envoy.access_loggers.stdout", "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"),
+    ("envoy.access_loggers.stderr", "envoy.extensions.access_loggers.stream.v3.StderrAccessLog"),
+];
+
+/// Transport sockets.
+pub const TRANSPORT_SOCKETS: &[(&str, &str)] = &[
+    ("envoy.transport_sockets.raw_buffer", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
+    ("envoy.transport_sockets.tls", "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
+    ("envoy.transport_sockets.tls", "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"),
+];
+
+/// Refusal of an extension that is not in the list.
+///
+/// The text begins as Envoy's does for a type that it does not know.
+pub fn not_implemented(kind: &str, config: &TypedConfig, path: FieldPath) -> ConfigError {
+    let name = &config.name;
+    let message = if config.type_name.is_empty() {
+        format!(
+            "Didn't find a registered implementation for '{name}' with type URL: ''; the {kind} has no typed_config"
+        )
+    } else {
+        format!(
+            "Didn't find a registered implementation for '{name}' with type URL: '{}'; this {kind} is not implemented yet",
+            config.type_name
+        )
+    };
+    ConfigError::new(path, message)
+}
+
+/// Builds the filters of an HTTP connection manager or of an upgrade. All errors are reported, each with its path.
+///
+/// # Errors
+/// Filters that are not implemented or refuse their configuration, unless they are optional.
+pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Result<FilterChain, Vec<ConfigError>> {
+    let mut chain = FilterChain::new();
+    let mut errors = Vec::new();
+    let last = filters.len().saturating_sub(1);
+    for (i, filter) in filters.iter().enumerate() {
+        let path = path_of(&filter.config);
+        let entry = HTTP_FILTERS.iter().find(|e| e.message == &*filter.config.type_name);
+        let Some(entry) = entry else {
+            if filter.is_optional {
+                tracing::warn!(target: "config", "optional HTTP filter '{}' is not implemented and is skipped", filter.name);
+            } else {
+                errors.push(not_implemented("HTTP filter", &filter.config, path));
+            }
+            continue;
+        };
+        if entry.terminal != (i == last) {
+            errors.push(ConfigError::new(path, terminal_error(filter, entry.terminal)));
+            continue;
+        }
+        if filter.disabled && !entry.terminal {
+            continue;
+        }
+        if let Err(message) = (entry.build)(filter, context, &mut chain) {
+            errors.push(ConfigError::new(path, message));
+        }
+    }
+    if errors.is_empty() { Ok(chain) } else { Err(errors) }
+}
+
+/// Envoy's two texts about the last filter.
+fn terminal_error(filter: &HttpFilterConfig, terminal: bool) -> String {
+    let (name, kind) = (&filter.name, &filter.config.type_name);
+    if terminal {
+        format!("Error: terminal filter named {name} of type {kind} must be the last filter in a http filter chain.")
+    } else {
+        format!("Error: non-terminal filter named {name} of type {kind} is the last filter in a http filter chain.")
+    }
+}
+
+/// The path of an extension's configuration.
+pub fn path_of(config: &TypedConfig) -> FieldPath {
+    FieldPath::parse(&config.path)
+}

@@ -1,0 +1,43 @@
+//! One element of `x-forwarded-client-cert`: what this proxy says about the client certificate of a connection.
+
+use nuncio_config::hcm::ClientCertDetails;
+use nuncio_net::connection::TlsInfo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// Envoy's URL encoding of PEM text: RFC 3986 unreserved characters stay.
+const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// `By=..;Hash=..` and the details that are asked for, in Envoy's order.
+pub fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    if let Some(local) = &tls.local_certificate {
+        parts.extend(local.uri_sans().map(|uri| format!("By={uri}")));
+    }
+    let Some(peer) = tls.peer_certificate() else { return parts.join(";") };
+    parts.push(format!("Hash={}", peer.fingerprint_256()));
+    if details.cert {
+        parts.push(format!("Cert=\"{}\"", utf8_percent_encode(&peer.pem(), PEM)));
+    }
+    if details.chain {
+        let chain: String = tls.peer_certificates.iter().map(|der| nuncio_net::tls::info::pem(der)).collect();
+        parts.push(format!("Chain=\"{}\"", utf8_percent_encode(&chain, PEM)));
+    }
+    if details.subject {
+        let escaped = peer.subject.replace('\\', "\\\\").replace('"', "\\\"");
+        parts.push(format!("Subject=\"{escaped}\""));
+    }
+    if details.uri {
+        let mut any = false;
+        for uri in peer.uri_sans() {
+            any = true;
+            parts.push(format!("URI={uri}"));
+        }
+        if !any {
+            parts.push("URI=".to_owned());
+        }
+    }
+    if details.dns {
+        parts.extend(peer.dns_sans().map(|dns| format!("DNS={dns}")));
+    }
+    parts.join(";")
+}

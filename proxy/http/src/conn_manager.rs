@@ -1,0 +1,475 @@
+//! One downstream HTTP connection: chooses the codec, takes requests, runs a stream for each, and decides when the
+//! connection ends. Called with every connection whose filter chain ends in an HTTP connection manager.
+//!
+//! ```text
+//! HTTP/1:  idle -> head -> stream -> idle ...        HTTP/2:  accept -> one task per stream
+//!            \-- idle timeout, drain, max duration -> close (GOAWAY on HTTP/2)
+//! ```
+//!
+//! HTTP/1 streams run in the connection's own task, one after the other; an idle connection owns no buffers.
+
+use crate::active_stream::ActiveStream;
+use crate::codec::Protocol;
+use crate::codec::h1::{Finish, H1Server, RequestEvent, ServerConfig};
+use crate::codec::h2;
+use crate::hcm::Hcm;
+use crate::headers::Headers;
+use bytes::BytesMut;
+use nuncio_base::drain::DrainSignal;
+use nuncio_base::timer::{self, Sleep};
+use nuncio_config::hcm::CodecType;
+use nuncio_net::connection::{Connection, ConnectionInfo, Io};
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The first bytes of an HTTP/2 connection (RFC 9113 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the streams of a connection share.
+pub struct ConnectionContext {
+    /// The connection manager.
+    pub hcm: Arc<Hcm>,
+    /// The connection.
+    pub info: Rc<ConnectionInfo>,
+    drain: DrainSignal,
+    requests: Cell<u32>,
+    /// Set when no further request is wanted: idle timeout, maximum duration.
+    closing: Cell<bool>,
+    active: Cell<u32>,
+    waker: Cell<Option<Waker>>,
+    buffer_limit: usize,
+}
+
+impl ConnectionContext {
+    fn new(hcm: Arc<Hcm>, info: Rc<ConnectionInfo>, drain: DrainSignal) -> ConnectionContext {
+        let buffer_limit = info.listener.as_ref().map_or(1024 * 1024, |l| l.buffer_limit as usize);
+        ConnectionContext {
+            hcm,
+            info,
+            drain,
+            requests: Cell::new(0),
+            closing: Cell::new(false),
+            active: Cell::new(0),
+            waker: Cell::new(None),
+            buffer_limit,
+        }
+    }
+
+    /// Bytes that may wait in a buffer on one side; Envoy's `per_connection_buffer_limit_bytes`.
+    pub fn buffer_limit(&self) -> usize {
+        if self.buffer_limit == 0 { usize::MAX } else { self.buffer_limit }
+    }
+
+    pub(crate) fn next_stream_id(&self) -> u64 {
+        nuncio_base::random::u64()
+    }
+
+    /// Whether the response at hand is the last one of the connection.
+    pub(crate) fn wants_close(&self) -> bool {
+        let stats = &self.hcm.stats;
+        if self.closing.get() {
+            return true;
+        }
+        if self.drain.drain_close() {
+            stats.downstream_cx_drain_close().inc();
+            self.set_closing();
+            return true;
+        }
+        let limit = self.hcm.config.max_requests_per_connection;
+        if limit.is_some_and(|max| max > 0 && self.requests.get() >= max) {
+            stats.downstream_cx_max_requests_reached().inc();
+            self.set_closing();
+            return true;
+        }
+        false
+    }
+
+    pub(crate) fn count_request(&self) {
+        self.requests.set(self.requests.get().saturating_add(1));
+    }
+
+    pub(crate) fn drain_signal(&self) -> &DrainSignal {
+        &self.drain
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
+    /// No further request is wanted; HTTP/2 connections are told with GOAWAY.
+    pub(crate) fn set_closing(&self) {
+        if !self.closing.replace(true)
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn active_streams(&self) -> u32 {
+        self.active.get()
+    }
+
+    /// The connection's task, to be woken when its streams end or ask for a close.
+    pub(crate) fn keep_waker(&self, cx: &Context<'_>) {
+        let kept = self.waker.take().filter(|w| w.will_wake(cx.waker()));
+        self.waker.set(Some(kept.unwrap_or_else(|| cx.waker().clone())));
+    }
+
+    /// Counts a stream of an HTTP/2 connection while the guard lives.
+    pub(crate) fn begin_stream(self: &Rc<Self>) -> StreamGuard {
+        self.active.set(self.active.get() + 1);
+        StreamGuard(self.clone())
+    }
+}
+
+/// Counts one stream of an HTTP/2 connection.
+pub(crate) struct StreamGuard(Rc<ConnectionContext>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let left = self.0.active.get().saturating_sub(1);
+        self.0.active.set(left);
+        // The idle timeout begins with the last stream's end.
+        if left == 0
+            && let Some(waker) = self.0.waker.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Counts a connection while it lives.
+struct ConnectionStats {
+    hcm: Arc<Hcm>,
+    info: Rc<ConnectionInfo>,
+    protocol: Option<Protocol>,
+    active: Rc<ConnectionContext>,
+    remote: Cell<bool>,
+}
+
+impl ConnectionStats {
+    fn new(context: &Rc<ConnectionContext>) -> ConnectionStats {
+        let (hcm, info) = (context.hcm.clone(), context.info.clone());
+        let stats = &hcm.stats;
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
+        if info.is_tls() {
+            stats.downstream_cx_ssl_total().inc();
+            stats.downstream_cx_ssl_active().inc();
+        }
+        ConnectionStats { hcm, info, protocol: None, active: context.clone(), remote: Cell::new(false) }
+    }
+
+    fn protocol(&mut self, protocol: Protocol) {
+        let stats = &self.hcm.stats;
+        if protocol == Protocol::Http2 {
+            stats.downstream_cx_http2_total().inc();
+            stats.downstream_cx_http2_active().inc();
+        } else {
+            stats.downstream_cx_http1_total().inc();
+            stats.downstream_cx_http1_active().inc();
+        }
+        self.protocol = Some(protocol);
+    }
+
+    /// The peer ended it.
+    fn closed_by_peer(&self) {
+        self.remote.set(true);
+    }
+}
+
+impl Drop for ConnectionStats {
+    fn drop(&mut self) {
+        let stats = &self.hcm.stats;
+        let busy = self.active.active.get() > 0;
+        stats.downstream_cx_active().dec();
+        stats.downstream_cx_destroy().inc();
+        match self.remote.get() {
+            true => stats.downstream_cx_destroy_remote().inc(),
+            false => stats.downstream_cx_destroy_local().inc(),
+        }
+        if busy {
+            stats.downstream_cx_destroy_active_rq().inc();
+            match self.remote.get() {
+                true => stats.downstream_cx_destroy_remote_active_rq().inc(),
+                false => stats.downstream_cx_destroy_local_active_rq().inc(),
+            }
+        }
+        if self.info.is_tls() {
+            stats.downstream_cx_ssl_active().dec();
+        }
+        match self.protocol {
+            Some(Protocol::Http2) => stats.downstream_cx_http2_active().dec(),
+            Some(_) => stats.downstream_cx_http1_active().dec(),
+            None => {}
+        }
+        stats.downstream_cx_rx_bytes_total().add(self.info.bytes.received.get());
+        stats.downstream_cx_tx_bytes_total().add(self.info.bytes.sent.get());
+        let length = self.info.start.elapsed().as_millis() as u64;
+        stats.downstream_cx_length_ms().record(length);
+    }
+}
+
+/// What a worker keeps for one connection manager: what cannot be shared between threads.
+pub struct HcmWorker {
+    hcm: Arc<Hcm>,
+    h1: Rc<ServerConfig>,
+    h2: Rc<h2::ServerConfig>,
+}
+
+impl HcmWorker {
+    /// The worker's part of `hcm`.
+    pub fn new(hcm: Arc<Hcm>, buffer_limit: usize) -> HcmWorker {
+        let config = &hcm.config;
+        let limits = crate::codec::h1::parse::Limits {
+            max_bytes: config.max_request_headers_kb as usize * 1024,
+            max_count: config.max_headers_count as usize,
+        };
+        let underscores = config.headers_with_underscores_action;
+        let mut h1 = ServerConfig::new(&config.http1, limits, underscores, buffer_limit, hcm.codec_stats.http1.clone());
+        if !config.http1.ignore_http_11_upgrade.is_empty() {
+            let ignored = config.http1.ignore_http_11_upgrade.clone();
+            h1.ignore_upgrade = Some(Box::new(move |value| {
+                ignored.iter().any(|m| crate::matchers::string_matches(&m.0, value.as_bytes()))
+            }));
+        }
+        let h2 = h2::ServerConfig {
+            stream_error_on_invalid_http_message: config
+                .http2
+                .stream_error_on_invalid_http_message
+                .unwrap_or(config.stream_error_on_invalid_http_message),
+            options: config.http2.clone(),
+            limits,
+            underscores,
+            buffer_limit,
+            stats: hcm.codec_stats.http2.clone(),
+        };
+        HcmWorker { h1: Rc::new(h1), h2: Rc::new(h2), hcm }
+    }
+
+    /// Serves a connection to its end.
+    pub async fn serve(&self, connection: Connection) {
+        let Connection { mut io, info, drain } = connection;
+        let context = Rc::new(ConnectionContext::new(self.hcm.clone(), info, drain));
+        let mut stats = ConnectionStats::new(&context);
+        let protocol = match self.choose_codec(&mut io, &context.info).await {
+            Some(protocol) => protocol,
+            None => {
+                stats.closed_by_peer();
+                return;
+            }
+        };
+        stats.protocol(protocol);
+        if protocol == Protocol::Http2 {
+            let remote = crate::conn_manager_h2::serve(&context, io, self.h2.clone()).await;
+            stats.remote.set(remote);
+        } else {
+            let remote = serve_h1(&context, io, self.h1.clone()).await;
+            stats.remote.set(remote);
+        }
+    }
+
+    /// By configuration, ALPN, or the first bytes. None when the peer left before it said anything.
+    async fn choose_codec(&self, io: &mut Io, info: &ConnectionInfo) -> Option<Protocol> {
+        match self.hcm.config.codec_type {
+            CodecType::Http1 => return Some(Protocol::Http11),
+            CodecType::Http2 | CodecType::Http3 => return Some(Protocol::Http2),
+            CodecType::Auto => {}
+        }
+        if info.negotiated(b"h2") {
+            return Some(Protocol::Http2);
+        }
+        if info.negotiated(b"http/1.1") || info.negotiated(b"http/1.0") {
+            return Some(Protocol::Http11);
+        }
+        let sniff = sniff_preface(io);
+        match self.hcm.config.idle_timeout {
+            Some(limit) => match timer::timeout(limit, sniff).await {
+                Ok(found) => found,
+                Err(_) => {
+                    self.hcm.stats.downstream_cx_idle_timeout().inc();
+                    None
+                }
+            },
+            None => sniff.await,
+        }
+    }
+}
+
+/// Reads until the bytes can only be HTTP/2 or can only be something else, and puts them back.
+async fn sniff_preface(io: &mut Io) -> Option<Protocol> {
+    let mut seen = BytesMut::with_capacity(PREFACE.len());
+    loop {
+        let mut chunk = [0u8; 24];
+        let mut buf = ReadBuf::new(&mut chunk[..PREFACE.len() - seen.len()]);
+        // A failed read shows the codec nothing more: it closes.
+        poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut buf)).await.ok()?;
+        let got = buf.filled();
+        if got.is_empty() && seen.is_empty() {
+            return None;
+        }
+        let ended = got.is_empty();
+        seen.extend_from_slice(got);
+        let h2 = PREFACE.starts_with(&seen);
+        if !h2 || ended || seen.len() == PREFACE.len() {
+            let protocol = if h2 && seen.len() == PREFACE.len() { Protocol::Http2 } else { Protocol::Http11 };
+            io.unread(seen.freeze());
+            return Some(protocol);
+        }
+    }
+}
+
+/// Timers of a connection between requests.
+struct Idle {
+    timeout: Option<(Sleep, Duration)>,
+    duration: Option<Sleep>,
+    headers: Option<Duration>,
+    /// Runs while a head has begun and is not complete.
+    head: Option<Sleep>,
+    /// Runs once the connection drains while idle.
+    draining: Option<Sleep>,
+}
+
+enum Wake {
+    Event(RequestEvent),
+    HeaderTimeout,
+    Close,
+}
+
+/// Serves HTTP/1 requests until the connection ends; true when the peer ended it.
+async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConfig>) -> bool {
+    let hcm = &context.hcm;
+    let mut server = H1Server::new(io, config, context.info.is_tls());
+    let mut idle = Idle {
+        timeout: hcm.config.idle_timeout.map(|d| (timer::sleep(d), d)),
+        duration: hcm.config.max_connection_duration.map(timer::sleep),
+        headers: hcm.config.request_headers_timeout,
+        head: None,
+        draining: None,
+    };
+    // Polled once: it leaves the task's waker with the drain signal, which is all that is needed.
+    let mut drain = Box::pin(async { context.drain.draining().await });
+    let mut drain_registered = false;
+    loop {
+        if let Some((sleep, delay)) = &mut idle.timeout {
+            sleep.reset(*delay);
+        }
+        let wake = poll_fn(|cx| {
+            if !drain_registered {
+                drain_registered = true;
+                let _ = drain.as_mut().poll(cx);
+            }
+            poll_next(&mut server, &mut idle, context, cx)
+        })
+        .await;
+        idle.head = None;
+        match wake {
+            Wake::Event(RequestEvent::Closed { partial }) => {
+                if partial {
+                    partial_request(context, &mut server).await;
+                }
+                return true;
+            }
+            Wake::Event(RequestEvent::Request(request)) => {
+                context.count_request();
+                context.active.set(1);
+                Box::pin(ActiveStream::new(context, &mut server, request.headers, request.end_stream).run(None)).await;
+                context.active.set(0);
+            }
+            Wake::Event(RequestEvent::Malformed(error)) => {
+                context.count_request();
+                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), true).run(Some(error))).await;
+            }
+            Wake::HeaderTimeout => {
+                hcm.stats.downstream_rq_header_timeout().inc();
+                server.begin_unparsed();
+                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), true).run_header_timeout()).await;
+            }
+            Wake::Close => return false,
+        }
+        match poll_fn(|cx| server.poll_finish(cx)).await {
+            Finish::KeepAlive if !context.closing.get() => {}
+            Finish::KeepAlive => {
+                close(&mut server, Duration::ZERO).await;
+                return false;
+            }
+            Finish::Close { request_complete } => {
+                let delay = hcm.config.delayed_close_timeout;
+                if close(&mut server, if request_complete { delay.min(Duration::from_millis(100)) } else { delay })
+                    .await
+                {
+                    return true;
+                }
+                hcm.stats.downstream_cx_delayed_close_timeout().inc();
+                return false;
+            }
+        }
+    }
+}
+
+fn poll_next(
+    server: &mut H1Server<Io>,
+    idle: &mut Idle,
+    context: &ConnectionContext,
+    cx: &mut Context<'_>,
+) -> Poll<Wake> {
+    let stats = &context.hcm.stats;
+    if let Poll::Ready(event) = server.poll_request(cx) {
+        return Poll::Ready(Wake::Event(event));
+    }
+    if server.has_partial_request()
+        && let Some(limit) = idle.headers
+    {
+        let sleep = idle.head.get_or_insert_with(|| timer::sleep(limit));
+        if Pin::new(sleep).poll(cx).is_ready() {
+            return Poll::Ready(Wake::HeaderTimeout);
+        }
+    }
+    if let Some((sleep, _)) = &mut idle.timeout
+        && Pin::new(sleep).poll(cx).is_ready()
+    {
+        stats.downstream_cx_idle_timeout().inc();
+        return Poll::Ready(Wake::Close);
+    }
+    if let Some(sleep) = &mut idle.duration
+        && Pin::new(sleep).poll(cx).is_ready()
+    {
+        idle.duration = None;
+        stats.downstream_cx_max_duration_reached().inc();
+        context.closing.set(true);
+        let grace = context.hcm.config.drain_timeout;
+        idle.draining.get_or_insert_with(|| timer::sleep(grace));
+    }
+    if context.drain.is_draining() && idle.draining.is_none() {
+        // A request may be on its way: it is answered with `connection: close`.
+        idle.draining = Some(timer::sleep(context.hcm.config.drain_timeout));
+    }
+    if let Some(sleep) = &mut idle.draining {
+        ready!(Pin::new(sleep).poll(cx));
+        return Poll::Ready(Wake::Close);
+    }
+    Poll::Pending
+}
+
+/// A connection that ended inside a head is logged as a request without one, as in Envoy.
+async fn partial_request(context: &ConnectionContext, server: &mut H1Server<Io>) {
+    server.begin_unparsed();
+    Box::pin(ActiveStream::new(context, server, Headers::new(), true).run_disconnected()).await;
+}
+
+/// Ends the writing side and, for up to `linger`, drops what the peer still sends, so that it reads the response before
+/// a reset can overtake it. True when the peer closed in that time.
+async fn close<I: AsyncRead + AsyncWrite + Unpin>(server: &mut H1Server<I>, linger: Duration) -> bool {
+    // A peer that is gone needs no farewell.
+    let _ = timer::timeout(Duration::from_secs(1), poll_fn(|cx| server.poll_shutdown(cx))).await;
+    if linger.is_zero() {
+        return true;
+    }
+    timer::timeout(linger, poll_fn(|cx| server.poll_drain(cx))).await.is_ok()
+}

@@ -1,0 +1,218 @@
+//! How HTTP filters see a stream, and the chain that runs them.
+//!
+//! An author writes [`HttpFilter`]: hooks on shared, immutable configuration with a typed state per stream. The chain
+//! erases the types once, when it is built; a filter without state costs nothing per request, and body hooks cost
+//! nothing to chains in which no filter has them. Header hooks are synchronous and return an action, so that only
+//! filters that wait allocate. The last element of a chain is a [`TerminalFilter`], which answers the request.
+
+use crate::active_stream::ActiveStream;
+use crate::headers::Headers;
+use crate::local_reply::LocalReply;
+use crate::stream_info::StreamInfo;
+use bytes::Bytes;
+use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// A future on one worker.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// Which hooks a filter has; those it does not name are never called.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// `decode_headers`
+    pub decode_headers: bool,
+    /// `decode_data` and `decode_trailers`
+    pub decode_body: bool,
+    /// `encode_headers`
+    pub encode_headers: bool,
+    /// `encode_data` and `encode_trailers`
+    pub encode_body: bool,
+    /// `complete`
+    pub complete: bool,
+}
+
+/// The parts of a stream that a filter may read and change.
+pub struct StreamView<'a> {
+    /// Request headers.
+    pub request: &'a mut Headers,
+    /// What is known about the stream.
+    pub info: &'a mut StreamInfo,
+}
+
+/// What happens after a header hook.
+pub enum HeadersAction {
+    /// The next filter runs.
+    Continue,
+    /// The request is answered here.
+    Respond(LocalReply),
+    /// The whole body is read first (up to the buffer limit, then 413); the filters after this one see it complete.
+    Buffer,
+    /// The stream waits; what the future yields decides how it goes on.
+    Wait(LocalFuture<'static, Resume>),
+}
+
+/// How a stream goes on after [`HeadersAction::Wait`]: applied to the stream when the future is ready.
+pub type Resume = Box<dyn FnOnce(&mut StreamView<'_>) -> HeadersAction>;
+
+/// What happens after a body hook.
+pub enum DataAction {
+    /// Pass on what is left in the buffer.
+    Continue,
+    /// The stream is answered here (requests) or reset (responses that have begun).
+    Respond(LocalReply),
+}
+
+/// An HTTP filter. One value serves all streams of a worker and all workers.
+pub trait HttpFilter: Send + Sync + 'static {
+    /// What the filter keeps per stream; `()` for nothing.
+    type State: Default + 'static;
+
+    /// The hooks it has.
+    fn hooks(&self) -> Hooks;
+
+    /// The request head, pseudo-headers included, is there.
+    fn decode_headers(&self, _: &mut Self::State, _: &mut StreamView<'_>, _end_stream: bool) -> HeadersAction {
+        HeadersAction::Continue
+    }
+
+    /// A piece of the request body. The filter may replace it.
+    fn decode_data(&self, _: &mut Self::State, _: &mut StreamView<'_>, _: &mut Bytes, _end: bool) -> DataAction {
+        DataAction::Continue
+    }
+
+    /// Request trailers.
+    fn decode_trailers(&self, _: &mut Self::State, _: &mut StreamView<'_>, _trailers: &mut Headers) {}
+
+    /// The response head. Called for local replies too.
+    fn encode_headers(
+        &self,
+        _: &mut Self::State,
+        _: &mut StreamView<'_>,
+        _response: &mut Headers,
+        _end_stream: bool,
+    ) -> DataAction {
+        DataAction::Continue
+    }
+
+    /// A piece of the response body.
+    fn encode_data(&self, _: &mut Self::State, _: &mut StreamView<'_>, _: &mut Bytes, _end: bool) {}
+
+    /// Response trailers.
+    fn encode_trailers(&self, _: &mut Self::State, _: &mut StreamView<'_>, _trailers: &mut Headers) {}
+
+    /// The stream has ended, however it did.
+    fn complete(&self, _: &mut Self::State, _: &mut StreamView<'_>) {}
+}
+
+/// The filter that answers requests; the router, above all.
+pub trait TerminalFilter: Send + Sync + 'static {
+    /// Serves one stream to its end. Dropping the future must release everything it holds.
+    fn serve<'a>(&'a self, stream: &'a mut ActiveStream<'_>) -> LocalFuture<'a, ()>;
+}
+
+/// State of one filter in one stream; empty for filters without state.
+#[derive(Default)]
+pub(crate) struct Slot(Option<Box<dyn Any>>);
+
+impl Slot {
+    fn with<S: Default + 'static, R>(&mut self, run: impl FnOnce(&mut S) -> R) -> R {
+        if size_of::<S>() == 0 {
+            return run(&mut S::default());
+        }
+        match self.0.get_or_insert_with(|| Box::new(S::default())).downcast_mut() {
+            Some(state) => run(state),
+            // A slot belongs to one filter, so its type never differs; a fresh state is the harmless answer.
+            None => run(&mut S::default()),
+        }
+    }
+}
+
+/// [`HttpFilter`] with its state type erased.
+pub(crate) trait ErasedFilter: Send + Sync {
+    fn hooks(&self) -> Hooks;
+    fn decode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, end: bool) -> HeadersAction;
+    fn decode_data(&self, slot: &mut Slot, view: &mut StreamView<'_>, data: &mut Bytes, end: bool) -> DataAction;
+    fn decode_trailers(&self, slot: &mut Slot, view: &mut StreamView<'_>, trailers: &mut Headers);
+    fn encode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, head: &mut Headers, end: bool) -> DataAction;
+    fn encode_data(&self, slot: &mut Slot, view: &mut StreamView<'_>, data: &mut Bytes, end: bool);
+    fn encode_trailers(&self, slot: &mut Slot, view: &mut StreamView<'_>, trailers: &mut Headers);
+    fn complete(&self, slot: &mut Slot, view: &mut StreamView<'_>);
+}
+
+impl<F: HttpFilter> ErasedFilter for F {
+    fn hooks(&self) -> Hooks {
+        HttpFilter::hooks(self)
+    }
+    fn decode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, end: bool) -> HeadersAction {
+        slot.with(|state| HttpFilter::decode_headers(self, state, view, end))
+    }
+    fn decode_data(&self, slot: &mut Slot, view: &mut StreamView<'_>, data: &mut Bytes, end: bool) -> DataAction {
+        slot.with(|state| HttpFilter::decode_data(self, state, view, data, end))
+    }
+    fn decode_trailers(&self, slot: &mut Slot, view: &mut StreamView<'_>, trailers: &mut Headers) {
+        slot.with(|state| HttpFilter::decode_trailers(self, state, view, trailers));
+    }
+    fn encode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, head: &mut Headers, end: bool) -> DataAction {
+        slot.with(|state| HttpFilter::encode_headers(self, state, view, head, end))
+    }
+    fn encode_data(&self, slot: &mut Slot, view: &mut StreamView<'_>, data: &mut Bytes, end: bool) {
+        slot.with(|state| HttpFilter::encode_data(self, state, view, data, end));
+    }
+    fn encode_trailers(&self, slot: &mut Slot, view: &mut StreamView<'_>, trailers: &mut Headers) {
+        slot.with(|state| HttpFilter::encode_trailers(self, state, view, trailers));
+    }
+    fn complete(&self, slot: &mut Slot, view: &mut StreamView<'_>) {
+        slot.with(|state| HttpFilter::complete(self, state, view));
+    }
+}
+
+/// One filter of a chain.
+pub struct ChainEntry {
+    /// Configured name; per-route configuration refers to it.
+    pub name: Arc<str>,
+    pub(crate) filter: Box<dyn ErasedFilter>,
+    pub(crate) hooks: Hooks,
+}
+
+/// The filters of an HTTP connection manager, compiled when it is configured.
+pub struct FilterChain {
+    pub(crate) entries: Vec<ChainEntry>,
+    pub(crate) any: Hooks,
+    pub(crate) terminal: Option<Box<dyn TerminalFilter>>,
+}
+
+impl FilterChain {
+    /// A chain without filters: every request is answered 404, as Envoy does for an empty list.
+    pub fn new() -> FilterChain {
+        FilterChain { entries: Vec::new(), any: Hooks::default(), terminal: None }
+    }
+
+    /// Adds a filter before the terminal one.
+    pub fn push(&mut self, name: Arc<str>, filter: impl HttpFilter) {
+        let hooks = HttpFilter::hooks(&filter);
+        self.any.decode_headers |= hooks.decode_headers;
+        self.any.decode_body |= hooks.decode_body;
+        self.any.encode_headers |= hooks.encode_headers;
+        self.any.encode_body |= hooks.encode_body;
+        self.any.complete |= hooks.complete;
+        self.entries.push(ChainEntry { name, filter: Box::new(filter), hooks });
+    }
+
+    /// Sets the filter that answers.
+    pub fn set_terminal(&mut self, terminal: Box<dyn TerminalFilter>) {
+        self.terminal = Some(terminal);
+    }
+
+    /// True when there is a filter that answers.
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+}
+
+impl Default for FilterChain {
+    fn default() -> Self {
+        FilterChain::new()
+    }
+}

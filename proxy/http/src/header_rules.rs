@@ -1,0 +1,414 @@
+//! What the connection manager does to headers: hop-by-hop cleaning, forwarded addresses, request ids, `via`, `server`,
+//! `date`. Pure functions on header lists; called by the active stream. Envoy's `ConnectionManagerUtility`.
+
+use crate::headers::{HeaderName, HeaderValue, Headers, NameSet, names};
+use bytes::Bytes;
+use nuncio_base::random;
+use nuncio_config::hcm::{ForwardClientCert, HcmConfig, OriginalIpDetection, ServerHeaderTransformation};
+use nuncio_net::address::Address;
+use nuncio_net::connection::ConnectionInfo;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+/// Hop-by-hop headers and marks that no peer may set.
+const ALWAYS_REMOVED: NameSet =
+    NameSet::of(&["x-envoy-internal", "keep-alive", "proxy-connection", "transfer-encoding"]);
+/// Removed unless the request is an upgrade.
+const NOT_UPGRADE: NameSet = NameSet::of(&["connection", "upgrade", "http2-settings"]);
+/// Removed from external requests.
+const INTERNAL_ONLY: NameSet = NameSet::of(&[
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-max-retries",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-ip-tags",
+    "x-envoy-original-url",
+    "x-envoy-hedge-on-per-try-timeout",
+]);
+/// Removed from external requests where this proxy is the edge.
+const EDGE_ONLY: NameSet = NameSet::of(&[
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+]);
+
+/// What the rules need to know of the process.
+#[derive(Debug, Clone)]
+pub struct LocalInfo {
+    /// First address of the machine that is not a loopback; stands in x-forwarded-for for loopback peers.
+    pub address: IpAddr,
+    /// Node id.
+    pub node: HeaderValue,
+    /// Service cluster, for `add_user_agent`.
+    pub cluster: HeaderValue,
+}
+
+/// Result of [`mutate_request`].
+#[derive(Debug, Default)]
+pub struct RequestFacts {
+    /// Remote address after x-forwarded-for and its like; None: the connection's.
+    pub remote: Option<Address>,
+    /// The request comes from an internal address.
+    pub internal: bool,
+    /// The status that an original IP detector rejects with.
+    pub rejected: Option<u16>,
+}
+
+/// True when the request asks to switch protocols: `connection: upgrade` with an `upgrade` header.
+pub fn is_upgrade(headers: &Headers) -> bool {
+    headers.contains(&names::UPGRADE) && has_token(headers, &names::CONNECTION, b"upgrade")
+}
+
+/// True when a comma-separated header has `token`, whatever the case.
+pub fn has_token(headers: &Headers, name: &HeaderName, token: &[u8]) -> bool {
+    headers
+        .get_all(name)
+        .any(|v| v.as_bytes().split(|&b| b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(token)))
+}
+
+/// Keeps only `trailers` of a `te` header.
+fn sanitize_te(headers: &mut Headers) {
+    if !headers.contains(&names::TE) {
+        return;
+    }
+    if has_token(headers, &names::TE, b"trailers") {
+        headers.set(names::TE, HeaderValue::from_static("trailers"));
+    } else {
+        headers.remove(&names::TE);
+    }
+}
+
+/// Applies Envoy's rules to the headers of a request.
+pub fn mutate_request(
+    headers: &mut Headers,
+    connection: &ConnectionInfo,
+    config: &HcmConfig,
+    internal_only: &[HeaderName],
+    local: &LocalInfo,
+    h1: bool,
+) -> RequestFacts {
+    let upgrade = is_upgrade(headers);
+    let removed = if upgrade { ALWAYS_REMOVED } else { ALWAYS_REMOVED.and(NOT_UPGRADE) };
+    headers.remove_if(|n, _| removed.contains(n));
+    sanitize_te(headers);
+    sanitize_referer(headers);
+
+    let mut facts = RequestFacts::default();
+    let mut trusted = false;
+    let tls = connection.is_tls();
+    let peer = &connection.remote_address;
+    if config.use_remote_address {
+        trusted = !headers.contains(&names::X_FORWARDED_FOR);
+        if config.xff_num_trusted_hops > 0 {
+            facts.remote = last_xff_address(headers, config.xff_num_trusted_hops as usize - 1);
+        }
+        if facts.remote.is_none() {
+            facts.remote = Some(peer.clone());
+        }
+        if !config.skip_xff_append {
+            append_xff(headers, peer, local);
+        }
+        let untrusted_hop = config.xff_num_trusted_hops == 0;
+        if untrusted_hop || !headers.contains(&names::X_FORWARDED_PROTO) {
+            headers.set(names::X_FORWARDED_PROTO, proto(tls));
+        }
+        if config.append_x_forwarded_port && (untrusted_hop || !headers.contains(&names::X_FORWARDED_PORT)) {
+            set_forwarded_port(headers, connection);
+        }
+    } else {
+        match detect_original_ip(headers, config, peer) {
+            Ok(Some((address, trust))) => {
+                facts.remote = Some(address);
+                trusted = trust;
+            }
+            Ok(None) => {}
+            Err(status) => {
+                facts.rejected = Some(status);
+                return facts;
+            }
+        }
+    }
+    if !headers.contains(&names::X_FORWARDED_PROTO) {
+        headers.set(names::X_FORWARDED_PROTO, proto(tls));
+    }
+    if config.append_x_forwarded_port && !headers.contains(&names::X_FORWARDED_PORT) {
+        set_forwarded_port(headers, connection);
+    }
+    if let Some(scheme) = config.scheme_overwrite.as_deref().and_then(|s| HeaderValue::parse(s.to_owned())) {
+        headers.set(names::SCHEME, scheme.clone());
+        headers.set(names::X_FORWARDED_PROTO, scheme);
+    }
+    // An HTTP/1 codec knows only its own transport; x-forwarded-proto knows what the client used.
+    if h1 || !headers.contains(&names::SCHEME) {
+        let forwarded = match headers.bytes(&names::X_FORWARDED_PROTO) {
+            Some(b"http") => proto(false),
+            Some(b"https") => proto(true),
+            _ => proto(tls),
+        };
+        headers.set(names::SCHEME, forwarded);
+    }
+
+    facts.internal = trusted && facts.remote.as_ref().is_some_and(|a| is_internal(a, config));
+    let edge = !facts.internal && config.use_remote_address;
+    if facts.internal {
+        headers.set(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    } else {
+        let set = if edge { INTERNAL_ONLY.and(EDGE_ONLY) } else { INTERNAL_ONLY };
+        headers.remove_if(|n, _| set.contains(n));
+        for name in internal_only {
+            headers.remove(name);
+        }
+    }
+    if !config.via.is_empty() {
+        headers.append_joined(names::VIA, config.via.as_bytes(), ", ");
+    }
+    if edge && let Some(ip) = facts.remote.as_ref().unwrap_or(peer).ip() {
+        headers.set(names::X_ENVOY_EXTERNAL_ADDRESS, ip_value(ip));
+    }
+    if config.generate_request_id {
+        let force = !config.preserve_external_request_id && edge;
+        if force || !headers.contains(&names::X_REQUEST_ID) {
+            headers.set(names::X_REQUEST_ID, HeaderValue::from_checked(Bytes::copy_from_slice(&random::uuid_v4())));
+        }
+    }
+    mutate_client_cert(headers, connection, config);
+    facts
+}
+
+/// Applies Envoy's rules to the headers of a response.
+pub fn mutate_response(response: &mut Headers, request: &Headers, config: &HcmConfig, server: &HeaderValue) {
+    let upgrade = response.status() == 101 || (is_upgrade(request) && is_upgrade(response));
+    const RESPONSE_REMOVED: NameSet = NameSet::of(&["keep-alive", "proxy-connection", "transfer-encoding"]);
+    const CONNECTION: NameSet = NameSet::of(&["connection"]);
+    let removed = if upgrade { RESPONSE_REMOVED } else { RESPONSE_REMOVED.and(CONNECTION) };
+    response.remove_if(|n, _| removed.contains(n));
+    if !response.contains(&names::DATE) {
+        response.append(names::DATE, HeaderValue::from_checked(nuncio_base::date::http_date()));
+    }
+    match config.server_header_transformation {
+        ServerHeaderTransformation::Overwrite => response.set(names::SERVER, server.clone()),
+        ServerHeaderTransformation::AppendIfAbsent if !response.contains(&names::SERVER) => {
+            response.append(names::SERVER, server.clone());
+        }
+        _ => {}
+    }
+    if (config.always_set_request_id_in_response || request.contains(&names::X_ENVOY_FORCE_TRACE))
+        && let Some(id) = request.get(&names::X_REQUEST_ID)
+    {
+        response.set(names::X_REQUEST_ID, id.clone());
+    }
+    if !config.via.is_empty() {
+        response.append_joined(names::VIA, config.via.as_bytes(), ", ");
+    }
+}
+
+fn proto(tls: bool) -> HeaderValue {
+    HeaderValue::from_static(if tls { "https" } else { "http" })
+}
+
+fn set_forwarded_port(headers: &mut Headers, connection: &ConnectionInfo) {
+    if let Some(port) = connection.local_address.port() {
+        headers.set(names::X_FORWARDED_PORT, HeaderValue::from(u64::from(port)));
+    }
+}
+
+/// Text of an address without a port, written without a heap string.
+fn ip_value(ip: IpAddr) -> HeaderValue {
+    let mut buf = [0u8; 64];
+    let mut rest = &mut buf[..];
+    // 64 bytes hold any address.
+    let _ = write!(rest, "{ip}");
+    let left = rest.len();
+    HeaderValue::from_checked(Bytes::copy_from_slice(&buf[..64 - left]))
+}
+
+fn append_xff(headers: &mut Headers, peer: &Address, local: &LocalInfo) {
+    let Some(ip) = peer.ip() else { return };
+    let value = ip_value(if ip.is_loopback() { local.address } else { ip });
+    if headers.contains(&names::X_FORWARDED_FOR) {
+        // Several lines are one list; the append goes to the last address of the whole.
+        if headers.get_all(&names::X_FORWARDED_FOR).nth(1).is_some()
+            && let Some(all) = headers.joined(&names::X_FORWARDED_FOR).map(std::borrow::Cow::into_owned)
+        {
+            headers.set(names::X_FORWARDED_FOR, HeaderValue::from_checked(all.into()));
+        }
+        headers.append_joined(names::X_FORWARDED_FOR, value.as_bytes(), ",");
+    } else {
+        headers.append(names::X_FORWARDED_FOR, value);
+    }
+}
+
+/// The address `hops` to the left of the end of x-forwarded-for.
+fn last_xff_address(headers: &Headers, hops: usize) -> Option<Address> {
+    let all = headers.joined(&names::X_FORWARDED_FOR)?;
+    let text = all.rsplit(|&b| b == b',').nth(hops)?;
+    parse_ip(text)
+}
+
+fn parse_ip(text: &[u8]) -> Option<Address> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let addr = match text.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, 0),
+        Err(_) => text.parse::<SocketAddr>().ok()?,
+    };
+    Some(Address::Ip(addr))
+}
+
+type Detected = Option<(Address, bool)>;
+
+fn detect_original_ip(headers: &mut Headers, config: &HcmConfig, peer: &Address) -> Result<Detected, u16> {
+    if config.original_ip_detection.is_empty() {
+        return Ok(detect_xff(headers, config.xff_num_trusted_hops as usize));
+    }
+    for detection in &config.original_ip_detection {
+        match detection {
+            OriginalIpDetection::CustomHeader { header, trusted, reject_with } => {
+                let name = HeaderName::parse(header);
+                let found = name.and_then(|n| headers.bytes(&n).and_then(parse_ip));
+                match (found, reject_with) {
+                    (Some(address), _) => return Ok(Some((address, *trusted))),
+                    (None, Some(status)) => return Err(*status),
+                    (None, None) => {}
+                }
+            }
+            OriginalIpDetection::Xff { num_trusted_hops, trusted_cidrs, skip_append } => {
+                let found = if trusted_cidrs.is_empty() {
+                    detect_xff(headers, *num_trusted_hops as usize)
+                } else {
+                    detect_xff_by_cidr(headers, trusted_cidrs, peer)
+                };
+                if !*skip_append
+                    && !trusted_cidrs.is_empty()
+                    && let Some(ip) = peer.ip()
+                {
+                    headers.append_joined(names::X_FORWARDED_FOR, ip_value(ip).as_bytes(), ",");
+                }
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            OriginalIpDetection::Extension(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Envoy trusts a single address only.
+fn detect_xff(headers: &Headers, hops: usize) -> Detected {
+    let all = headers.joined(&names::X_FORWARDED_FOR)?;
+    let single = !all.contains(&b',');
+    last_xff_address(headers, hops).map(|a| (a, single))
+}
+
+/// The last address that is not in a trusted range, when the peer itself is trusted.
+fn detect_xff_by_cidr(headers: &Headers, trusted: &[ipnet::IpNet], peer: &Address) -> Detected {
+    let within = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+    if !peer.ip().is_some_and(within) {
+        return Some((peer.clone(), false));
+    }
+    let all = headers.joined(&names::X_FORWARDED_FOR)?;
+    let mut last = None;
+    for text in all.rsplit(|&b| b == b',') {
+        let address = parse_ip(text)?;
+        let inside = address.ip().is_some_and(within);
+        last = Some((address, false));
+        if !inside {
+            break;
+        }
+    }
+    last
+}
+
+fn is_internal(address: &Address, config: &HcmConfig) -> bool {
+    match address {
+        Address::Ip(addr) => config.internal_cidrs.iter().any(|net| net.contains(&addr.ip())),
+        Address::Pipe(_) => config.internal_unix_sockets,
+        Address::Internal(_) => false,
+    }
+}
+
+fn sanitize_referer(headers: &mut Headers) {
+    let mut values = headers.get_all(&names::REFERER);
+    let Some(first) = values.next() else { return };
+    let bad = values.next().is_some() || !is_absolute_url(first.as_bytes());
+    drop(values);
+    if bad {
+        headers.remove(&names::REFERER);
+    }
+}
+
+fn is_absolute_url(url: &[u8]) -> bool {
+    let Some(at) = memchr::memmem::find(url, b"://") else { return false };
+    let host = url[at + 3..].split(|&b| matches!(b, b'/' | b'?' | b'#')).next().unwrap_or_default();
+    at > 0 && url[..at].iter().all(u8::is_ascii_alphabetic) && !host.is_empty() && !host.contains(&b' ')
+}
+
+fn mutate_client_cert(headers: &mut Headers, connection: &ConnectionInfo, config: &HcmConfig) {
+    use ForwardClientCert as F;
+    let mode = config.forward_client_cert;
+    if mode == F::AlwaysForwardOnly {
+        return;
+    }
+    let peer = connection.tls.as_ref().filter(|tls| tls.peer_certificate_presented());
+    let Some(tls) = peer.filter(|_| mode != F::Sanitize) else {
+        headers.remove(&names::X_FORWARDED_CLIENT_CERT);
+        return;
+    };
+    if mode == F::ForwardOnly {
+        return;
+    }
+    let element = crate::client_cert::element(tls, &config.client_cert_details);
+    match mode {
+        F::AppendForward => headers.append_joined(names::X_FORWARDED_CLIENT_CERT, element.as_bytes(), ","),
+        _ => headers.set(names::X_FORWARDED_CLIENT_CERT, HeaderValue::from_checked(element.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> Headers {
+        let mut h = Headers::new();
+        for (n, v) in lines {
+            h.append(HeaderName::parse(n).unwrap(), HeaderValue::from_static(v));
+        }
+        h
+    }
+
+    #[test]
+    fn te_is_reduced_to_trailers() {
+        let mut h = headers(&[("te", "gzip, trailers")]);
+        sanitize_te(&mut h);
+        assert_eq!(h.bytes(&names::TE), Some(&b"trailers"[..]));
+        let mut h = headers(&[("te", "gzip")]);
+        sanitize_te(&mut h);
+        assert!(!h.contains(&names::TE));
+    }
+
+    #[test]
+    fn addresses_are_counted_from_the_right_of_xff() {
+        let h = headers(&[("x-forwarded-for", "1.1.1.1, 2.2.2.2,3.3.3.3")]);
+        let ip = |hops| last_xff_address(&h, hops).and_then(|a| a.ip()).map(|ip| ip.to_string());
+        assert_eq!(ip(0).as_deref(), Some("3.3.3.3"));
+        assert_eq!(ip(2).as_deref(), Some("1.1.1.1"));
+        assert_eq!(ip(3), None);
+    }
+
+    #[test]
+    fn a_referer_that_is_no_url_is_removed() {
+        let mut h = headers(&[("referer", "not a url")]);
+        sanitize_referer(&mut h);
+        assert!(h.is_empty());
+        let mut h = headers(&[("referer", "https://a.example/x")]);
+        sanitize_referer(&mut h);
+        assert_eq!(h.len(), 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! From the configuration of an HTTP connection manager to the object that workers use.
+
+use crate::server::Context;
+use arc_swap::ArcSwap;
+use futures_util::future::LocalBoxFuture;
+use nuncio_config::access_log::AccessLogConfig;
+use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::hcm::{HcmConfig, RouteSource};
+use nuncio_config::paths::FieldPath;
+use nuncio_config::route::RouteConfiguration;
+use nuncio_extensions::registry;
+use nuncio_http::access_log::AccessLogs;
+use nuncio_http::codec::stats::CodecStats;
+use nuncio_http::conn_manager::HcmWorker;
+use nuncio_http::filter::FilterChain;
+use nuncio_http::hcm::{Hcm, HcmStats, ListenerHttpStats};
+use nuncio_http::headers::HeaderValue;
+use nuncio_http::local_reply::LocalReplyRules;
+use nuncio_http::route::RouteTable;
+use nuncio_net::connection::Connection;
+use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Builds a connection manager. `listener_prefix` is `listener.<address>.`. All errors are added to `errors`.
+pub fn build(
+    config: &Arc<HcmConfig>,
+    listener_prefix: &str,
+    context: &Context,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Arc<Hcm>> {
+    let factory = context.factory_context();
+    let chain = keep(registry::http_chain(&config.http_filters, &factory), errors);
+    let mut upgrade_chains = Vec::new();
+    for upgrade in config.upgrades.iter().filter(|u| !u.filters.is_empty()) {
+        if let Some(chain) = keep(registry::http_chain(&upgrade.filters, &factory), errors) {
+            upgrade_chains.push((upgrade.upgrade_type.clone(), chain));
+        }
+    }
+    let hcm = assemble(config, chain?, upgrade_chains, listener_prefix, context, errors)?;
+    Some(Arc::new(hcm))
+}
+
+/// As [`build`], with a filter chain that is not configured: the admin interface's.
+pub fn assemble(
+    config: &Arc<HcmConfig>,
+    chain: FilterChain,
+    upgrade_chains: Vec<(Box<str>, FilterChain)>,
+    listener_prefix: &str,
+    context: &Context,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Hcm> {
+    let before = errors.len();
+    let routes = route_table(config, context, errors);
+    let access_logs = access_logs(&config.access_logs, context, errors);
+    let local_reply = match LocalReplyRules::new(config.local_reply.as_ref(), &context.runtime) {
+        Ok(rules) => rules,
+        Err(found) => {
+            errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
+            LocalReplyRules::default()
+        }
+    };
+    let prefix = format!("http.{}.", config.stat_prefix);
+    let stats = HcmStats::new(&context.registry, &prefix);
+    let listener_stats = ListenerHttpStats::new(&context.registry, &format!("{listener_prefix}{prefix}"));
+    let server_name = HeaderValue::parse(config.server_name.to_string()).unwrap_or_default();
+    let routes = routes?;
+    (errors.len() == before).then(|| Hcm {
+        config: config.clone(),
+        routes: Arc::new(ArcSwap::from_pointee(routes)),
+        chain,
+        upgrade_chains,
+        stats,
+        listener_stats: Some(listener_stats),
+        codec_stats: CodecStats::server(&context.registry),
+        access_logs,
+        local_reply,
+        server_name,
+        runtime: context.runtime.clone(),
+        local: context.local.clone(),
+    })
+}
+
+fn keep<T>(result: Result<T, Vec<ConfigError>>, errors: &mut Vec<ConfigError>) -> Option<T> {
+    result.map_err(|found| errors.extend(found)).ok()
+}
+
+fn route_table(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) -> Option<RouteTable> {
+    let routes = match &config.routes {
+        RouteSource::Static(routes) => routes.clone(),
+        // Without a control plane a route configuration that must be fetched stays empty: every request is a 404, as in
+        // Envoy before the first response.
+        RouteSource::Rds { name, .. } => {
+            context.dynamic_notice(&config.path, &format!("routes '{name}' come from a control plane"));
+            Arc::new(RouteConfiguration::empty(name))
+        }
+        RouteSource::Scoped(_) => {
+            context.dynamic_notice(&config.path, "scoped routes come from a control plane");
+            Arc::new(RouteConfiguration::empty("scoped"))
+        }
+    };
+    match RouteTable::build(routes) {
+        Ok(table) => Some(table),
+        Err(found) => {
+            errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
+            None
+        }
+    }
+}
+
+/// Builds access loggers; what cannot be built is an error with its path.
+pub fn access_logs(configs: &[AccessLogConfig], context: &Context, errors: &mut Vec<ConfigError>) -> AccessLogs {
+    AccessLogs::build(configs, &context.access_logs, &context.runtime, None).unwrap_or_else(|found| {
+        errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
+        AccessLogs::default()
+    })
+}
+
+/// Serves connections with an HTTP connection manager.
+pub struct HttpFactory {
+    /// The connection manager.
+    pub hcm: Arc<Hcm>,
+    /// `per_connection_buffer_limit_bytes` of the listener.
+    pub buffer_limit: usize,
+}
+
+impl FilterChainFactory for HttpFactory {
+    fn create(&self) -> Rc<dyn FilterChainHandler> {
+        Rc::new(HttpHandler(HcmWorker::new(self.hcm.clone(), self.buffer_limit)))
+    }
+}
+
+struct HttpHandler(HcmWorker);
+
+impl FilterChainHandler for HttpHandler {
+    fn serve(self: Rc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async move { self.0.serve(connection).await })
+    }
+}

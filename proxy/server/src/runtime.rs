@@ -1,0 +1,228 @@
+//! Runtime layers: keys that override parts of the configuration (`layered_runtime`).
+//!
+//! Static, disk and admin layers; a later layer wins. The merged snapshot is immutable and published whole: workers read
+//! it without locks, the admin interface and the disk watcher replace it.
+
+use arc_swap::ArcSwap;
+use nuncio_config::bootstrap::{RuntimeLayer, RuntimeLayerKind};
+use nuncio_config::matchers::FractionalPercent;
+use nuncio_http::matchers::Runtime;
+use rustc_hash::FxHashMap;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One layer with its values as they are now.
+#[derive(Debug, Clone)]
+struct Layer {
+    name: Box<str>,
+    values: Vec<(String, Value)>,
+    admin: bool,
+    disk: Option<PathBuf>,
+}
+
+/// The layers of the process.
+pub struct RuntimeLoader {
+    layers: Mutex<Vec<Layer>>,
+    snapshot: ArcSwap<FxHashMap<String, Value>>,
+}
+
+impl RuntimeLoader {
+    /// From the bootstrap; disk layers are read now. `cluster` is the service cluster.
+    pub fn new(layers: &[RuntimeLayer], cluster: &str) -> Arc<RuntimeLoader> {
+        let layers = layers.iter().map(|layer| build(layer, cluster)).collect();
+        let loader = RuntimeLoader { layers: Mutex::new(layers), snapshot: ArcSwap::default() };
+        loader.publish();
+        Arc::new(loader)
+    }
+
+    fn publish(&self) {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut merged = FxHashMap::default();
+        for layer in layers.iter() {
+            for (key, value) in &layer.values {
+                merged.insert(key.clone(), value.clone());
+            }
+        }
+        self.snapshot.store(Arc::new(merged));
+    }
+
+    /// Reads disk layers again.
+    pub fn reload_disk(&self) {
+        {
+            let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            for layer in layers.iter_mut() {
+                if let Some(root) = &layer.disk {
+                    layer.values = read_disk(root);
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Directories of disk layers, to be watched.
+    pub fn disk_roots(&self) -> Vec<PathBuf> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().filter_map(|l| l.disk.clone()).collect()
+    }
+
+    /// Layers and their values as text, lowest first.
+    pub fn layers(&self) -> Vec<(String, Vec<(String, String)>)> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = |(k, v): &(String, Value)| (k.clone(), as_text(v));
+        layers.iter().map(|l| (l.name.to_string(), l.values.iter().map(text).collect())).collect()
+    }
+
+    /// Number of layers and of keys in force, for the stats.
+    pub fn counts(&self) -> (usize, usize) {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        (layers.len(), self.snapshot.load().len())
+    }
+
+    /// Sets values in the last admin layer; an empty value removes the key.
+    ///
+    /// # Errors
+    /// Envoy's text when there is no admin layer.
+    pub fn modify(&self, values: &[(String, String)]) -> Result<(), String> {
+        {
+            let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let admin = layers.iter_mut().rev().find(|l| l.admin).ok_or("No admin layer specified")?;
+            for (key, value) in values {
+                admin.values.retain(|(k, _)| k != key);
+                if !value.is_empty() {
+                    admin.values.push((key.clone(), parse_scalar(value)));
+                }
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+}
+
+fn build(layer: &RuntimeLayer, cluster: &str) -> Layer {
+    let mut out = Layer { name: layer.name.clone(), values: Vec::new(), admin: false, disk: None };
+    match &layer.kind {
+        RuntimeLayerKind::Static(values) => {
+            out.values = values.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+        }
+        RuntimeLayerKind::Admin => out.admin = true,
+        RuntimeLayerKind::Disk { symlink_root, subdirectory, append_service_cluster } => {
+            let mut root = Path::new(&**symlink_root).join(&**subdirectory);
+            if *append_service_cluster {
+                root = root.join(cluster);
+            }
+            out.values = read_disk(&root);
+            out.disk = Some(root);
+        }
+        RuntimeLayerKind::Rtds(_) => {}
+    }
+    out
+}
+
+/// A file is a value, a directory a part of the key. Lines that begin with `#` are comments.
+fn read_disk(root: &Path) -> Vec<(String, Value)> {
+    let mut out = Vec::new();
+    let mut todo = vec![(root.to_owned(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = todo.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') || depth > 16 {
+                continue;
+            }
+            let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            let path = entry.path();
+            if path.is_dir() {
+                todo.push((path, key, depth + 1));
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                let lines: Vec<_> = text.lines().filter(|l| !l.starts_with('#')).collect();
+                out.push((key, parse_scalar(lines.join("\n").trim_end())));
+            }
+        }
+    }
+    out
+}
+
+/// Numbers and booleans as such; JSON objects for fractional percents; the rest as text.
+fn parse_scalar(text: &str) -> Value {
+    match serde_json::from_str::<Value>(text) {
+        Ok(v @ (Value::Number(_) | Value::Bool(_) | Value::Object(_))) => v,
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+fn as_text(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+impl Runtime for RuntimeLoader {
+    fn integer(&self, key: &str) -> Option<u64> {
+        let snapshot = self.snapshot.load();
+        match snapshot.get(key)? {
+            Value::Number(n) => n.as_u64().or_else(|| n.as_f64().map(|f| f as u64)),
+            Value::Bool(b) => Some(u64::from(*b)),
+            Value::String(s) => s.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn fraction(&self, key: &str) -> Option<FractionalPercent> {
+        let snapshot = self.snapshot.load();
+        if let Some(Value::Object(o)) = snapshot.get(key) {
+            let numerator = o.get("numerator").and_then(Value::as_u64).unwrap_or(0) as u32;
+            let denominator = match o.get("denominator").and_then(Value::as_str) {
+                Some("TEN_THOUSAND") => 10_000,
+                Some("MILLION") => 1_000_000,
+                _ => 100,
+            };
+            return Some(FractionalPercent { numerator, denominator });
+        }
+        let percent = self.integer(key)?;
+        Some(FractionalPercent { numerator: percent.min(100) as u32, denominator: 100 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn layers() -> Arc<RuntimeLoader> {
+        let fixed = RuntimeLayerKind::Static(vec![
+            ("a.b".into(), json!(3)),
+            ("part".into(), json!({"numerator": 5, "denominator": "TEN_THOUSAND"})),
+        ]);
+        let list = [
+            RuntimeLayer { name: "static".into(), kind: fixed },
+            RuntimeLayer { name: "admin".into(), kind: RuntimeLayerKind::Admin },
+        ];
+        RuntimeLoader::new(&list, "")
+    }
+
+    #[test]
+    fn a_later_layer_wins_and_an_empty_value_removes() {
+        let r = layers();
+        assert_eq!(r.integer("a.b"), Some(3));
+        r.modify(&[("a.b".into(), "9".into())]).unwrap();
+        assert_eq!(r.integer("a.b"), Some(9));
+        r.modify(&[("a.b".into(), String::new())]).unwrap();
+        assert_eq!(r.integer("a.b"), Some(3));
+    }
+
+    #[test]
+    fn fractions_may_be_objects_or_percents() {
+        let r = layers();
+        assert_eq!(r.fraction("part"), Some(FractionalPercent { numerator: 5, denominator: 10_000 }));
+        assert_eq!(r.fraction("a.b"), Some(FractionalPercent { numerator: 3, denominator: 100 }));
+        assert_eq!(r.fraction("none"), None);
+    }
+
+    #[test]
+    fn without_an_admin_layer_nothing_can_be_modified() {
+        let r = RuntimeLoader::new(&[], "");
+        assert_eq!(r.modify(&[("a".into(), "1".into())]).unwrap_err(), "No admin layer specified");
+    }
+}

@@ -1,0 +1,337 @@
+//! What the admin interface shows, taken from the running server.
+
+use crate::admin::{
+    AddressStatus, AdminSources, CertificateSet, CertificateStatus, CircuitBreakerStatus, ClusterStatus,
+    CommandLineOptions, ConfigDump, ConfigEntry, DrainListeners, EdsHealth, HealthFlags, HostStatus, InitManagerStatus,
+    ListenerStatus, LogLevel, MemoryStatus, RuntimeLayerStatus, ServerInfo, ServerState, SubjectAltName,
+};
+use crate::log::Level;
+use crate::options::{DrainStrategy, IpVersion, Mode};
+use crate::server::{Server, State};
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as Message;
+use nuncio_base::stats::Registry;
+use nuncio_config::cluster::{HealthStatus, Thresholds};
+use nuncio_net::address::Address;
+use nuncio_net::tls::LoadedCertificate;
+use nuncio_upstream::{Cluster, Host};
+use prost::Message as _;
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// The server behind one admin request. What the request asks to be done happens in [`Sources::act`], after its answer.
+pub struct Sources<'a> {
+    server: &'a Arc<Server>,
+    quit: Cell<bool>,
+    drain: RefCell<Option<DrainListeners>>,
+}
+
+impl<'a> Sources<'a> {
+    /// For one request.
+    pub fn new(server: &'a Arc<Server>) -> Sources<'a> {
+        Sources { server, quit: Cell::new(false), drain: RefCell::new(None) }
+    }
+
+    /// Does what was asked for.
+    pub fn act(&self) {
+        if let Some(how) = self.drain.take() {
+            self.server.drain_listeners(how.graceful, how.skip_exit, how.inbound_only);
+        }
+        if self.quit.get() {
+            self.server.quit();
+        }
+    }
+}
+
+impl AdminSources for Sources<'_> {
+    fn stats(&self) -> &Registry {
+        &self.server.context.registry
+    }
+
+    fn prepare_stats(&self) {
+        self.server.update_gauges();
+    }
+
+    fn server_state(&self) -> ServerState {
+        match self.server.state() {
+            State::Live => ServerState::Live,
+            State::Draining => ServerState::Draining,
+            State::PreInitializing => ServerState::PreInitializing,
+            State::Initializing => ServerState::Initializing,
+        }
+    }
+
+    fn server_info(&self) -> ServerInfo {
+        let s = self.server;
+        let version = format!("{}/{}/Clean/RELEASE/AWS-LC", "0".repeat(40), crate::options::ENVOY_VERSION);
+        let uptime = s.started.elapsed();
+        ServerInfo {
+            version,
+            uptime_current_epoch: uptime,
+            uptime_all_epochs: uptime,
+            options: options(s),
+            node: s.bootstrap.node.clone(),
+        }
+    }
+
+    fn hot_restart_version(&self) -> String {
+        "disabled".to_owned()
+    }
+
+    fn unready_targets(&self) -> Vec<InitManagerStatus> {
+        match self.server.state() {
+            State::PreInitializing => vec![InitManagerStatus {
+                component: "cluster".to_owned(),
+                name: "cluster manager".to_owned(),
+                targets: self
+                    .server
+                    .context
+                    .clusters
+                    .clusters()
+                    .iter()
+                    .filter(|c| !c.is_initialized())
+                    .map(|c| format!("cluster {}", c.name()))
+                    .collect(),
+            }],
+            _ => Vec::new(),
+        }
+    }
+
+    fn memory(&self) -> MemoryStatus {
+        crate::memory::status()
+    }
+
+    fn clusters(&self) -> Vec<ClusterStatus> {
+        self.server.context.clusters.clusters().iter().map(cluster).collect()
+    }
+
+    fn listeners(&self) -> Vec<ListenerStatus> {
+        let address = |a: &Address| AddressStatus::of(a);
+        let status = |l: &Arc<nuncio_net::listener::Listener>| ListenerStatus {
+            name: l.name().to_string(),
+            addresses: l.addresses().iter().map(address).collect(),
+        };
+        self.server.listeners.iter().map(status).collect()
+    }
+
+    fn certificates(&self) -> Vec<CertificateSet> {
+        let sets = self.server.context.contexts.certificates();
+        let set = |c: nuncio_net::tls::ContextCertificates| CertificateSet {
+            ca: c.ca.iter().map(certificate).collect(),
+            chain: c.chains.iter().map(certificate).collect(),
+        };
+        sets.into_iter().map(set).collect()
+    }
+
+    fn config_dump(&self, include_eds: bool) -> ConfigDump {
+        let s = self.server;
+        let entry = |name: &str, message: &str, bytes: Vec<u8>| ConfigEntry {
+            name: name.to_owned(),
+            version_info: String::new(),
+            message: message.to_owned(),
+            bytes: Bytes::from(bytes),
+            last_updated: s.started_at,
+        };
+        // These bytes were encoded by this process.
+        let bootstrap = Message::decode(s.bootstrap.bytes.clone()).unwrap_or_default();
+        let resources = bootstrap.static_resources.unwrap_or_default();
+        let mut dump = ConfigDump {
+            bootstrap: Some(entry("", "envoy.config.bootstrap.v3.Bootstrap", s.bootstrap.bytes.to_vec())),
+            ..ConfigDump::default()
+        };
+        dump.static_clusters = resources
+            .clusters
+            .iter()
+            .map(|c| entry(&c.name, "envoy.config.cluster.v3.Cluster", c.encode_to_vec()))
+            .collect();
+        dump.static_listeners = resources
+            .listeners
+            .iter()
+            .map(|l| entry(&l.name, "envoy.config.listener.v3.Listener", l.encode_to_vec()))
+            .collect();
+        dump.static_route_configs = crate::config_dump::route_configs(&resources)
+            .into_iter()
+            .map(|(name, bytes)| entry(&name, "envoy.config.route.v3.RouteConfiguration", bytes))
+            .collect();
+        dump.static_secrets = resources
+            .secrets
+            .iter()
+            .map(|x| entry(&x.name, "envoy.extensions.transport_sockets.tls.v3.Secret", x.encode_to_vec()))
+            .collect();
+        if include_eds {
+            let assignments = s.context.clusters.clusters();
+            dump.static_endpoint_configs = Some(
+                assignments
+                    .iter()
+                    .map(|c| {
+                        let message = crate::config_dump::endpoints(c);
+                        entry(c.name(), "envoy.config.endpoint.v3.ClusterLoadAssignment", message.encode_to_vec())
+                    })
+                    .collect(),
+            );
+        }
+        dump
+    }
+
+    fn runtime_layers(&self) -> Vec<RuntimeLayerStatus> {
+        self.server.runtime.layers().into_iter().map(|(name, values)| RuntimeLayerStatus { name, values }).collect()
+    }
+
+    fn modify_runtime(&self, values: &[(String, String)]) -> Result<(), String> {
+        self.server.runtime.modify(values)
+    }
+
+    fn log_levels(&self) -> Vec<(String, LogLevel)> {
+        let levels = self.server.log.levels();
+        levels.into_iter().filter_map(|(name, level)| Some((name.to_owned(), LogLevel::parse(level)?))).collect()
+    }
+
+    fn set_log_levels(&self, levels: &[(String, LogLevel)]) {
+        for (name, level) in levels {
+            if let Some(level) = Level::parse(level.as_str()) {
+                self.server.log.set(name, level);
+            }
+        }
+    }
+
+    fn fail_health_check(&self, fail: bool) {
+        self.server.fail_health_check(fail);
+    }
+
+    fn drain_listeners(&self, how: DrainListeners) {
+        self.drain.replace(Some(how));
+    }
+
+    fn quit(&self) {
+        self.quit.set(true);
+    }
+
+    fn reopen_logs(&self) {
+        self.server.context.access_logs.reopen();
+    }
+}
+
+impl AddressStatus {
+    fn of(address: &Address) -> AddressStatus {
+        match address.socket_addr() {
+            Some(addr) => AddressStatus::Socket(addr),
+            None => AddressStatus::Pipe(address.to_string()),
+        }
+    }
+}
+
+fn cluster(cluster: &Arc<Cluster>) -> ClusterStatus {
+    let config = &cluster.config;
+    let state = cluster.state();
+    ClusterStatus {
+        name: cluster.name().to_string(),
+        observability_name: cluster.observability_name.to_string(),
+        added_via_api: config.added_via_api,
+        eds_service_name: String::new(),
+        outlier: None,
+        default_priority: thresholds(&config.circuit_breakers.default),
+        high_priority: thresholds(&config.circuit_breakers.high),
+        hosts: state.priority_set.hosts().map(|h| host(h)).collect(),
+    }
+}
+
+fn thresholds(t: &Thresholds) -> CircuitBreakerStatus {
+    CircuitBreakerStatus {
+        max_connections: u64::from(t.max_connections),
+        max_pending_requests: u64::from(t.max_pending_requests),
+        max_requests: u64::from(t.max_requests),
+        max_retries: u64::from(t.max_retries),
+    }
+}
+
+fn host(host: &Host) -> HostStatus {
+    let stats = &host.stats;
+    let eds = match host.eds_status() {
+        HealthStatus::Unknown | HealthStatus::Healthy => EdsHealth::Healthy,
+        HealthStatus::Unhealthy | HealthStatus::Timeout => EdsHealth::Unhealthy,
+        HealthStatus::Draining => EdsHealth::Draining,
+        HealthStatus::Degraded => EdsHealth::Degraded,
+    };
+    HostStatus {
+        hostname: host.hostname.to_string(),
+        cx_active: u64::from(stats.cx_active.load(Relaxed)),
+        cx_connect_fail: stats.cx_connect_fail.load(Relaxed),
+        cx_total: stats.cx_total.load(Relaxed),
+        rq_active: u64::from(stats.rq_active.load(Relaxed)),
+        rq_error: stats.rq_error.load(Relaxed),
+        rq_pending_active: u64::from(stats.rq_pending_active.load(Relaxed)),
+        rq_success: stats.rq_success.load(Relaxed),
+        rq_timeout: stats.rq_timeout.load(Relaxed),
+        rq_total: stats.rq_total.load(Relaxed),
+        health_flags: HealthFlags { eds, ..HealthFlags::default() },
+        weight: host.weight(),
+        region: host.locality.region.to_string(),
+        zone: host.locality.zone.to_string(),
+        sub_zone: host.locality.sub_zone.to_string(),
+        canary: host.canary,
+        priority: host.priority.load(Relaxed),
+        ..HostStatus::new(AddressStatus::of(&host.address))
+    }
+}
+
+fn certificate(c: &LoadedCertificate) -> CertificateStatus {
+    let info = &c.info;
+    let dns = info.dns_sans().map(|n| SubjectAltName::Dns(n.into_owned()));
+    let uri = info.uri_sans().map(|n| SubjectAltName::Uri(n.into_owned()));
+    let ip = info.ip_sans().map(|n| SubjectAltName::Ip(n.to_owned()));
+    CertificateStatus {
+        path: c.path.to_string(),
+        serial_number: info.serial.to_string(),
+        subject_alt_names: dns.chain(uri).chain(ip).collect(),
+        valid_from: info.not_before,
+        expiration_time: info.not_after,
+    }
+}
+
+fn options(server: &Server) -> CommandLineOptions {
+    let o = &server.options;
+    let path = |p: &Option<std::path::PathBuf>| p.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+    CommandLineOptions {
+        base_id: u64::from(o.base_id),
+        use_dynamic_base_id: o.use_dynamic_base_id,
+        base_id_path: path(&o.base_id_path),
+        concurrency: server.concurrency as u32,
+        config_path: path(&o.config_path),
+        config_yaml: o.config_yaml.clone().unwrap_or_default(),
+        allow_unknown_static_fields: o.allow_unknown_static_fields || o.allow_unknown_fields,
+        reject_unknown_dynamic_fields: o.reject_unknown_dynamic_fields,
+        ignore_unknown_dynamic_fields: o.ignore_unknown_dynamic_fields,
+        skip_deprecated_logs: o.skip_deprecated_logs,
+        admin_address_path: path(&o.admin_address_path),
+        local_address_ip_version: if o.local_address_ip_version == IpVersion::V6 { "v6" } else { "v4" }.to_owned(),
+        log_level: o.log_level.clone(),
+        component_log_level: o.component_log_level.clone(),
+        log_format: o.log_format.clone(),
+        log_format_escaped: o.log_format_escaped,
+        log_path: path(&o.log_path),
+        log_stacktrace_single_entry: o.log_stacktrace_single_entry,
+        service_cluster: o.service_cluster.clone().unwrap_or_default(),
+        service_node: o.service_node.clone().unwrap_or_default(),
+        service_zone: o.service_zone.clone().unwrap_or_default(),
+        file_flush_interval: Duration::from_millis(o.file_flush_interval_msec),
+        file_flush_min_size: o.file_flush_min_size_kb as u32,
+        drain_time: Duration::from_secs(o.drain_time_s),
+        drain_strategy: if o.drain_strategy == DrainStrategy::Gradual { "Gradual" } else { "Immediate" }.to_owned(),
+        parent_shutdown_time: Duration::from_secs(o.parent_shutdown_time_s),
+        mode: if o.mode == Mode::Serve { "Serve" } else { "Validate" }.to_owned(),
+        disable_hot_restart: o.disable_hot_restart,
+        skip_hot_restart_on_no_parent: o.skip_hot_restart_on_no_parent,
+        skip_hot_restart_parent_stats: o.skip_hot_restart_parent_stats,
+        enable_mutex_tracing: o.enable_mutex_tracing,
+        restart_epoch: o.restart_epoch,
+        cpuset_threads: o.cpuset_threads,
+        disabled_extensions: o.disable_extensions.split(',').filter(|e| !e.is_empty()).map(str::to_owned).collect(),
+        enable_fine_grain_logging: o.enable_fine_grain_logging,
+        socket_path: o.socket_path.clone(),
+        socket_mode: u32::from_str_radix(&o.socket_mode, 8).unwrap_or(0),
+        enable_core_dump: o.enable_core_dump,
+        stats_tag: o.stats_tag.clone(),
+    }
+}
