@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// `By=..;Hash=..` and the details that are asked for, in Envoy's order.
-pub fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
+pub(crate) fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
     let mut parts: Vec<String> = Vec::new();
     if let Some(local) = &tls.local_certificate {
         parts.extend(local.uri_sans().map(|uri| format!("By={uri}")));

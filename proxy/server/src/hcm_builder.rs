@@ -92,11 +92,11 @@ fn route_table(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigErr
         // Envoy before the first response.
         RouteSource::Rds { name, .. } => {
             context.dynamic_notice(&config.path, &format!("routes '{name}' come from a control plane"));
-            Arc::new(RouteConfiguration::empty(name))
+            empty_routes(name)?
         }
         RouteSource::Scoped(_) => {
             context.dynamic_notice(&config.path, "scoped routes come from a control plane");
-            Arc::new(RouteConfiguration::empty("scoped"))
+            empty_routes("scoped")?
         }
     };
     match RouteTable::build(routes) {
@@ -106,6 +106,13 @@ fn route_table(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigErr
             None
         }
     }
+}
+
+/// A route configuration without virtual hosts.
+fn empty_routes(name: &str) -> Option<Arc<RouteConfiguration>> {
+    let message =
+        envoy_types::pb::envoy::config::route::v3::RouteConfiguration { name: name.to_owned(), ..Default::default() };
+    RouteConfiguration::decode(&message, &mut nuncio_config::decode::Context::default()).ok().map(Arc::new)
 }
 
 /// Builds access loggers; what cannot be built is an error with its path.

@@ -26,7 +26,7 @@ use nuncio_http::access_log::{AccessLogWriter, WriterOptions};
 use nuncio_http::header_rules::LocalInfo;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::matchers::Runtime;
-use nuncio_net::listener::{FilterChainFactory, GlobalConnections, Listener, ListenerParts};
+use nuncio_net::listener::{FilterChainFactory, GlobalConnections, Listener, ListenerError, ListenerParts};
 use nuncio_net::tls::watch::TlsContexts;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions};
 use std::cell::RefCell;
@@ -274,14 +274,25 @@ fn build_listeners<'a>(
             Err(e) => {
                 let mut found = found.into_inner();
                 if found.is_empty() {
-                    let path = FieldPath::parse(e.path().unwrap_or(&config.path));
-                    found.push(ConfigError::new(path, e.message()));
+                    found.push(listener_error(e, &config.path));
                 }
                 errors.extend(found);
             }
         }
     }
     listeners
+}
+
+/// The path is in front of the message in some of the network floor's errors: it is told apart here.
+fn listener_error(error: ListenerError, listener: &str) -> ConfigError {
+    let text = error.to_string();
+    let path = match &error {
+        ListenerError::Chains { path, .. } | ListenerError::Filter { path, .. } => &**path,
+        ListenerError::Tls(_) => text.split_once(": ").map_or(listener, |(path, _)| path),
+        ListenerError::Bind { .. } => listener,
+    };
+    let message = text.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
+    ConfigError::new(FieldPath::parse(path), message)
 }
 
 fn stat_prefix(config: &ListenerConfig) -> String {

@@ -11,7 +11,7 @@ use crate::server::{Server, State};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as Message;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{HealthStatus, Thresholds};
+use nuncio_config::cluster::{Discovery, HealthStatus, Thresholds};
 use nuncio_net::address::Address;
 use nuncio_net::tls::LoadedCertificate;
 use nuncio_upstream::{Cluster, Host};
@@ -91,7 +91,7 @@ impl AdminSources for Sources<'_> {
                     .clusters
                     .clusters()
                     .iter()
-                    .filter(|c| !c.is_initialized())
+                    .filter(|c| matches!(c.config.discovery, Discovery::StrictDns | Discovery::LogicalDns))
                     .map(|c| format!("cluster {}", c.name()))
                     .collect(),
             }],

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 /// Conditions of `retry_on` as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RetryOn(u32);
+pub(crate) struct RetryOn(u32);
 
 macro_rules! conditions {
     ($($konst:ident = $bit:literal, $name:literal;)+) => {
         impl RetryOn {
-            $(#[doc = $name] pub const $konst: RetryOn = RetryOn(1 << $bit);)+
+            $(#[doc = $name] pub(crate) const $konst: RetryOn = RetryOn(1 << $bit);)+
             const NAMES: &'static [(&'static str, RetryOn)] = &[$(($name, RetryOn::$konst)),+];
         }
     };
@@ -44,7 +44,7 @@ conditions! {
 
 impl RetryOn {
     /// Adds the conditions of a comma-separated list; unknown names are passed over, as in Envoy.
-    pub fn add(&mut self, list: &str) {
+    pub(crate) fn add(&mut self, list: &str) {
         for name in list.split(',').map(str::trim) {
             if let Some((_, bit)) = RetryOn::NAMES.iter().find(|(n, _)| *n == name) {
                 self.0 |= bit.0;
@@ -59,7 +59,7 @@ impl RetryOn {
 
 /// What came of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Not retriable, or no policy.
     No,
     /// Try again after the back-off.
@@ -70,11 +70,11 @@ pub enum Verdict {
 
 /// Back-off, header and status conditions compiled from a policy; made when the route is configured.
 #[derive(Debug, Default)]
-pub struct CompiledConditions {
+pub(crate) struct CompiledConditions {
     /// `retriable_headers`.
-    pub response_headers: Box<[HeaderMatch]>,
+    pub(crate) response_headers: Box<[HeaderMatch]>,
     /// `retriable_request_headers`.
-    pub request_headers: Box<[HeaderMatch]>,
+    pub(crate) request_headers: Box<[HeaderMatch]>,
 }
 
 impl CompiledConditions {
@@ -99,7 +99,7 @@ impl CompiledConditions {
 
 /// Retries of one request.
 #[derive(Debug)]
-pub struct RetryState {
+pub(crate) struct RetryState {
     on: RetryOn,
     remaining: u32,
     retries: u32,
@@ -112,7 +112,7 @@ pub struct RetryState {
 
 impl RetryState {
     /// The state for a request, or None when it can never be retried. Consumes the retry headers of the request.
-    pub fn new(
+    pub(crate) fn new(
         policy: Option<&Arc<RetryPolicy>>,
         conditions: &Arc<CompiledConditions>,
         headers: &mut Headers,
@@ -158,19 +158,19 @@ impl RetryState {
     }
 
     /// Whether a response head asks for another try.
-    pub fn on_response(&mut self, response: &Headers) -> Verdict {
+    pub(crate) fn on_response(&mut self, response: &Headers) -> Verdict {
         let wanted = self.wants_response(response);
         self.decide(wanted)
     }
 
     /// Whether a stream that ended without a response does.
-    pub fn on_reset(&mut self, reason: ResetReason, request_sent: bool) -> Verdict {
+    pub(crate) fn on_reset(&mut self, reason: ResetReason, request_sent: bool) -> Verdict {
         let wanted = self.wants_reset(reason, request_sent);
         self.decide(wanted)
     }
 
     /// Whether a try that ran out of time does: Envoy counts it as a reset of this side and as a 5xx.
-    pub fn on_per_try_timeout(&mut self) -> Verdict {
+    pub(crate) fn on_per_try_timeout(&mut self) -> Verdict {
         let wanted =
             self.on.has(RetryOn::ANY_5XX) || self.on.has(RetryOn::RESET) || self.on.has(RetryOn::GATEWAY_ERROR);
         self.decide(wanted)
@@ -246,19 +246,19 @@ impl RetryState {
     }
 
     /// How long to wait before the retry just granted: full jitter, `random` uniform over `u64`.
-    pub fn back_off(&self, random: u64) -> Duration {
+    pub(crate) fn back_off(&self, random: u64) -> Duration {
         let shift = self.retries.min(20);
         let ceiling = (self.base.as_millis() as u64).saturating_mul((1 << shift) - 1).max(1);
         Duration::from_millis(random % ceiling).min(self.max)
     }
 
     /// Attempts at choosing a host that the predicates accept.
-    pub fn host_selection_attempts(&self) -> u32 {
+    pub(crate) fn host_selection_attempts(&self) -> u32 {
         self.policy.as_ref().map_or(1, |p| p.host_selection_retry_max_attempts)
     }
 
     /// Whether a try must go to a host that was not tried before.
-    pub fn avoids_previous_hosts(&self) -> bool {
+    pub(crate) fn avoids_previous_hosts(&self) -> bool {
         const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
         self.policy.as_ref().is_some_and(|p| {
             p.retry_host_predicate.iter().any(|c| c.name.contains("previous_hosts") || &*c.type_name == PREVIOUS_HOSTS)

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 /// Timeouts of one request; None is off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     /// From the end of the request to the end of the response.
-    pub global: Option<Duration>,
+    pub(crate) global: Option<Duration>,
     /// One try.
-    pub per_try: Option<Duration>,
+    pub(crate) per_try: Option<Duration>,
     /// Silence within one try.
-    pub per_try_idle: Option<Duration>,
+    pub(crate) per_try_idle: Option<Duration>,
     /// The whole stream.
-    pub max_stream_duration: Option<Duration>,
+    pub(crate) max_stream_duration: Option<Duration>,
 }
 
 /// Works out the timeouts, removes the headers that set them and, unless `suppress`, tells the upstream its deadline.
-pub fn of_request(
+pub(crate) fn of_request(
     action: &RouteAction,
     headers: &mut Headers,
     grpc: bool,
