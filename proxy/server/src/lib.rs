@@ -23,4 +23,5 @@ pub mod admin;
 mod admin_listener;
 mod sources;
 
+pub mod corpus;
 pub mod demo;

@@ -47,9 +47,10 @@ fn run(program: &str, options: Options) -> Result<(), String> {
             clap_complete::generate(shell, &mut command, "nuncio", &mut std::io::stdout());
             return Ok(());
         }
-        Some(Command::CheckCorpus { folder }) => {
-            let checks = nuncio_config::corpus::check(&folder).map_err(|e| format!("{}: {e}\n", folder.display()))?;
-            print_to(true, &nuncio_config::corpus::table(&checks));
+        Some(Command::CheckCorpus { folder, dir }) => {
+            let (table, accepted, all) =
+                nuncio::corpus::check(&folder, &dir).map_err(|e| format!("{}: {e}\n", folder.display()))?;
+            print_to(true, &format!("{table}{accepted} of {all} accepted\n"));
             return Ok(());
         }
         Some(Command::Demo { port }) => {

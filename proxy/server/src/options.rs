@@ -182,6 +182,8 @@ pub enum Command {
     CheckCorpus {
         /// Folder with `bootstraps` and `resources`.
         folder: PathBuf,
+        /// Folder of certificates and small files that stands for `@DIR@`.
+        dir: String,
     },
 }
 
