@@ -12,12 +12,14 @@ use std::time::SystemTime;
 /// The version that is the oracle.
 pub const ENVOY_VERSION: &str = "1.40.0";
 
-/// The folder of the running profile, such as `target/debug`.
+/// The folder of the running profile, such as `target/debug`: tests and benches lie in `deps` below it.
 pub fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    exe.ancestors()
-        .find(|p| p.parent().is_some_and(|t| t.join("CACHEDIR.TAG").exists()))
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug"), Path::to_owned)
+    match exe.parent() {
+        Some(dir) if dir.ends_with("deps") => dir.parent().unwrap_or(dir).to_owned(),
+        Some(dir) => dir.to_owned(),
+        None => PathBuf::from("target/debug"),
+    }
 }
 
 /// The real Envoy, or why there is none.
