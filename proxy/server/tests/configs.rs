@@ -1,5 +1,7 @@
-//! What the repository shows to people has to be true: every example loads, and nothing in it is without effect.
+//! What the repository shows to people has to be true: every example loads and does what it says, and every file that
+//! a page names is there.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +69,44 @@ fn every_example_says_how_to_try_it() {
         assert!(head.contains(&format!("nuncio -c configs/{name}")), "{name}: no command that runs it");
         assert!(head.contains("curl") || head.contains("websocat"), "{name}: nothing to try");
     }
+}
+
+/// Targets of links, and paths of files in backticks, of a page.
+fn mentioned(page: &Path, text: &str) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("](") {
+        let target = text[at + 2..].split(')').next().unwrap_or_default().split('#').next().unwrap_or_default();
+        if !target.is_empty() && !target.contains("://") {
+            found.insert(page.parent().unwrap().join(target));
+        }
+    }
+    for word in text.split('`').skip(1).step_by(2) {
+        let is_path = ["proxy/", "configs/", "docs/", "deploy/", "tests/", "benches/", "fuzz/"]
+            .iter()
+            .any(|folder| word.starts_with(folder));
+        if is_path && !word.contains([' ', '*', '{', '<']) {
+            found.insert(root().join(word));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let mut pages = files(&root().join("docs"), "md");
+    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        pages.push(root().join(name));
+    }
+    let mut missing = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+        for path in mentioned(&page, &text) {
+            if !path.exists() {
+                missing.push(format!("{} names {}", page.display(), path.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
 #[test]
