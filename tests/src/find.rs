@@ -29,7 +29,7 @@ pub fn envoy() -> Result<PathBuf, String> {
 }
 
 fn find_envoy() -> Result<PathBuf, String> {
-    if let Some(path) = std::env::var_os("ENVOY_BIN") {
+    if let Some(path) = std::env::var_os("ENVOY_BIN").filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         return right_version(&path).map(|()| path);
     }
@@ -81,7 +81,7 @@ pub fn nuncio() -> Result<PathBuf, String> {
 }
 
 fn find_nuncio() -> Result<PathBuf, String> {
-    if let Some(path) = std::env::var_os("NUNCIO_BIN") {
+    if let Some(path) = std::env::var_os("NUNCIO_BIN").filter(|path| !path.is_empty()) {
         return Ok(path.into());
     }
     let dir = profile_dir();
