@@ -236,12 +236,14 @@ pub enum RouteActionKind {
 }
 
 /// `DirectResponseAction`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DirectResponse {
     /// Status, 200..=599.
     pub status: u16,
-    /// Body.
+    /// Body; `%LOCAL_REPLY_BODY%` of the format where there is one.
     pub body: Option<DataSource>,
+    /// Format of the body.
+    pub body_format: Option<crate::hcm::BodyFormat>,
 }
 
 /// `RedirectAction`.

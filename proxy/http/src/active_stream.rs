@@ -712,7 +712,9 @@ impl<'a> ActiveStream<'a> {
         }
         let hcm = &self.connection.hcm;
         let mut reply = reply;
-        let mut content_type = HeaderValue::from_static("text/plain");
+        let chosen = reply.content_type.take().filter(|kind| kind.as_bytes() != b"text/plain");
+        let own_type = chosen.is_some();
+        let mut content_type = chosen.unwrap_or(HeaderValue::from_static("text/plain"));
         if !hcm.local_reply.is_empty() {
             self.info.response_code = reply.status;
             if let Some(kind) = hcm.local_reply.apply(&mut reply, &self.request, &mut self.info) {
@@ -722,8 +724,15 @@ impl<'a> ActiveStream<'a> {
         let mut response = Headers::with_capacity(6 + reply.headers.len());
         response.set_status(reply.status);
         if !reply.body.is_empty() {
-            response.append(names::CONTENT_LENGTH, HeaderValue::from(reply.body.len() as u64));
-            response.append(names::CONTENT_TYPE, content_type);
+            let length = HeaderValue::from(reply.body.len() as u64);
+            // Envoy's order differs with who chose the content type.
+            if own_type {
+                response.append(names::CONTENT_TYPE, content_type);
+                response.append(names::CONTENT_LENGTH, length);
+            } else {
+                response.append(names::CONTENT_LENGTH, length);
+                response.append(names::CONTENT_TYPE, content_type);
+            }
         }
         for (name, value) in reply.headers {
             response.append(name, value);

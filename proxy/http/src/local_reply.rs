@@ -19,8 +19,10 @@ const MAX_BODY: u32 = 1024 * 1024;
 pub struct LocalReply {
     /// Status.
     pub status: u16,
-    /// Body, `text/plain` unless a mapper says otherwise; may be empty.
+    /// Body, `text/plain` unless `content_type` or a mapper says otherwise; may be empty.
     pub body: Bytes,
+    /// Content type of the body where it is not `text/plain`.
+    pub content_type: Option<HeaderValue>,
     /// `%RESPONSE_CODE_DETAILS%`.
     pub details: Details,
     /// Flags to add.
@@ -39,6 +41,7 @@ impl LocalReply {
         LocalReply {
             status,
             body: Bytes::from_static(body.as_bytes()),
+            content_type: None,
             details: details.into(),
             flags: ResponseFlags::default(),
             headers: Vec::new(),
@@ -112,18 +115,25 @@ struct Mapper {
     headers: HeaderRules,
 }
 
-struct BodyFormatter {
+/// A compiled body format with its content type.
+#[derive(Debug)]
+pub struct BodyFormatter {
     kind: BodyKind,
     content_type: HeaderValue,
 }
 
+#[derive(Debug)]
 enum BodyKind {
     Text(Formatter),
     Json(JsonFormatter),
 }
 
 impl BodyFormatter {
-    fn new(config: &BodyFormat) -> Result<BodyFormatter, (String, String)> {
+    /// Compiles a format.
+    ///
+    /// # Errors
+    /// What is wrong, with its path.
+    pub fn new(config: &BodyFormat) -> Result<BodyFormatter, (String, String)> {
         let omit = config.format.omit_empty_values;
         let path = || config.format.path.to_string();
         let kind = match &config.format.kind {
@@ -144,7 +154,13 @@ impl BodyFormatter {
         Ok(BodyFormatter { kind, content_type })
     }
 
-    fn body(&self, cx: &FormatContext<'_>) -> Bytes {
+    /// `content-type` of such bodies.
+    pub fn content_type(&self) -> &HeaderValue {
+        &self.content_type
+    }
+
+    /// The body for a request.
+    pub fn body(&self, cx: &FormatContext<'_>) -> Bytes {
         let mut out = Vec::with_capacity(128);
         match &self.kind {
             BodyKind::Text(f) => f.write(cx, &mut out),

@@ -404,7 +404,7 @@ impl LocalReplyConfig {
 }
 
 impl BodyFormat {
-    fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
+    pub(crate) fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
         Some(BodyFormat { format: LogFormat::decode(cx, message)?, content_type: message.content_type.as_str().into() })
     }
 }

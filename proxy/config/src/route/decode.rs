@@ -18,6 +18,7 @@ use super::{
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, json, lower, sorted, type_name, u32_value, u64_value};
 use crate::diagnostics::ConfigError;
+use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
 use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored};
 use crate::typed_config::TypedConfig;
@@ -305,7 +306,8 @@ impl DirectResponse {
         {
             cx.error_at("body", format!("response body size is {} bytes; maximum is {max_body}", bytes.len()));
         }
-        Some(DirectResponse { status: u16::try_from(message.status).ok()?, body })
+        let body_format = cx.optional("body_format", &message.body_format, BodyFormat::decode);
+        Some(DirectResponse { status: u16::try_from(message.status).ok()?, body, body_format })
     }
 }
 

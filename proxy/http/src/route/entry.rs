@@ -20,6 +20,7 @@ use super::table::{BuildError, RouteRequest};
 use crate::formatter::Formatter;
 use crate::header_mutation::HeaderRules;
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
+use crate::local_reply::BodyFormatter;
 use crate::matchers::{
     HeaderMatch, build_header_matches, cookie_matches, header_name, in_runtime_fraction, is_grpc_request,
     metadata_matches, query_matches, starts_with_ignore_case,
@@ -242,7 +243,7 @@ pub(super) enum Compiled {
     Nothing,
     Forward(Box<Forward>),
     Redirect(RedirectParts),
-    Direct(DirectResponseBody),
+    Direct(DirectResponseBody, Option<Box<BodyFormatter>>),
 }
 
 /// Compiled parts of a redirect's path.
@@ -321,7 +322,10 @@ impl RouteEntry {
                     errors.push((format!("{path}.direct_response.body"), text));
                     Bytes::new()
                 });
-                Compiled::Direct(DirectResponseBody { status: direct.status, body })
+                let format = direct.body_format.as_ref().and_then(|format| {
+                    BodyFormatter::new(format).map(Box::new).map_err(|error| errors.push(error)).ok()
+                });
+                Compiled::Direct(DirectResponseBody { status: direct.status, body }, format)
             }
             RouteActionKind::NonForwarding => Compiled::Nothing,
             RouteActionKind::Filter(_) => {
@@ -386,10 +390,18 @@ impl RouteEntry {
     /// Status and body when the route answers itself. A redirect has no body.
     pub fn direct_response(&self) -> Option<DirectResponseBody> {
         match (&self.compiled, &self.config().action) {
-            (Compiled::Direct(direct), _) => Some(direct.clone()),
+            (Compiled::Direct(direct, _), _) => Some(direct.clone()),
             (_, RouteActionKind::Redirect(action)) => {
                 Some(DirectResponseBody { status: action.response_code, body: Bytes::new() })
             }
+            _ => None,
+        }
+    }
+
+    /// The format of a direct response's body, where it has one.
+    pub fn direct_response_format(&self) -> Option<&BodyFormatter> {
+        match &self.compiled {
+            Compiled::Direct(_, format) => format.as_deref(),
             _ => None,
         }
     }

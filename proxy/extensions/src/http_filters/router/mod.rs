@@ -103,6 +103,12 @@ impl Router {
             stats.rq_direct_response().inc();
             let mut reply = LocalReply::new(direct.status, "", "direct_response");
             reply.body = direct.body;
+            if let Some(format) = entry.direct_response_format() {
+                stream.info.local_reply_body = Some(reply.body);
+                let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
+                reply.body = format.body(&cx);
+                reply.content_type = Some(format.content_type().clone());
+            }
             if let Some(location) = entry.new_location(&stream.request, &stream.info) {
                 reply = reply.header(names::LOCATION, location);
             }

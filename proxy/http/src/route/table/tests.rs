@@ -284,6 +284,7 @@ fn all_errors_are_reported_with_their_paths() {
     bad.action = RouteActionKind::DirectResponse(DirectResponse {
         status: 200,
         body: Some(nuncio_config::data_source::DataSource::Inline(vec![b'x'; 5000])),
+        body_format: None,
     });
     let error = RouteTable::build(Arc::new(config(vec![host("v", &["a", "A", "*", "*"], vec![bad])]))).unwrap_err();
     let wanted = [
@@ -304,6 +305,7 @@ fn direct_responses_and_redirects_answer() {
     direct.action = RouteActionKind::DirectResponse(DirectResponse {
         status: 403,
         body: Some(nuncio_config::data_source::DataSource::Inline(b"no".to_vec())),
+        body_format: None,
     });
     let mut redirect = route("r", PathMatch::Prefix("/old".into()));
     redirect.action = RouteActionKind::Redirect(Box::new(RedirectAction {
