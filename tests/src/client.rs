@@ -10,6 +10,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::case::{AdminCall, Piece, Request, Share, Step};
 use crate::certs::Certs;
@@ -20,7 +21,7 @@ use crate::upstream::{h2_fields, tcp_script};
 use crate::{frames, text};
 
 /// How long a response may take.
-const WAIT: f64 = 8.0;
+const WAIT: f64 = 5.0;
 /// How long an announced end of the connection may take.
 const CLOSE_WAIT: f64 = 4.0;
 /// How long a connection that should stay open is watched.
@@ -197,7 +198,7 @@ impl Http1 {
 
     /// The final response to one request, with the interim ones before it.
     async fn response(&mut self, to_head: bool, wait: f64) -> Result<(Value, bool)> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs_f64(wait);
+        let deadline = Instant::now() + Duration::from_secs_f64(wait);
         let mut interim = Vec::new();
         loop {
             if let Some(response) = self.reader.response(to_head, self.ended.is_some())? {
@@ -211,8 +212,10 @@ impl Http1 {
                 }
                 return Ok((out, response.closes()));
             }
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            if !self.read_more(left).await && (self.ended.is_none() || self.reader.buffer.is_empty()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let had_ended = self.ended.is_some();
+            // The end itself may complete a response; after that nothing more comes.
+            if had_ended || (!self.read_more(left).await && self.ended.is_none()) {
                 let what = self.ended.unwrap_or("no response");
                 let mut out = json!({"none": what});
                 if !self.reader.buffer.is_empty() {
@@ -262,8 +265,8 @@ async fn http1_conversation(io: Box<dyn Io>, step: &Step) -> Result<Value> {
         }
     }
     let watch = step.watch_close.unwrap_or(if closes { CLOSE_WAIT } else { OPEN_WAIT });
-    let deadline = tokio::time::Instant::now() + Duration::from_secs_f64(watch);
-    while conn.read_more(deadline.saturating_duration_since(tokio::time::Instant::now())).await {}
+    let deadline = Instant::now() + Duration::from_secs_f64(watch);
+    while Instant::now() < deadline && conn.read_more(deadline.saturating_duration_since(Instant::now())).await {}
     let mut out = json!({"responses": outcomes, "after": conn.ended.unwrap_or("open")});
     if !conn.reader.buffer.is_empty() {
         out["more"] = json!(text::latin1(&conn.reader.buffer));

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use regex::RegexSet;
@@ -235,7 +236,12 @@ struct Side {
     upstreams: Upstreams,
     file: Arc<CaseFile>,
     certs: Arc<Certs>,
+    /// Cases that did not end.
+    stuck: usize,
 }
+
+/// The longest that a case may take.
+const CASE_LIMIT: Duration = Duration::from_secs(20);
 
 impl Side {
     async fn start(
@@ -247,7 +253,7 @@ impl Side {
     ) -> Result<Self> {
         let upstreams = Upstreams::start(&file.upstreams, &certs).await?;
         let proxy = Proxy::start(name, binary, dir, &file, &upstreams.ports, &certs).await?;
-        Ok(Self { proxy, upstreams, file, certs })
+        Ok(Self { proxy, upstreams, file, certs, stuck: 0 })
     }
 
     async fn run_all(mut self) -> (Self, Vec<Value>) {
@@ -262,8 +268,17 @@ impl Side {
         if let Some(why) = self.proxy.ended() {
             return json!({"error": why});
         }
-        let outcome = run_case(case, &self.file, &mut self.proxy, &self.upstreams, &self.certs).await;
-        outcome.unwrap_or_else(|e| json!({"error": format!("{e:#}")}))
+        if self.stuck >= 2 {
+            return json!({"error": "given up: cases before this one did not end"});
+        }
+        let run = run_case(case, &self.file, &mut self.proxy, &self.upstreams, &self.certs);
+        match tokio::time::timeout(CASE_LIMIT, run).await {
+            Ok(outcome) => outcome.unwrap_or_else(|e| json!({"error": format!("{e:#}")})),
+            Err(_) => {
+                self.stuck += 1;
+                json!({"error": format!("the case did not end within {CASE_LIMIT:?}")})
+            }
+        }
     }
 }
 
@@ -333,7 +348,7 @@ async fn settled(proxy: &Proxy) -> Result<BTreeMap<String, i64>> {
     };
     let mut last = proxy.stats().await?;
     for _ in 0..20 {
-        tokio::time::sleep(std::time::Duration::from_millis(15)).await;
+        tokio::time::sleep(Duration::from_millis(15)).await;
         let next = proxy.stats().await?;
         if relevant(&next) == relevant(&last) {
             return Ok(next);
