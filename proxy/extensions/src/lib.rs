@@ -6,3 +6,8 @@ pub mod registry;
 
 pub mod http_filters;
 pub mod network_filters;
+
+/// The page about writing a filter; its example is compiled by the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/extending.md")]
+mod extending {}

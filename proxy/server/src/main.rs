@@ -119,7 +119,7 @@ fn start_error(error: StartError, output: Output) -> String {
 
 fn render(report: &Report, output: Output) -> String {
     match output {
-        Output::Text => report.to_text(std::io::stderr().is_terminal()),
+        Output::Text => report.to_text(std::io::stderr().is_terminal()) + "\n",
         Output::Json => format!("{}\n", report.to_json()),
     }
 }
