@@ -508,6 +508,8 @@ fn shape(value: &Value) -> Value {
                     shapes.push(one);
                 }
             }
+            // The order of Envoy's maps is no contract.
+            shapes.sort_by_key(ToString::to_string);
             shapes.into()
         }
         Value::String(_) => json!("text"),
