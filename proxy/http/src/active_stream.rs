@@ -96,6 +96,7 @@ impl<'a> ActiveStream<'a> {
         let config = &hcm.config;
         let protocol = downstream.protocol();
         let info = StreamInfo::new(connection.info.clone(), connection.next_stream_id(), Some(protocol));
+        connection.set_delay_close(false);
         hcm.stats.downstream_rq_total().inc();
         hcm.stats.downstream_rq_active().inc();
         match protocol {
@@ -699,6 +700,7 @@ impl<'a> ActiveStream<'a> {
     fn reply(&mut self, reply: LocalReply, routed: bool) {
         self.info.flags.insert(reply.flags);
         self.info.response_code_details = Some(reply.details.clone());
+        self.connection.set_delay_close(true);
         if self.response_started {
             self.reset(ResetReason::LocalReset);
             return;
@@ -769,6 +771,7 @@ impl<'a> ActiveStream<'a> {
     fn answer_malformed(&mut self, error: &StreamError) {
         let hcm = &self.connection.hcm;
         hcm.stats.downstream_cx_protocol_error().inc();
+        hcm.stats.downstream_rq_rx_reset().inc();
         self.info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         let body = crate::local_reply::reason_phrase(error.status);
         if error.status == 0 {
@@ -799,10 +802,7 @@ impl<'a> ActiveStream<'a> {
                 self.downstream.reset(ResetReason::LocalReset);
                 self.response_complete = true;
             }
-            Abort::Malformed(error) => {
-                stats.downstream_rq_rx_reset().inc();
-                self.answer_malformed(&error);
-            }
+            Abort::Malformed(error) => self.answer_malformed(&error),
             Abort::IdleTimeout => {
                 stats.downstream_rq_idle_timeout().inc();
                 let status = if self.request_complete { 504 } else { 408 };

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 /// The first bytes of an HTTP/2 connection (RFC 9113 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -42,6 +42,8 @@ pub struct ConnectionContext {
     /// Set when no further request is wanted: idle timeout, maximum duration.
     closing: Cell<bool>,
     active: Cell<u32>,
+    /// The last response was made here: the close that follows it is a delayed one.
+    delay_close: Cell<bool>,
     waker: Cell<Option<Waker>>,
     buffer_limit: usize,
 }
@@ -56,6 +58,7 @@ impl ConnectionContext {
             requests: Cell::new(0),
             closing: Cell::new(false),
             active: Cell::new(0),
+            delay_close: Cell::new(false),
             waker: Cell::new(None),
             buffer_limit,
         }
@@ -96,6 +99,11 @@ impl ConnectionContext {
 
     pub(crate) fn drain_signal(&self) -> &DrainSignal {
         &self.drain
+    }
+
+    /// Whether the close after this response is a delayed one: it was made by the proxy.
+    pub(crate) fn set_delay_close(&self, delay: bool) {
+        self.delay_close.set(delay);
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -384,32 +392,33 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
             }
             Wake::Event(RequestEvent::Malformed(error)) => {
                 context.count_request();
-                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), true).run(Some(error))).await;
+                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run(Some(error))).await;
             }
             Wake::HeaderTimeout => {
                 hcm.stats.downstream_rq_header_timeout().inc();
                 server.begin_unparsed();
-                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), true).run_header_timeout()).await;
+                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_header_timeout()).await;
             }
             Wake::Close => return false,
         }
-        match poll_fn(|cx| server.poll_finish(cx)).await {
-            Finish::KeepAlive if !context.closing.get() => {}
-            Finish::KeepAlive => {
-                close(&mut server, Duration::ZERO).await;
-                return false;
+        let delay = match poll_fn(|cx| server.poll_finish(cx)).await {
+            Finish::KeepAlive if !context.closing.get() => continue,
+            Finish::KeepAlive => Duration::ZERO,
+            // The peer may still be sending, or be about to read an answer that it did not expect: it gets time.
+            Finish::Close { request_complete } if !request_complete || context.delay_close.get() => {
+                hcm.config.delayed_close_timeout
             }
-            Finish::Close { request_complete } => {
-                let delay = hcm.config.delayed_close_timeout;
-                if close(&mut server, if request_complete { delay.min(Duration::from_millis(100)) } else { delay })
-                    .await
-                {
-                    return true;
-                }
-                hcm.stats.downstream_cx_delayed_close_timeout().inc();
-                return false;
+            Finish::Close { .. } => Duration::ZERO,
+        };
+        if !delay.is_zero() {
+            if timer::timeout(delay, poll_fn(|cx| server.poll_drain(cx))).await.is_ok() {
+                return true;
             }
+            hcm.stats.downstream_cx_delayed_close_timeout().inc();
         }
+        // A peer that is gone needs no farewell.
+        let _ = timer::timeout(Duration::from_secs(1), poll_fn(|cx| server.poll_shutdown(cx))).await;
+        return false;
     }
 }
 
@@ -460,16 +469,5 @@ fn poll_next(
 /// A connection that ended inside a head is logged as a request without one, as in Envoy.
 async fn partial_request(context: &ConnectionContext, server: &mut H1Server<Io>) {
     server.begin_unparsed();
-    Box::pin(ActiveStream::new(context, server, Headers::new(), true).run_disconnected()).await;
-}
-
-/// Ends the writing side and, for up to `linger`, drops what the peer still sends, so that it reads the response before
-/// a reset can overtake it. True when the peer closed in that time.
-async fn close<I: AsyncRead + AsyncWrite + Unpin>(server: &mut H1Server<I>, linger: Duration) -> bool {
-    // A peer that is gone needs no farewell.
-    let _ = timer::timeout(Duration::from_secs(1), poll_fn(|cx| server.poll_shutdown(cx))).await;
-    if linger.is_zero() {
-        return true;
-    }
-    timer::timeout(linger, poll_fn(|cx| server.poll_drain(cx))).await.is_ok()
+    Box::pin(ActiveStream::new(context, server, Headers::new(), false).run_disconnected()).await;
 }
