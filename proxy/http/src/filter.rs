@@ -131,7 +131,6 @@ impl Slot {
 
 /// [`HttpFilter`] with its state type erased.
 pub(crate) trait ErasedFilter: Send + Sync {
-    fn hooks(&self) -> Hooks;
     fn decode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, end: bool) -> HeadersAction;
     fn decode_data(&self, slot: &mut Slot, view: &mut StreamView<'_>, data: &mut Bytes, end: bool) -> DataAction;
     fn decode_trailers(&self, slot: &mut Slot, view: &mut StreamView<'_>, trailers: &mut Headers);
@@ -142,9 +141,6 @@ pub(crate) trait ErasedFilter: Send + Sync {
 }
 
 impl<F: HttpFilter> ErasedFilter for F {
-    fn hooks(&self) -> Hooks {
-        HttpFilter::hooks(self)
-    }
     fn decode_headers(&self, slot: &mut Slot, view: &mut StreamView<'_>, end: bool) -> HeadersAction {
         slot.with(|state| HttpFilter::decode_headers(self, state, view, end))
     }

@@ -115,6 +115,9 @@ pub struct UpstreamInfo {
     pub cluster_metadata: Option<Arc<serde_json::Value>>,
 }
 
+/// Filter state as text by key, in the order in which it was written.
+pub type FilterState = Vec<(Arc<str>, Box<str>)>;
+
 /// Everything known about one stream (or one TCP connection, for the TCP proxy's log).
 #[derive(Debug, Clone)]
 pub struct StreamInfo {
@@ -169,7 +172,7 @@ pub struct StreamInfo {
     /// Dynamic metadata by filter; None until a filter writes.
     pub dynamic_metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     /// Filter state as text by key; None until a filter writes.
-    pub filter_state: Option<Box<Vec<(Arc<str>, Box<str>)>>>,
+    pub filter_state: Option<Box<FilterState>>,
     /// The request is a health check answered or marked by a filter.
     pub health_check: bool,
     /// Traced.

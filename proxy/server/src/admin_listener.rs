@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock, Weak};
 const MAX_BODY: usize = 64 * 1024;
 
 /// The admin listener, built before the server that it shows.
-pub struct Pending {
+pub(crate) struct Pending {
     listener: Arc<Listener>,
     server: Arc<OnceLock<Weak<Server>>>,
 }
@@ -38,14 +38,14 @@ impl Pending {
     ///
     /// # Errors
     /// When it has one already.
-    pub fn finish(self, server: &Arc<Server>) -> Result<Arc<Listener>, String> {
+    pub(crate) fn finish(self, server: &Arc<Server>) -> Result<Arc<Listener>, String> {
         self.server.set(Arc::downgrade(server)).map_err(|_| "the admin interface is in use".to_owned())?;
         Ok(self.listener)
     }
 }
 
 /// Builds the admin listener; what is wrong is added to `errors`.
-pub fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<ConfigError>) -> Option<Pending> {
+pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<ConfigError>) -> Option<Pending> {
     let mut listener = match listener_config() {
         Ok(listener) => listener,
         Err(found) => {
@@ -128,7 +128,7 @@ fn listener_config() -> Result<ListenerConfig, Vec<ConfigError>> {
 ///
 /// # Errors
 /// When its socket cannot be used.
-pub async fn run(listener: Arc<Listener>) -> std::io::Result<()> {
+pub(crate) async fn run(listener: Arc<Listener>) -> std::io::Result<()> {
     run_listener(listener, 0, Rc::new(WorkerListeners::default())).await
 }
 

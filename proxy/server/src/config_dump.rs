@@ -14,7 +14,7 @@ use prost::Message as _;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Route configurations written in listeners: name and message.
-pub fn route_configs(resources: &StaticResources) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn route_configs(resources: &StaticResources) -> Vec<(String, Vec<u8>)> {
     let mut out = Vec::new();
     for listener in &resources.listeners {
         for chain in listener.filter_chains.iter().chain(&listener.default_filter_chain) {
@@ -34,7 +34,7 @@ pub fn route_configs(resources: &StaticResources) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The hosts of a cluster as an endpoint assignment.
-pub fn endpoints(cluster: &Cluster) -> pb::ClusterLoadAssignment {
+pub(crate) fn endpoints(cluster: &Cluster) -> pb::ClusterLoadAssignment {
     let state = cluster.state();
     let mut localities: Vec<pb::LocalityLbEndpoints> = Vec::new();
     for host in state.priority_set.hosts() {

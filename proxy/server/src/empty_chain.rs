@@ -6,7 +6,7 @@ use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use std::rc::Rc;
 
 /// Closes every connection.
-pub struct EmptyChain;
+pub(crate) struct EmptyChain;
 
 impl FilterChainFactory for EmptyChain {
     fn create(&self) -> Rc<dyn FilterChainHandler> {

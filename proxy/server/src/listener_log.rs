@@ -12,7 +12,7 @@ use tokio::time::Instant;
 struct Logs(AccessLogs);
 
 /// The logs in the form that a listener takes.
-pub fn of(logs: AccessLogs) -> Vec<Arc<dyn ListenerAccessLog>> {
+pub(crate) fn of(logs: AccessLogs) -> Vec<Arc<dyn ListenerAccessLog>> {
     if logs.is_empty() { Vec::new() } else { vec![Arc::new(Logs(logs))] }
 }
 

@@ -3,7 +3,7 @@
 use crate::admin::MemoryStatus;
 
 /// What is in use now. The allocator keeps no running total of live bytes, so `allocated` is the private resident memory.
-pub fn status() -> MemoryStatus {
+pub(crate) fn status() -> MemoryStatus {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: Vec<u64> = text.split_whitespace().filter_map(|p| p.parse().ok()).collect();
     let page = rustix::param::page_size() as u64;

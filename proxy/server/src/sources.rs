@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// The server behind one admin request. What the request asks to be done happens in [`Sources::act`], after its answer.
-pub struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     server: &'a Arc<Server>,
     quit: Cell<bool>,
     drain: RefCell<Option<DrainListeners>>,
@@ -30,12 +30,12 @@ pub struct Sources<'a> {
 
 impl<'a> Sources<'a> {
     /// For one request.
-    pub fn new(server: &'a Arc<Server>) -> Sources<'a> {
+    pub(crate) fn new(server: &'a Arc<Server>) -> Sources<'a> {
         Sources { server, quit: Cell::new(false), drain: RefCell::new(None) }
     }
 
     /// Does what was asked for.
-    pub fn act(&self) {
+    pub(crate) fn act(&self) {
         if let Some(how) = self.drain.take() {
             self.server.drain_listeners(how.graceful, how.skip_exit, how.inbound_only);
         }

@@ -11,7 +11,7 @@ use nuncio_http::matchers::string_matches;
 ///
 /// # Errors
 /// A tag that cannot be extracted as written.
-pub fn of(config: &StatsConfig) -> Result<RegistryConfig, TagError> {
+pub(crate) fn of(config: &StatsConfig) -> Result<RegistryConfig, TagError> {
     let specifier = |name: &str, value| TagSpecifier { name: name.to_owned(), value };
     let mut tags: Vec<_> = config
         .tags

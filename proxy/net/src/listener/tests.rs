@@ -113,7 +113,7 @@ impl FilterChainHandler for EchoHandler {
 struct Lines(Mutex<Vec<String>>);
 
 impl ListenerAccessLog for Lines {
-    fn log(&self, info: &ConnectionInfo, end: &ConnectionEnd) {
+    fn log(&self, info: &Rc<ConnectionInfo>, end: &ConnectionEnd) {
         let line = format!(
             "id={} chain={} rx={} tx={} nr={} why={}",
             u8::from(info.id != 0),
