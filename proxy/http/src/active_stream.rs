@@ -156,6 +156,22 @@ impl<'a> ActiveStream<'a> {
         self.finish().await;
     }
 
+    /// Logs a request that the codec refused; its stream has been reset already.
+    pub(crate) async fn run_refused(mut self, error: &StreamError) {
+        let limit = matches!(
+            error.details,
+            "http2.too_many_headers" | "http2.header_list_size_too_large" | "http2.unexpected_underscore"
+        );
+        if limit {
+            self.info.flags.insert(ResponseFlags::DOWNSTREAM_REMOTE_RESET);
+        } else {
+            self.info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+        self.info.response_code_details = Some(error.details.into());
+        self.response_complete = true;
+        self.finish().await;
+    }
+
     /// Logs a head that the peer did not finish.
     pub(crate) async fn run_disconnected(mut self) {
         self.abort = Some(Abort::Downstream(StreamError::new(ResetReason::ConnectionTermination)));

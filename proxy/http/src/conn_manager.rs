@@ -119,6 +119,13 @@ impl ConnectionContext {
         }
     }
 
+    /// Wakes the connection's task.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     pub(crate) fn active_streams(&self) -> u32 {
         self.active.get()
     }

@@ -2,19 +2,26 @@
 
 use crate::active_stream::ActiveStream;
 use crate::codec::StreamError;
-use crate::codec::h2::{H2Request, H2Server, ServerConfig};
+use crate::codec::h2::{H2Request, H2Server, PrematureResets, RefusedStream, ServerConfig};
 use crate::conn_manager::ConnectionContext;
+use crate::headers::Headers;
 use h2::Reason;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_net::connection::Io;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 enum Wake {
     Request(Box<H2Request>),
+    /// Requests that the codec refused; nothing else has happened.
+    Refused(Vec<StreamError>),
+    /// The peer resets most of what it asks for.
+    TooManyResets,
     /// A stream or the connection broke the protocol; the codec has answered.
     Error(StreamError),
     Ended,
@@ -22,6 +29,14 @@ enum Wake {
     MaxDuration,
     Drain,
     DrainEnded,
+}
+
+/// What the streams tell their connection.
+#[derive(Default)]
+struct Streams {
+    resets: Cell<PrematureResets>,
+    /// The peer reset too many.
+    abort: Cell<bool>,
 }
 
 /// Serves HTTP/2 until the connection ends; true when the peer ended it.
@@ -34,13 +49,21 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
     let mut draining: Option<Sleep> = None;
     let mut drain = Box::pin(async { context.drain_signal().draining().await });
     let mut drain_seen = false;
+    let streams = Rc::new(Streams::default());
     loop {
         let wake = poll_fn(|cx| {
+            if streams.abort.get() {
+                return Poll::Ready(Wake::TooManyResets);
+            }
             match server.poll_accept(cx) {
                 Poll::Ready(Some(Ok(request))) => return Poll::Ready(Wake::Request(Box::new(request))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Wake::Error(error)),
                 Poll::Ready(None) => return Poll::Ready(Wake::Ended),
                 Poll::Pending => {}
+            }
+            let refused = server.take_rejected();
+            if !refused.is_empty() {
+                return Poll::Ready(Wake::Refused(refused));
             }
             if !drain_seen && (drain.as_mut().poll(cx).is_ready() || context.is_closing()) {
                 drain_seen = true;
@@ -66,19 +89,35 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
             Poll::Pending
         })
         .await;
+        // They came before what was waited for.
+        for error in server.take_rejected() {
+            log_refused(context, error).await;
+        }
         match wake {
             Wake::Request(request) => {
                 context.count_request();
-                let context = context.clone();
-                tokio::task::spawn_local(serve_stream(context, request));
+                tokio::task::spawn_local(serve_stream(context.clone(), streams.clone(), request));
                 if let Some((sleep, delay)) = &mut idle {
                     sleep.reset(*delay);
                 }
             }
+            Wake::Refused(refused) => {
+                for error in refused {
+                    log_refused(context, error).await;
+                }
+            }
+            Wake::TooManyResets => {
+                hcm.stats.downstream_rq_too_many_premature_resets().inc();
+                context.info.set_termination_details("too_many_premature_resets");
+                return false;
+            }
             Wake::Error(error) => {
                 tracing::debug!(target: "http2", "connection {}: {error}", context.info.id);
-                if error.status != 0 || !error.details.is_empty() {
-                    hcm.stats.downstream_cx_protocol_error().inc();
+                if !error.details.is_empty() {
+                    // Floods have counters of their own.
+                    if !server.is_flooded() {
+                        hcm.stats.downstream_cx_protocol_error().inc();
+                    }
                     context.info.set_termination_details(error.details);
                 }
             }
@@ -111,8 +150,22 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
     }
 }
 
-async fn serve_stream(context: Rc<ConnectionContext>, request: Box<H2Request>) {
+async fn serve_stream(context: Rc<ConnectionContext>, streams: Rc<Streams>, request: Box<H2Request>) {
     let H2Request { headers, end_stream, mut stream, .. } = *request;
     let _active = context.begin_stream();
+    let start = Instant::now();
     ActiveStream::new(&context, &mut stream, headers, end_stream).run(None).await;
+    let mut resets = streams.resets.get();
+    let too_many = resets.stream_closed(start.elapsed(), stream.reset_by_peer());
+    streams.resets.set(resets);
+    if too_many {
+        streams.abort.set(true);
+        context.wake();
+    }
+}
+
+/// A request that the codec refused is counted and logged like any other.
+async fn log_refused(context: &ConnectionContext, error: StreamError) {
+    let mut stream = RefusedStream;
+    ActiveStream::new(context, &mut stream, Headers::new(), true).run_refused(&error).await;
 }

@@ -169,7 +169,7 @@ pub struct Tracker {
     /// A GOAWAY has come in.
     pub goaway_received: bool,
     violation: Option<Flood>,
-    /// RST_STREAM frames in and out, GOAWAY frames out, since the last [`Tracker::take_counts`].
+    /// RST_STREAM frames in and out since the last [`Tracker::take_counts`].
     counts: Counts,
 }
 
@@ -177,7 +177,6 @@ pub struct Tracker {
 struct Counts {
     rx_reset: u64,
     tx_reset: u64,
-    goaway_sent: u64,
 }
 
 impl Tracker {
@@ -279,7 +278,6 @@ impl Tracker {
             HEADERS if !self.server => self.opened(frame.stream),
             PING | SETTINGS if frame.flags & ACK != 0 => self.owed = self.owed.saturating_sub(1),
             RST_STREAM => self.counts.tx_reset += 1,
-            GOAWAY => self.counts.goaway_sent += 1,
             _ => {}
         }
     }
@@ -323,24 +321,26 @@ impl Shared {
         self.tracker.borrow().violation()
     }
 
+    pub(super) fn is_server(&self) -> bool {
+        self.tracker.borrow().server
+    }
+
     pub(super) fn goaway_received(&self) -> bool {
         self.tracker.borrow().goaway_received
     }
 
     fn count(&self, tracker: &mut Tracker) {
-        let Counts { rx_reset, tx_reset, goaway_sent } = std::mem::take(&mut tracker.counts);
-        for (n, counter) in [
-            (rx_reset, self.stats().rx_reset()),
-            (tx_reset, self.stats().tx_reset()),
-            (goaway_sent, self.stats().goaway_sent()),
-        ] {
+        // Envoy 1.40 never counts `goaway_sent`.
+        let Counts { rx_reset, tx_reset } = std::mem::take(&mut tracker.counts);
+        for (n, counter) in [(rx_reset, self.stats().rx_reset()), (tx_reset, self.stats().tx_reset())] {
             if n > 0 {
                 counter.add(n);
             }
         }
     }
 
-    fn received(&self, bytes: &[u8]) -> io::Result<()> {
+    /// `blocked`: nothing can be written at present.
+    fn received(&self, bytes: &[u8], blocked: bool) -> io::Result<()> {
         let mut tracker = self.tracker.borrow_mut();
         let before = tracker.violation();
         let result = tracker.received(bytes);
@@ -349,6 +349,8 @@ impl Shared {
         if before.is_none() {
             let stats = self.stats();
             match flood {
+                // Counted when the answers pile up because the peer does not read.
+                Flood::OutboundControlFrames if !blocked => return Err(io::Error::other(flood)),
                 Flood::EmptyFrames => stats.inbound_empty_frames_flood(),
                 Flood::PriorityFrames => stats.inbound_priority_frames_flood(),
                 Flood::WindowUpdateFrames => stats.inbound_window_update_frames_flood(),
@@ -394,7 +396,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> FrameGuard<I> {
                 Poll::Ready(Ok(())) => {
                     self.eof = buf.filled().is_empty();
                     self.ahead.extend_from_slice(buf.filled());
-                    self.shared.received(buf.filled())?;
+                    self.shared.received(buf.filled(), true)?;
                 }
             }
         }
@@ -432,7 +434,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameGuard<I> {
             this.shared.ended.set(true);
             return Poll::Ready(result);
         }
-        Poll::Ready(this.shared.received(new))
+        Poll::Ready(this.shared.received(new, false))
     }
 }
 

@@ -33,6 +33,8 @@ const STREAM_ERRORS: usize = 1024;
 /// Streams reset by this side whose late frames are still ignored, and for how long: a peer may have been sending.
 pub(super) const REMEMBERED_RESETS: usize = 1024;
 pub(super) const RESET_MEMORY: Duration = Duration::from_secs(30);
+/// What `h2` takes of a message beyond twice the limit, so that most lists that are too large are refused as Envoy does.
+const HEADER_LIST_SPARE: usize = 64 * 1024;
 /// Refused requests that are remembered between two polls.
 const MAX_REJECTED: usize = 128;
 
@@ -95,6 +97,8 @@ pub struct H2Server<I> {
     shutdown: bool,
     /// Requests that were refused, for the log.
     rejected: Vec<StreamError>,
+    /// A refused request that ends the connection.
+    fatal: Option<StreamError>,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
@@ -109,7 +113,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             .initial_connection_window_size(options.initial_connection_window_size)
             .max_concurrent_streams(options.max_concurrent_streams)
             .header_table_size(options.hpack_table_size)
-            // `h2` counts 32 bytes more for each field; the exact limit is checked afterwards.
+            // Above the limit, which is checked afterwards: what `h2` finds too large it answers with 431 itself.
             .max_header_list_size(header_list_size(config.limits))
             .max_pending_accept_reset_streams(PENDING_RESETS)
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
@@ -133,6 +137,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             keepalive: None,
             shutdown: false,
             rejected: Vec::new(),
+            fatal: None,
         }
     }
 
@@ -164,6 +169,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
                             if let Some(request) = self.request(request, respond) {
                                 return Poll::Ready(Some(Ok(request)));
                             }
+                            if let Some(error) = self.fatal.take() {
+                                self.state = State::Closed;
+                                return Poll::Ready(Some(Err(error)));
+                            }
                         }
                         Some(Err(e)) => return self.failed(&e),
                         None => {
@@ -183,7 +192,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         if self.shared.violation().is_none() && self.shared.ended.get() && error.is_io() {
             return Poll::Ready(None);
         }
-        Poll::Ready(Some(Err(stream_error(error, &self.shared))))
+        let error = stream_error(error, &self.shared);
+        if error.details == "http2.invalid.header.field" && self.rejected.len() < MAX_REJECTED {
+            self.rejected.push(error.clone());
+        }
+        Poll::Ready(Some(Err(error)))
     }
 
     fn request(
@@ -206,7 +219,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
                 if malformed {
                     self.shared.stats().rx_messaging_error().inc();
                     if !self.config.stream_error_on_invalid_http_message {
-                        self.abrupt_shutdown(Reason::PROTOCOL_ERROR);
+                        self.fatal = Some(error.clone());
                     }
                 }
                 if self.rejected.len() < MAX_REJECTED {
@@ -263,6 +276,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         }
     }
 
+    /// True when the peer broke a limit on frames.
+    pub fn is_flooded(&self) -> bool {
+        self.shared.violation().is_some()
+    }
+
     /// Number of [`H2ServerStream`]s that are held.
     pub fn active_streams(&self) -> usize {
         self.shared.active.get()
@@ -275,7 +293,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
 }
 
 pub(super) fn header_list_size(limits: Limits) -> u32 {
-    u32::try_from(limits.max_bytes.saturating_add(32 * limits.max_count.min(1 << 16))).unwrap_or(u32::MAX)
+    let size = limits.max_bytes.saturating_mul(2).saturating_add(HEADER_LIST_SPARE);
+    u32::try_from(size.saturating_add(32 * limits.max_count.min(1 << 16))).unwrap_or(u32::MAX)
 }
 
 /// The server's end of a stream. Dropping it before both sides are done resets the stream.
@@ -301,6 +320,17 @@ impl H2ServerStream {
     /// True when the whole request has been read.
     pub fn request_complete(&self) -> bool {
         self.body.recv_done
+    }
+
+    /// True when the peer reset the stream before the response was complete.
+    pub fn reset_by_peer(&self) -> bool {
+        !self.body.send_done
+            && self.body.error.as_ref().is_some_and(|e| {
+                matches!(
+                    e.reason,
+                    ResetReason::RemoteReset | ResetReason::RemoteRefusedStreamReset | ResetReason::ConnectError
+                )
+            })
     }
 
     /// True when the end of the response is queued or sent.

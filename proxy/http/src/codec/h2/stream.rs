@@ -102,7 +102,10 @@ impl Body {
                 Ok(trailers) => {
                     self.recv_done = true;
                     let Some(map) = trailers else { return Poll::Ready(Ok(Frame::Data(Bytes::new(), true))) };
-                    self.shared.stats().trailers().inc();
+                    // Envoy counts those of requests only.
+                    if self.shared.is_server() {
+                        self.shared.stats().trailers().inc();
+                    }
                     match fields::decode_trailers(&map, &self.rules()) {
                         Ok(trailers) if trailers.is_empty() => Poll::Ready(Ok(Frame::Data(Bytes::new(), true))),
                         Ok(trailers) => {
@@ -232,10 +235,12 @@ pub(super) fn stream_error(error: &h2::Error, shared: &Shared) -> StreamError {
         Some(reason) if error.is_reset() && error.is_remote() => reset_error(reason),
         // The stream was above the last one that the peer works on: it may be tried again.
         Some(_) if error.is_go_away() && error.is_remote() => StreamError::new(ResetReason::RemoteRefusedStreamReset),
-        Some(_) if error.is_library() => {
+        // A malformed message, which the limit on errors turns into the end of the connection.
+        Some(Reason::ENHANCE_YOUR_CALM) if error.is_library() && error.is_go_away() && shared.is_server() => {
             shared.stats().rx_messaging_error().inc();
-            StreamError::protocol("http2.violation.of.messaging.rule", 0)
+            StreamError::protocol("http2.invalid.header.field", 0)
         }
+        Some(_) if error.is_library() => StreamError::protocol("http2.violation.of.messaging.rule", 0),
         _ => StreamError::new(ResetReason::ConnectionTermination),
     }
 }
