@@ -167,6 +167,7 @@ impl<'a> ActiveStream<'a> {
         } else {
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         }
+        self.connection.hcm.stats.downstream_rq_rx_reset().inc();
         self.info.response_code_details = Some(error.details.into());
         self.response_complete = true;
         self.finish().await;
@@ -697,6 +698,8 @@ impl<'a> ActiveStream<'a> {
     /// Ends a response that has begun and cannot go on: the peer sees an incomplete message.
     pub fn reset(&mut self, reason: ResetReason) {
         if !self.response_complete {
+            // Envoy counts the end of a stream that it resets itself as the peer's too.
+            self.connection.hcm.stats.downstream_rq_rx_reset().inc();
             self.connection.hcm.stats.downstream_rq_tx_reset().inc();
             self.downstream.reset(reason);
             self.response_complete = true;
@@ -787,7 +790,10 @@ impl<'a> ActiveStream<'a> {
     fn answer_malformed(&mut self, error: &StreamError) {
         let hcm = &self.connection.hcm;
         hcm.stats.downstream_cx_protocol_error().inc();
-        hcm.stats.downstream_rq_rx_reset().inc();
+        if error.status != 0 && !self.response_started {
+            // A reset counts it itself.
+            hcm.stats.downstream_rq_rx_reset().inc();
+        }
         self.info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         let body = crate::local_reply::reason_phrase(error.status);
         if error.status == 0 {

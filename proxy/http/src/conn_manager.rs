@@ -119,6 +119,11 @@ impl ConnectionContext {
         }
     }
 
+    /// A request still counts as active when the connection ends.
+    pub(crate) fn leave_unfinished(&self) {
+        self.active.set(self.active.get() + 1);
+    }
+
     /// Wakes the connection's task.
     pub(crate) fn wake(&self) {
         if let Some(waker) = self.waker.take() {

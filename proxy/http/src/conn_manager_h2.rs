@@ -90,8 +90,13 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
         })
         .await;
         // They came before what was waited for.
+        let mut malformed = false;
         for error in server.take_rejected() {
             log_refused(context, error).await;
+            if matches!(wake, Wake::Error(_)) {
+                malformed = true;
+                context.leave_unfinished();
+            }
         }
         match wake {
             Wake::Request(request) => {
@@ -108,6 +113,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
             }
             Wake::TooManyResets => {
                 hcm.stats.downstream_rq_too_many_premature_resets().inc();
+                hcm.stats.downstream_cx_protocol_error().inc();
                 context.info.set_termination_details("too_many_premature_resets");
                 return false;
             }
@@ -119,6 +125,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
                         hcm.stats.downstream_cx_protocol_error().inc();
                     }
                     context.info.set_termination_details(error.details);
+                    return (malformed || server.is_flooded()) && close_after_error(context, &mut server).await;
                 }
             }
             Wake::Ended => return !(drain_seen || draining.is_some()),
@@ -162,6 +169,20 @@ async fn serve_stream(context: Rc<ConnectionContext>, streams: Rc<Streams>, requ
         streams.abort.set(true);
         context.wake();
     }
+}
+
+/// The peer may be about to read: the close is a delayed one. True when the peer closes first.
+async fn close_after_error(context: &ConnectionContext, server: &mut H2Server<Io>) -> bool {
+    let hcm = &context.hcm;
+    let delay = hcm.config.delayed_close_timeout;
+    if delay.is_zero() {
+        return false;
+    }
+    if timer::timeout(delay, poll_fn(|cx| server.poll_drain(cx))).await.is_ok() {
+        return true;
+    }
+    hcm.stats.downstream_cx_delayed_close_timeout().inc();
+    false
 }
 
 /// A request that the codec refused is counted and logged like any other.

@@ -371,7 +371,8 @@ impl Shared {
 /// The adapter.
 #[derive(Debug)]
 pub struct FrameGuard<I> {
-    io: I,
+    /// Shared with the end of the connection that closes it in good order.
+    io: Rc<RefCell<I>>,
     shared: Rc<Shared>,
     /// Read while nothing could be written, and counted already.
     ahead: BytesMut,
@@ -380,7 +381,7 @@ pub struct FrameGuard<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> FrameGuard<I> {
-    pub(super) fn new(io: I, shared: Rc<Shared>) -> FrameGuard<I> {
+    pub(super) fn new(io: Rc<RefCell<I>>, shared: Rc<Shared>) -> FrameGuard<I> {
         FrameGuard { io, shared, ahead: BytesMut::new(), eof: false }
     }
 
@@ -390,7 +391,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> FrameGuard<I> {
         let mut space = [0u8; 4096];
         while !self.eof && self.ahead.len() < READ_AHEAD {
             let mut buf = ReadBuf::new(&mut space);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+            let read = Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, &mut buf);
+            match read {
                 Poll::Pending => break,
                 Poll::Ready(Err(e)) => return Err(e),
                 Poll::Ready(Ok(())) => {
@@ -428,7 +430,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameGuard<I> {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let result = ready!(Pin::new(&mut this.io).poll_read(cx, buf));
+        let result = ready!(Pin::new(&mut *this.io.borrow_mut()).poll_read(cx, buf));
         let new = &buf.filled()[before..];
         if result.is_err() || new.is_empty() {
             this.shared.ended.set(true);
@@ -441,7 +443,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameGuard<I> {
 impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameGuard<I> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.io).poll_write(cx, buf) {
+        let written = Pin::new(&mut *this.io.borrow_mut()).poll_write(cx, buf);
+        match written {
             Poll::Ready(Ok(n)) => {
                 this.shared.sent(&buf[..n]);
                 Poll::Ready(Ok(n))
@@ -457,7 +460,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameGuard<I> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.io).poll_write_vectored(cx, bufs) {
+        let written = Pin::new(&mut *this.io.borrow_mut()).poll_write_vectored(cx, bufs);
+        match written {
             Poll::Ready(Ok(n)) => {
                 let mut left = n;
                 for slice in bufs {
@@ -476,14 +480,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameGuard<I> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.borrow().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 }

@@ -4,6 +4,7 @@
 //! works on each [`H2ServerStream`]; both may live in the same task. It owns the timeouts, except for keepalive pings.
 //! After [`H2Server::graceful_shutdown`] the connection ends by itself when its streams have.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::server::{Connection, Handshake, SendResponse};
 use nuncio_config::hcm::{Http2Options, UnderscoresAction};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::fields::{self, Rules};
 use super::guard::{FrameGuard, FrameLimits, Shared};
@@ -89,6 +90,7 @@ impl std::fmt::Debug for H2Request {
 
 /// An HTTP/2 server connection.
 pub struct H2Server<I> {
+    io: Rc<RefCell<I>>,
     state: State<I>,
     config: Rc<ServerConfig>,
     shared: Rc<Shared>,
@@ -105,6 +107,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
     /// A connection that has not said anything yet. `io` yields the client's preface.
     pub fn new(io: I, config: Rc<ServerConfig>) -> H2Server<I> {
         let options = &config.options;
+        let io = Rc::new(RefCell::new(io));
         let shared = Shared::new(FrameLimits::from(options), true, config.stats.clone());
         config.stats.nghttp2_downstream_connections().inc();
         let mut builder = h2::server::Builder::new();
@@ -129,8 +132,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         if options.allow_connect {
             builder.enable_connect_protocol();
         }
-        let handshake = builder.handshake(FrameGuard::new(io, Rc::clone(&shared)));
+        let handshake = builder.handshake(FrameGuard::new(Rc::clone(&io), Rc::clone(&shared)));
         H2Server {
+            io,
             state: State::Handshake(Box::new(handshake)),
             config,
             shared,
@@ -249,6 +253,21 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
     /// response code, with the flag `DR` and these details. To be asked whenever `poll_accept` returned.
     pub fn take_rejected(&mut self) -> Vec<StreamError> {
         std::mem::take(&mut self.rejected)
+    }
+
+    /// After an error: reads and forgets what the peer still sends; ready when the peer has closed too.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut space = [0u8; 4096];
+        // A peer that sends for ever must not keep the worker: it gets its turn again.
+        for _ in 0..64 {
+            let mut buf = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut *self.io.borrow_mut()).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Sends GOAWAY twice: first to stop new streams, after a round trip with the last stream's number; the connection

@@ -236,7 +236,7 @@ pub(super) fn stream_error(error: &h2::Error, shared: &Shared) -> StreamError {
         // The stream was above the last one that the peer works on: it may be tried again.
         Some(_) if error.is_go_away() && error.is_remote() => StreamError::new(ResetReason::RemoteRefusedStreamReset),
         // A malformed message, which the limit on errors turns into the end of the connection.
-        Some(Reason::ENHANCE_YOUR_CALM) if error.is_library() && error.is_go_away() && shared.is_server() => {
+        Some(Reason::ENHANCE_YOUR_CALM) if error.is_library() && shared.is_server() => {
             shared.stats().rx_messaging_error().inc();
             StreamError::protocol("http2.invalid.header.field", 0)
         }
