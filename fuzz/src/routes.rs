@@ -58,7 +58,7 @@ pub fn path(data: &[u8]) {
         let path = match normalize(data, rules) {
             Normalized::Same => data.to_vec(),
             Normalized::Changed(new) => new,
-            Normalized::Redirect(_) | Normalized::Rejected => continue,
+            Normalized::Redirect(_) | Normalized::Rejected(_) => continue,
         };
         assert_eq!(normalize(&path, rules), Normalized::Same, "{}", path.escape_ascii());
         let plain = path.split(|byte| *byte == b'?').next().unwrap_or_default();

@@ -280,8 +280,11 @@ impl<'a> ActiveStream<'a> {
                 self.request.set(names::PATH, HeaderValue::parse(new)?);
                 None
             }
-            Normalized::Rejected => {
+            Normalized::Rejected(seen) => {
                 hcm.stats.downstream_rq_failed_path_normalization().inc();
+                if let Some(seen) = seen.and_then(HeaderValue::parse) {
+                    self.request.set(names::PATH, seen);
+                }
                 failed()
             }
             Normalized::Redirect(new) => {
@@ -727,33 +730,10 @@ impl<'a> ActiveStream<'a> {
         if reply.close {
             self.downstream.close_after();
         }
-        if self.grpc && !self.head_request {
-            self.grpc_local_reply(reply);
-            return;
-        }
-        let hcm = &self.connection.hcm;
-        let mut reply = reply;
-        let chosen = reply.content_type.take().filter(|kind| kind.as_bytes() != b"text/plain");
-        let own_type = chosen.is_some();
-        let mut content_type = chosen.unwrap_or(HeaderValue::from_static("text/plain"));
-        if !hcm.local_reply.is_empty() {
-            self.info.response_code = reply.status;
-            if let Some(kind) = hcm.local_reply.apply(&mut reply, &self.request, &mut self.info) {
-                content_type = kind;
-            }
-        }
         let mut response = Headers::with_capacity(6 + reply.headers.len());
         response.set_status(reply.status);
-        if !reply.body.is_empty() {
-            let length = HeaderValue::from(reply.body.len() as u64);
-            // Envoy's order differs with who chose the content type.
-            if own_type {
-                response.append(names::CONTENT_TYPE, content_type);
-                response.append(names::CONTENT_LENGTH, length);
-            } else {
-                response.append(names::CONTENT_LENGTH, length);
-                response.append(names::CONTENT_TYPE, content_type);
-            }
+        if let Some(kind) = reply.content_type.filter(|kind| kind.as_bytes() != b"text/plain") {
+            response.append(names::CONTENT_TYPE, kind);
         }
         for (name, value) in reply.headers {
             response.append(name, value);
@@ -761,29 +741,66 @@ impl<'a> ActiveStream<'a> {
         if routed && let Some(route) = &self.route {
             let cx = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
             route.finalize_response_headers(&mut response, &cx);
+            let forwards = self.info.attempt_count > 0;
+            if forwards && route.entry().virtual_host().config().include_attempt_count_in_response {
+                response.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(u64::from(self.info.attempt_count)));
+            }
         }
-        let body = if self.head_request { Bytes::new() } else { reply.body };
+        let mut body = reply.body.clone();
+        let mut content_type = HeaderValue::from_static("text/plain");
+        let rules = &self.connection.hcm.local_reply;
+        let mut own_type = true;
+        if !rules.is_empty() {
+            let before = response.get(&names::CONTENT_TYPE).cloned();
+            self.info.response_code = reply.status;
+            if let Some(kind) = rules.apply(&mut response, &mut body, &self.request, &mut self.info) {
+                content_type = kind;
+            }
+            // A body that was made anew has its format's type, unless the mapper's headers say otherwise.
+            own_type = body == reply.body || before.as_ref() != response.get(&names::CONTENT_TYPE);
+        }
+        // Formats of the access log do not see it.
+        self.info.local_reply_body = None;
+        if self.grpc {
+            return self.grpc_local_reply(response, body, &content_type, reply.grpc_status);
+        }
+        if body.is_empty() {
+            response.remove(&names::CONTENT_LENGTH);
+            response.remove(&names::CONTENT_TYPE);
+        } else {
+            response.set(names::CONTENT_LENGTH, HeaderValue::from(body.len() as u64));
+            if !own_type || !response.contains(&names::CONTENT_TYPE) {
+                response.set(names::CONTENT_TYPE, content_type);
+            }
+        }
+        let body = if self.head_request { Bytes::new() } else { body };
         self.send_response_headers(response, body.is_empty());
         if !body.is_empty() {
-            self.info.local_reply_body = Some(body.clone());
             self.send_response_data(body, true);
         }
     }
 
     /// gRPC clients get a trailers-only response.
-    fn grpc_local_reply(&mut self, reply: LocalReply) {
-        let mut response = Headers::with_capacity(8);
+    fn grpc_local_reply(
+        &mut self,
+        mut response: Headers,
+        mut body: Bytes,
+        content_type: &HeaderValue,
+        grpc_status: Option<u32>,
+    ) {
+        let status = grpc_status.unwrap_or_else(|| grpc_status_of_http(response.status()));
         response.set_status(200);
-        response.append(names::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let status = reply.grpc_status.unwrap_or_else(|| grpc_status_of_http(reply.status));
-        response.append(names::GRPC_STATUS, HeaderValue::from(u64::from(status)));
-        if !reply.body.is_empty() {
-            let encoded = percent_encode_grpc(&reply.body);
-            response.append(names::GRPC_MESSAGE, HeaderValue::from_checked(encoded));
+        response.set(names::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if response.bytes(&names::GRPC_STATUS).is_none_or(<[u8]>::is_empty) {
+            response.set(names::GRPC_STATUS, HeaderValue::from(u64::from(status)));
         }
-        for (name, value) in reply.headers {
-            response.append(name, value);
+        if !body.is_empty() && !self.head_request {
+            if content_type.as_bytes() == b"application/json" && body.ends_with(b"\n") {
+                body.truncate(body.len() - 1);
+            }
+            response.set(names::GRPC_MESSAGE, HeaderValue::from_checked(percent_encode_grpc(&body)));
         }
+        response.remove(&names::CONTENT_LENGTH);
         self.send_response_headers(response, true);
     }
 

@@ -221,24 +221,35 @@ impl LocalReplyRules {
 
     /// Rewrites a reply by the first mapper whose filter passes, then by the general format. Returns the content type
     /// when it is not the usual one.
-    pub fn apply(&self, reply: &mut LocalReply, request: &Headers, info: &mut StreamInfo) -> Option<HeaderValue> {
-        info.local_reply_body = Some(reply.body.clone());
-        let cx = FormatContext { request: Some(request), ..FormatContext::new(info) };
+    pub fn apply(
+        &self,
+        response: &mut Headers,
+        body: &mut Bytes,
+        request: &Headers,
+        info: &mut StreamInfo,
+    ) -> Option<HeaderValue> {
+        info.local_reply_body = Some(body.clone());
+        let cx = FormatContext { request: Some(request), response: Some(response), ..FormatContext::new(info) };
         let runtime: &dyn Runtime = self.runtime.as_deref().unwrap_or(&NoRuntime);
         let mapper = self.mappers.iter().find(|m| m.filter.passes(&cx, runtime));
         if let Some(m) = mapper {
-            reply.status = m.status.unwrap_or(reply.status);
-            if let Some(body) = &m.body {
-                reply.body = body.clone();
+            if let Some(own) = &m.body {
+                body.clone_from(own);
             }
-            let mut headers = Headers::new();
-            m.headers.apply_response(&mut headers, &cx);
-            reply.headers.extend(headers.iter().map(|(n, v)| (n.clone(), v.clone())));
+            let cx = FormatContext { request: Some(request), ..FormatContext::new(info) };
+            m.headers.apply_response(response, &cx);
+            if let Some(status) = m.status {
+                response.set_status(status);
+            }
         }
-        info.response_code = reply.status;
-        info.local_reply_body = Some(reply.body.clone());
+        info.response_code = response.status();
+        info.local_reply_body = Some(body.clone());
         let format = mapper.and_then(|m| m.format.as_ref()).or(self.format.as_ref())?;
-        reply.body = format.body(&FormatContext { request: Some(request), ..FormatContext::new(info) });
+        *body = format.body(&FormatContext {
+            request: Some(request),
+            response: Some(response),
+            ..FormatContext::new(info)
+        });
         Some(format.content_type.clone())
     }
 }

@@ -3,8 +3,6 @@
 //! Built from the IR when a route table, a virtual cluster or an access-log filter is built; the IR already holds
 //! compiled regexes and lower-cased patterns. Nothing here parses configuration.
 
-use std::borrow::Cow;
-
 use nuncio_config::matchers as config;
 use nuncio_config::route::{MetadataMatcher, ValueMatcher};
 use serde_json::Value;
@@ -110,24 +108,33 @@ impl HeaderMatch {
         &self.name
     }
 
-    /// Whether these headers satisfy it. A missing header matches nothing but `present_match`, inverted or not.
+    /// Whether these headers satisfy it. A missing header matches nothing but `present_match`, inverted or not. Of a
+    /// header with several lines each is looked at on its own, as Envoy does since 1.39.
     pub fn matches(&self, headers: &Headers) -> bool {
         if let config::HeaderMatchKind::Present(present) = self.kind {
             return ((headers.contains(&self.name) || self.missing_as_empty) == present) != self.invert;
         }
-        let value = match headers.joined(&self.name) {
-            Some(value) => value,
-            None if self.missing_as_empty => Cow::Borrowed(&b""[..]),
-            None => return false,
-        };
-        let matched = match &self.kind {
-            config::HeaderMatchKind::Present(_) => true,
-            config::HeaderMatchKind::String(matcher) => string_matches(matcher, &value),
-            config::HeaderMatchKind::Range { start, end } => {
-                parse_int(&value).is_some_and(|number| (*start..*end).contains(&number))
+        let mut found = false;
+        for value in headers.get_all(&self.name) {
+            found = true;
+            if self.value_matches(value.as_bytes()) {
+                return !self.invert;
             }
-        };
-        matched != self.invert
+        }
+        if found {
+            return self.invert;
+        }
+        self.missing_as_empty && self.value_matches(b"") != self.invert
+    }
+
+    fn value_matches(&self, value: &[u8]) -> bool {
+        match &self.kind {
+            config::HeaderMatchKind::Present(_) => true,
+            config::HeaderMatchKind::String(matcher) => string_matches(matcher, value),
+            config::HeaderMatchKind::Range { start, end } => {
+                parse_int(value).is_some_and(|number| (*start..*end).contains(&number))
+            }
+        }
     }
 }
 
@@ -287,9 +294,13 @@ mod tests {
     }
 
     #[test]
-    fn repeated_headers_are_joined_and_ranges_are_half_open() {
+    fn repeated_headers_match_one_by_one_and_ranges_are_half_open() {
         let two = headers(&[("x", "a"), ("x", "b")]);
-        assert!(header(HeaderMatchKind::String(StringMatcher::Exact("a,b".into(), false)), false, false).matches(&two));
+        let exact = |text: &str, invert| {
+            header(HeaderMatchKind::String(StringMatcher::Exact(text.into(), false)), invert, false).matches(&two)
+        };
+        assert!(exact("a", false) && exact("b", false) && !exact("a,b", false));
+        assert!(!exact("a", true) && !exact("b", true) && exact("a,b", true));
         let range = header(HeaderMatchKind::Range { start: -5, end: 10 }, false, false);
         for (text, wanted) in [("-5", true), ("9", true), ("10", false), ("", false), ("1x", false)] {
             assert_eq!(range.matches(&headers(&[("x", text)])), wanted, "{text}");

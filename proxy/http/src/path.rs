@@ -26,8 +26,8 @@ pub enum Normalized {
     Changed(Vec<u8>),
     /// Answer 307 to this path.
     Redirect(Vec<u8>),
-    /// Answer 400 (`path_normalization_failed`).
-    Rejected,
+    /// Answer 400 (`path_normalization_failed`); logs show this path, where there is one.
+    Rejected(Option<Vec<u8>>),
 }
 
 /// The path without query and fragment.
@@ -49,7 +49,9 @@ pub fn normalize(path: &[u8], rules: PathRules) -> Normalized {
         unescaped = unescape_slashes(plain);
         if let Some(new) = &unescaped {
             match rules.escaped_slashes {
-                EscapedSlashesAction::RejectRequest => return Normalized::Rejected,
+                EscapedSlashesAction::RejectRequest => {
+                    return Normalized::Rejected(Some([new.as_slice(), query].concat()));
+                }
                 EscapedSlashesAction::UnescapeAndRedirect => redirect = true,
                 EscapedSlashesAction::UnescapeAndForward | EscapedSlashesAction::KeepUnchanged => {}
             }
@@ -58,7 +60,7 @@ pub fn normalize(path: &[u8], rules: PathRules) -> Normalized {
         }
     }
     if rules.normalize && needs_normalization(plain) {
-        let Some(new) = canonicalize(plain) else { return Normalized::Rejected };
+        let Some(new) = canonicalize(plain) else { return Normalized::Rejected(None) };
         plain = canonical.insert(new);
         changed = true;
     }
@@ -243,7 +245,7 @@ mod tests {
             Normalized::Same => String::from_utf8_lossy(path).into_owned(),
             Normalized::Changed(new) => String::from_utf8(new).expect("ASCII"),
             Normalized::Redirect(new) => format!("307 {}", String::from_utf8(new).expect("ASCII")),
-            Normalized::Rejected => "400".into(),
+            Normalized::Rejected(_) => "400".into(),
         }
     }
 

@@ -72,8 +72,10 @@ pub fn load(options: &Options) -> Result<Bootstrap, Report> {
     }
 }
 
-/// Flags override the node of the file and add tags.
+/// Flags override the node of the file and add tags. The node says what kind of proxy it is, as Envoy's does: control
+/// planes choose by it.
 fn apply_flags(bootstrap: &mut Message, options: &Options) {
+    bootstrap.node.get_or_insert_default().user_agent_name = "envoy".into();
     if options.service_node.is_some() || options.service_cluster.is_some() || options.service_zone.is_some() {
         let node = bootstrap.node.get_or_insert_default();
         if let Some(id) = &options.service_node {

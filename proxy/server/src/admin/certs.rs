@@ -13,9 +13,7 @@ pub(super) fn certs(call: &Call<'_>) -> AdminResponse {
     let sets = call.sources.certificates();
     let now = SystemTime::now();
     let mut out = Map::new();
-    if !sets.is_empty() {
-        out.insert("certificates".into(), sets.iter().map(|set| set_json(set, now)).collect());
-    }
+    out.insert("certificates".into(), sets.iter().map(|set| set_json(set, now)).collect());
     AdminResponse::json(&Value::Object(out))
 }
 
@@ -79,7 +77,7 @@ mod tests {
     #[test]
     fn certificates_are_shown_with_names_and_expiry() {
         let sources = FakeSources::default();
-        assert_eq!(text_of(&get(&sources, "/certs")), "{}\n");
+        assert_eq!(text_of(&get(&sources, "/certs")), "{\n \"certificates\": []\n}\n");
         let one = CertificateStatus {
             path: "cert.pem".into(),
             serial_number: "797c23".into(),

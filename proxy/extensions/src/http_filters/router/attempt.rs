@@ -8,6 +8,7 @@ use nuncio_http::codec::{Frame, ResetReason, StreamError};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, Headers, names};
 use nuncio_http::local_reply::LocalReply;
+use nuncio_http::route::rewrite::update_authority;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_upstream::{Host, PooledStream, StreamOptions, http_stream};
 use std::future::{Future, poll_fn};
@@ -98,7 +99,7 @@ impl Failure {
             let details = if self.idle { "upstream_per_try_idle_timeout" } else { "upstream_per_try_timeout" };
             let flags =
                 if self.idle { ResponseFlags::STREAM_IDLE_TIMEOUT } else { ResponseFlags::UPSTREAM_REQUEST_TIMEOUT };
-            stream.local_reply(LocalReply::new(504, "upstream request timeout", details).flags(flags));
+            stream.routed_reply(LocalReply::new(504, "upstream request timeout", details).flags(flags));
             return;
         }
         let mut inner = self.reason.as_str().replace(' ', "_");
@@ -124,7 +125,7 @@ impl Failure {
         if !started {
             charge(request, status);
         }
-        stream.local_reply(reply);
+        stream.routed_reply(reply);
     }
 }
 
@@ -155,7 +156,7 @@ impl<'r> Attempt<'r> {
         number: u32,
     ) -> Outcome {
         let Some(host) = choose_host(request) else { return Outcome::NoHost };
-        note_host(stream, request, &host);
+        note_host(stream, request, &host, !config.suppress_envoy_headers);
         let mut per_try = request.timeouts.per_try.map(timer::sleep);
         let started = Instant::now();
         let upstream = match connect(stream, request, &host, &mut per_try).await {
@@ -164,6 +165,9 @@ impl<'r> Attempt<'r> {
         };
         let info = &mut stream.info.upstream;
         info.pool_ready = Some(started.elapsed());
+        if info.hosts_attempted.is_empty() {
+            info.hosts_attempted.push(host.address_text.clone());
+        }
         info.connection = Some(upstream.connection().clone());
         info.connection_ids_attempted.push(upstream.connection().id);
         info.protocol = Some(upstream.protocol());
@@ -370,11 +374,12 @@ impl<'r> Attempt<'r> {
         for cookie in self.request.set_cookie.drain(..) {
             head.append(names::SET_COOKIE, cookie);
         }
-        let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
-        self.request.route.finalize_response_headers(&mut head, &cx);
+        stream.info.response_code = status;
         if stream.info.response_code_details.is_none() {
             stream.info.response_code_details = Some("via_upstream".into());
         }
+        let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
+        self.request.route.finalize_response_headers(&mut head, &cx);
         let failed_upgrade = stream.is_upgrade() && status != 101 && stream.request.method() != b"CONNECT";
         stream.send_response_headers(head, end || failed_upgrade);
         if end || failed_upgrade {
@@ -469,7 +474,7 @@ fn choose_host(request: &Request) -> Option<Arc<Host>> {
     request.cluster.choose_host(&context)
 }
 
-fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, host: &Arc<Host>) {
+fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, host: &Arc<Host>, keep_original: bool) {
     let info = &mut stream.info.upstream;
     info.host = Some(host.address_text.clone());
     info.host_name = Some(host.hostname.clone());
@@ -482,10 +487,7 @@ fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, host: &Arc<Ho
         && !host.hostname.is_empty()
         && let Some(name) = HeaderValue::parse(host.hostname.to_string())
     {
-        if append && let Some(old) = stream.request.get(&names::AUTHORITY).cloned() {
-            stream.request.append_joined(names::X_FORWARDED_HOST, old.as_bytes(), ",");
-        }
-        stream.request.set(names::AUTHORITY, name);
+        update_authority(&mut stream.request, name, append, keep_original);
     }
 }
 

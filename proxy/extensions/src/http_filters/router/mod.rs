@@ -123,7 +123,8 @@ impl Router {
         let Some(cluster) = cluster else {
             stats.no_cluster().inc();
             let status = action.cluster_not_found_response_code;
-            stream.local_reply(LocalReply::new(status, "", "cluster_not_found").flags(ResponseFlags::NO_CLUSTER_FOUND));
+            stream
+                .routed_reply(LocalReply::new(status, "", "cluster_not_found").flags(ResponseFlags::NO_CLUSTER_FOUND));
             return;
         };
         stream.info.upstream.cluster = Some(cluster.name().clone());
@@ -203,7 +204,7 @@ impl Router {
                         "upstream_max_stream_duration_reached",
                     );
                     charge(request, 504);
-                    return stream.local_reply(reply.flags(flags));
+                    return stream.routed_reply(reply.flags(flags));
                 }
                 Outcome::Retry => {}
                 Outcome::Failed(failure) => {
@@ -317,7 +318,7 @@ async fn back_off(
 fn no_healthy_upstream(stream: &mut ActiveStream<'_>, request: &Request) {
     request.cluster.stats.upstream_cx_none_healthy().inc();
     charge(request, 503);
-    stream.local_reply(
+    stream.routed_reply(
         LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
     );
 }
@@ -330,7 +331,7 @@ fn timed_out(stream: &mut ActiveStream<'_>, request: &Request) {
     if !stream.response_started() {
         charge(request, 504);
     }
-    stream.local_reply(
+    stream.routed_reply(
         LocalReply::new(504, "upstream request timeout", "response_timeout")
             .flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT),
     );
