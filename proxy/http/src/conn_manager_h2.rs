@@ -125,10 +125,16 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
                         hcm.stats.downstream_cx_protocol_error().inc();
                     }
                     context.info.set_termination_details(error.details);
-                    return (malformed || server.is_flooded()) && close_after_error(context, &mut server).await;
+                    let late = malformed || server.is_flooded();
+                    let remote = late && close_after_error(context, &mut server).await;
+                    farewell(&mut server).await;
+                    return remote;
                 }
             }
-            Wake::Ended => return !(drain_seen || draining.is_some()),
+            Wake::Ended => {
+                farewell(&mut server).await;
+                return !(drain_seen || draining.is_some());
+            }
             Wake::Idle => {
                 hcm.stats.downstream_cx_idle_timeout().inc();
                 server.graceful_shutdown();
@@ -169,6 +175,12 @@ async fn serve_stream(context: Rc<ConnectionContext>, streams: Rc<Streams>, requ
         streams.abort.set(true);
         context.wake();
     }
+}
+
+/// Ends the socket in good order, which TLS wants.
+async fn farewell(server: &mut H2Server<Io>) {
+    // A peer that does not take it is left.
+    let _ = timer::timeout(Duration::from_secs(1), poll_fn(|cx| server.poll_shutdown(cx))).await;
 }
 
 /// The peer may be about to read: the close is a delayed one. True when the peer closes first.

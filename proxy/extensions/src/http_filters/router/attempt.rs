@@ -109,9 +109,6 @@ impl Failure {
         }
         let when = if started { "after" } else { "before" };
         let details = format!("upstream_reset_{when}_response_started{{{inner}}}");
-        if started {
-            stream.connection.hcm.stats.rq_reset_after_downstream_response_started().inc();
-        }
         let overflow = self.reason == ResetReason::Overflow;
         let status = if self.reason == ResetReason::ProtocolError { 502 } else { 503 };
         let mut reply = LocalReply::new(status, "", details).flags(flag_of(self.reason));

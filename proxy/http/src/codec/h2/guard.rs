@@ -488,6 +488,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameGuard<I> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.is_server() {
+            // The end of the connection decides when: after an error it lets the peer read first.
+            return Pin::new(&mut *self.io.borrow_mut()).poll_flush(cx);
+        }
         Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
     }
 }

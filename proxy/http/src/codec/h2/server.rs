@@ -270,6 +270,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         Poll::Pending
     }
 
+    /// Says goodbye on the socket, at the very end.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // A peer that is gone needs no goodbye.
+        Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx).map(|_| ())
+    }
+
     /// Sends GOAWAY twice: first to stop new streams, after a round trip with the last stream's number; the connection
     /// ends when its streams have.
     pub fn graceful_shutdown(&mut self) {
