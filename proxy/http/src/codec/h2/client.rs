@@ -82,8 +82,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Client<I> {
         if config.buffer_limit > 0 {
             builder.max_send_buffer_size(config.buffer_limit);
         }
-        let handshake =
-            builder.handshake(FrameGuard::new(Rc::new(std::cell::RefCell::new(io)), Rc::clone(&guard))).await;
+        let handshake = builder.handshake(FrameGuard::new(Rc::new(RefCell::new(io)), Rc::clone(&guard))).await;
         let (send, mut connection) = handshake.map_err(|e| stream_error(&e, &guard))?;
         let keepalive = Keepalive::new(options, connection.ping_pong());
         let shared = Rc::new(Link { guard, end: RefCell::new(None), limits: config.limits });
