@@ -13,6 +13,7 @@ pub mod compare;
 pub mod find;
 pub mod frames;
 pub mod http1;
+pub mod pending;
 pub mod proxy;
 pub mod suite;
 pub mod text;

@@ -3,6 +3,7 @@
 //! The tests of the integration binary ask for one case each; the file it stands in runs once, with both proxies side
 //! by side, and a bounded number of files at a time.
 
+use crate::pending;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -141,10 +142,21 @@ pub fn check(file: &str, case: &str) {
         }
         Ok(cases) => match cases.get(case) {
             None => panic!("{file} has no case {case:?}"),
+            Some(Ok(())) if pending::is_pending(file, case) => {
+                say(&format!("PENDING no more: {file}: {case} is as Envoy's; take it off tests/cases/PENDING"));
+            }
             Some(Ok(())) => {}
+            Some(Err(text)) if pending::is_pending(file, case) => {
+                say(&format!("PENDING: {file}: {case} is not as Envoy's yet\n{text}"));
+            }
             Some(Err(text)) => panic!("{file}: {case}\n{text}"),
         },
     }
+}
+
+/// Written past the capture of passing tests.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Without an Envoy there is nothing to compare with: loud, and a failure where it must not happen.

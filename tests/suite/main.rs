@@ -40,6 +40,21 @@ mod house {
     }
 
     #[test]
+    fn the_list_of_pending_cases_is_true_and_does_not_grow() {
+        let (most, list) = nuncio_tests::pending::read();
+        assert!(list.len() <= most, "{} cases are pending, {most} are allowed", list.len());
+        let all: BTreeSet<String> = files()
+            .into_iter()
+            .flat_map(|(path, file)| {
+                let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+                file.cases.into_iter().map(move |case| format!("{name}: {}", case.case)).collect::<Vec<_>>()
+            })
+            .collect();
+        let unknown: Vec<_> = list.iter().filter(|entry| !all.contains(*entry)).collect();
+        assert!(unknown.is_empty(), "no such cases: {unknown:?}");
+    }
+
+    #[test]
     fn every_known_difference_is_documented() {
         let path = cases_dir().join("../../docs/differences.md");
         let text = std::fs::read_to_string(&path).unwrap_or_default();

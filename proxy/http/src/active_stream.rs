@@ -81,6 +81,8 @@ pub struct ActiveStream<'a> {
     upgrade: bool,
     head_request: bool,
     grpc: bool,
+    /// `downstream_rq_rx_reset` has counted this stream.
+    rx_reset: bool,
     timers: Timers,
     abort: Option<Abort>,
 }
@@ -128,6 +130,7 @@ impl<'a> ActiveStream<'a> {
             response_started: false,
             response_complete: false,
             upgrade: false,
+            rx_reset: false,
             timers,
             abort: None,
         };
@@ -342,6 +345,8 @@ impl<'a> ActiveStream<'a> {
             }
         };
         let Some(route) = &self.route else { return };
+        self.info.upstream.cluster = route.cluster().cloned();
+        self.info.upstream.cluster_alt_name.clone_from(&self.info.upstream.cluster);
         let entry = route.entry();
         let host = entry.virtual_host();
         self.info.route_name = Some(entry.name().clone()).filter(|name| !name.is_empty());
@@ -556,6 +561,11 @@ impl<'a> ActiveStream<'a> {
             Err(error) => return Poll::Ready(Err(Abort::Downstream(error))),
         };
         self.touch();
+        let h1 = matches!(self.downstream.protocol(), Protocol::Http10 | Protocol::Http11);
+        if self.upgrade && h1 && matches!(&frame, Frame::Data(data, true) if data.is_empty()) {
+            // The connection was the tunnel: its end is the client's leaving, as in Envoy.
+            return Poll::Ready(Err(Abort::Downstream(StreamError::new(ResetReason::ConnectionTermination))));
+        }
         if let Frame::Data(data, _) = &frame {
             self.info.bytes_received += data.len() as u64;
         }
@@ -810,6 +820,7 @@ impl<'a> ActiveStream<'a> {
         if error.status != 0 && !self.response_started {
             // A reset counts it itself.
             hcm.stats.downstream_rq_rx_reset().inc();
+            self.rx_reset = true;
         }
         self.info.flags.insert(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         let body = crate::local_reply::reason_phrase(error.status);
@@ -826,6 +837,7 @@ impl<'a> ActiveStream<'a> {
         match abort {
             Abort::Downstream(error) => {
                 stats.downstream_rq_rx_reset().inc();
+                self.rx_reset = true;
                 let h2 = self.downstream.protocol() == Protocol::Http2 && error.reason == ResetReason::RemoteReset;
                 let (flag, details) = if error.details.is_empty() {
                     if h2 {
@@ -875,8 +887,13 @@ impl<'a> ActiveStream<'a> {
             // The terminal filter ended without an end of the response: nothing more will come.
             self.reset(ResetReason::LocalReset);
         }
-        if !self.request_complete {
-            self.connection.hcm.stats.downstream_rq_response_before_rq_complete().inc();
+        if !self.request_complete && self.response_started {
+            let stats = &self.connection.hcm.stats;
+            stats.downstream_rq_response_before_rq_complete().inc();
+            // An HTTP/1 connection cannot go on: Envoy counts the end of its request as a reset of the peer.
+            if !self.rx_reset && !matches!(self.downstream.protocol(), Protocol::Http2 | Protocol::Http3) {
+                stats.downstream_rq_rx_reset().inc();
+            }
         }
         let flush = poll_fn(|cx| self.downstream.poll_flush(cx));
         let limit = self.connection.hcm.config.stream_flush_timeout;

@@ -23,3 +23,5 @@ pub mod tls;
 pub mod splice;
 
 mod sys;
+
+pub use sys::release_free_memory;

@@ -203,6 +203,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let mut bootstrap = bootstrap;
     bootstrap.release();
     nuncio_config::descriptors::release();
+    nuncio_net::release_free_memory();
     let server = Arc::new(Server {
         listener_stats: ListenerManagerStats::new(&context.registry, "listener_manager."),
         runtime_stats: RuntimeStats::new(&context.registry, "runtime."),

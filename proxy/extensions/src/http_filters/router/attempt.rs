@@ -354,14 +354,20 @@ impl<'r> Attempt<'r> {
         // From here on the response belongs to downstream: the body need not be kept any more.
         self.request.replay = None;
         self.per_try = None;
+        // A 2xx to an upgrade is no upgrade and no answer either: Envoy passes on its status alone.
+        let mut failed_upgrade = false;
         if stream.is_upgrade() {
-            let switched = status == 101 || (status / 100 == 2 && stream.request.method() == b"CONNECT");
-            if !switched {
+            let connect = stream.request.method() == b"CONNECT";
+            failed_upgrade = status / 100 == 2 && !connect;
+            if failed_upgrade {
                 stream.info.response_code_details = Some("websocket_handshake_unsuccessful".into());
+                head.remove(&names::CONTENT_LENGTH);
             }
-            self.request.timeout_at = None;
+            if status == 101 || (connect && status / 100 == 2) {
+                self.request.timeout_at = None;
+            }
         }
-        if !config.suppress_envoy_headers && !stream.is_upgrade() {
+        if !config.suppress_envoy_headers && !stream.is_upgrade() && stream.info.request_complete.is_some() {
             let ms = service_time(stream, now);
             head.set(names::X_ENVOY_UPSTREAM_SERVICE_TIME, service_time_value(ms));
         }
@@ -377,7 +383,6 @@ impl<'r> Attempt<'r> {
         }
         let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
         self.request.route.finalize_response_headers(&mut head, &cx);
-        let failed_upgrade = stream.is_upgrade() && status != 101 && stream.request.method() != b"CONNECT";
         stream.send_response_headers(head, end || failed_upgrade);
         if end || failed_upgrade {
             stream.info.upstream.last_rx = Some(now);
