@@ -23,5 +23,4 @@ pub mod admin;
 mod admin_listener;
 mod sources;
 
-pub mod corpus;
 pub mod demo;

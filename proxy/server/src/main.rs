@@ -47,12 +47,6 @@ fn run(program: &str, options: Options) -> Result<(), String> {
             clap_complete::generate(shell, &mut command, "nuncio", &mut std::io::stdout());
             return Ok(());
         }
-        Some(Command::CheckCorpus { folder, dir }) => {
-            let (table, accepted, all) =
-                nuncio::corpus::check(&folder, &dir).map_err(|e| format!("{}: {e}\n", folder.display()))?;
-            print_to(true, &format!("{table}{accepted} of {all} accepted\n"));
-            return Ok(());
-        }
         Some(Command::Demo { port }) => {
             let options = demo::options(&options, port);
             return serve(options, Some(demo::help(port)));

@@ -177,14 +177,6 @@ pub enum Command {
         /// bash, zsh, fish, elvish or powershell.
         shell: clap_complete::Shell,
     },
-    /// Load every configuration in a folder and print what is accepted.
-    #[command(hide = true)]
-    CheckCorpus {
-        /// Folder with `bootstraps` and `resources`.
-        folder: PathBuf,
-        /// Folder of certificates and small files that stands for `@DIR@`.
-        dir: String,
-    },
 }
 
 /// `--mode`.
