@@ -713,6 +713,7 @@ impl<'a> ActiveStream<'a> {
         if !self.response_complete {
             // Envoy counts the end of a stream that it resets itself as the peer's too.
             self.connection.hcm.stats.downstream_rq_rx_reset().inc();
+            self.rx_reset = true;
             self.connection.hcm.stats.downstream_rq_tx_reset().inc();
             self.downstream.reset(reason);
             self.response_complete = true;

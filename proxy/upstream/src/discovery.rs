@@ -71,7 +71,7 @@ impl Discovery {
                 unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
             }
             DiscoveryConfig::Extension(typed) => {
-                unsupported("cluster_type", format!("cluster type {typed:?} is not supported"))
+                unsupported("cluster_type", format!("cluster type {typed:?} is not implemented yet"))
             }
         }
     }

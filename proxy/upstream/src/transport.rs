@@ -44,7 +44,7 @@ impl Transport {
         if let Some(socket) = &config.transport_socket {
             return Err(ClusterError::Unsupported {
                 path: format!("{}.transport_socket", config.path),
-                what: format!("transport socket {} is not supported", socket.name),
+                what: format!("transport socket {} is not implemented yet", socket.name),
             });
         }
         let all = std::iter::once(&config.tls).chain(config.transport_socket_matches.iter().map(|entry| &entry.2));

@@ -58,7 +58,10 @@ pub(super) fn load_all(sources: &[CertificateSource], path: &str) -> Result<Vec<
             CertificateSource::Static(certificate) => load(certificate, path).map(Arc::new),
             CertificateSource::Sds(secret) => Err(TlsConfigError::new(
                 path,
-                format!("certificate secret '{}' is neither a static secret nor fetched yet", secret.name),
+                format!(
+                    "certificate secret '{}' is not a static secret; fetching secrets (SDS) is not implemented yet",
+                    secret.name
+                ),
             )),
         })
         .collect()

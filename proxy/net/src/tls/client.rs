@@ -174,7 +174,10 @@ impl State {
         let own = load_all(&common.certificates, &common.path)?.into_iter().next();
         let validation = sources::static_validation(common);
         if common.validation.is_some() && validation.is_none() {
-            return Err(fail("the validation context is neither a static secret nor fetched yet".to_owned()));
+            return Err(fail(
+                "the validation context is not a static secret; fetching secrets (SDS) is not implemented yet"
+                    .to_owned(),
+            ));
         }
         let (verifier, ca) = Verifier::new(validation, false, config.auto_sni_san_validation, &common.path)?;
         let verifier = Arc::new(verifier);

@@ -187,7 +187,10 @@ impl State {
         }
         let validation = sources::static_validation(common);
         if common.validation.is_some() && validation.is_none() {
-            return Err(fail("the validation context is neither a static secret nor fetched yet".to_owned()));
+            return Err(fail(
+                "the validation context is not a static secret; fetching secrets (SDS) is not implemented yet"
+                    .to_owned(),
+            ));
         }
         let (verifier, ca) = Verifier::new(validation, config.require_client_certificate, false, &common.path)?;
         let lifetime =

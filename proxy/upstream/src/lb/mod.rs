@@ -70,7 +70,7 @@ pub struct LbTables {
 
 /// A cluster asks for a load balancing policy that does not exist here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: load balancing policy {policy} is not supported")]
+#[error("{path}: load balancing policy {policy} is not implemented yet")]
 pub struct UnsupportedPolicy {
     /// Path in the configuration.
     pub path: String,

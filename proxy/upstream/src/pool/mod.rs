@@ -191,7 +191,7 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
         (UpstreamProtocol::Http3, _) => {
             return Err(PoolFailure {
                 reason: ResetReason::LocalConnectionFailure,
-                transport_failure_reason: Some("HTTP/3 is not supported".into()),
+                transport_failure_reason: Some("HTTP/3 is not implemented yet".into()),
                 host: Some(host.clone()),
             });
         }
