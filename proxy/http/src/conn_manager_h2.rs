@@ -125,15 +125,17 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
                         hcm.stats.downstream_cx_protocol_error().inc();
                     }
                     context.info.set_termination_details(error.details);
-                    let late = malformed || server.is_flooded();
-                    let remote = late && close_after_error(context, &mut server).await;
+                    let late = malformed || server.is_flooded() || !server.has_begun();
+                    let remote = late && close_late(context, &mut server).await;
                     farewell(&mut server).await;
                     return remote;
                 }
             }
             Wake::Ended => {
+                // A peer that was told to go away closes by itself.
+                let remote = !drain_seen || close_late(context, &mut server).await;
                 farewell(&mut server).await;
-                return !(drain_seen || draining.is_some());
+                return remote;
             }
             Wake::Idle => {
                 hcm.stats.downstream_cx_idle_timeout().inc();
@@ -183,8 +185,8 @@ async fn farewell(server: &mut H2Server<Io>) {
     let _ = timer::timeout(Duration::from_secs(1), poll_fn(|cx| server.poll_shutdown(cx))).await;
 }
 
-/// The peer may be about to read: the close is a delayed one. True when the peer closes first.
-async fn close_after_error(context: &ConnectionContext, server: &mut H2Server<Io>) -> bool {
+/// The peer may be about to read, or to close: the close is a delayed one. True when the peer closes first.
+async fn close_late(context: &ConnectionContext, server: &mut H2Server<Io>) -> bool {
     let hcm = &context.hcm;
     let delay = hcm.config.delayed_close_timeout;
     if delay.is_zero() {

@@ -101,6 +101,8 @@ pub struct H2Server<I> {
     rejected: Vec<StreamError>,
     /// A refused request that ends the connection.
     fatal: Option<StreamError>,
+    /// The peer's preface has come.
+    began: bool,
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
@@ -142,6 +144,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             shutdown: false,
             rejected: Vec::new(),
             fatal: None,
+            began: false,
         }
     }
 
@@ -154,6 +157,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             match &mut self.state {
                 State::Handshake(handshake) => match ready!(Pin::new(&mut **handshake).poll(cx)) {
                     Ok(mut connection) => {
+                        self.began = true;
                         self.keepalive = Keepalive::new(&self.config.options, connection.ping_pong());
                         if self.shutdown {
                             connection.graceful_shutdown();
@@ -299,6 +303,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
             State::Open(connection) => connection.has_streams(),
             _ => false,
         }
+    }
+
+    /// False while the peer has not shown that it speaks HTTP/2.
+    pub fn has_begun(&self) -> bool {
+        self.began
     }
 
     /// True when the peer broke a limit on frames.
