@@ -153,6 +153,12 @@ impl<'a> ActiveStream<'a> {
         self.finish().await;
     }
 
+    /// Ends a stream whose head did not arrive before one of its timers fired.
+    pub(crate) async fn run_aborted(mut self, abort: Abort) {
+        self.abort = Some(abort);
+        self.finish().await;
+    }
+
     /// Answers a head that did not arrive in time.
     pub(crate) async fn run_header_timeout(mut self) {
         self.local_reply(LocalReply::new(408, "request header timeout", "request_header_timeout").close());
@@ -355,6 +361,11 @@ impl<'a> ActiveStream<'a> {
         self.info.route_metadata.clone_from(&entry.config().metadata);
         if let Some(idle) = entry.route_action().and_then(|action| action.idle_timeout) {
             self.timers.idle = idle.map(|d| (timer::sleep(d), d));
+        }
+        let limits = entry.route_action().and_then(|action| action.max_stream_duration);
+        if let Some(max) = limits.and_then(|limits| limits.max_stream_duration) {
+            let left = max.saturating_sub(self.info.start.elapsed());
+            self.timers.duration = (!max.is_zero()).then(|| timer::sleep(left));
         }
     }
 

@@ -8,7 +8,7 @@
 //!
 //! HTTP/1 streams run in the connection's own task, one after the other; an idle connection owns no buffers.
 
-use crate::active_stream::ActiveStream;
+use crate::active_stream::{Abort, ActiveStream};
 use crate::codec::Protocol;
 use crate::codec::h1::{Finish, H1Server, RequestEvent, ServerConfig};
 use crate::codec::h2;
@@ -349,15 +349,47 @@ async fn sniff_preface(io: &mut Io) -> Option<Protocol> {
 struct Idle {
     timeout: Option<(Sleep, Duration)>,
     duration: Option<Sleep>,
-    headers: Option<Duration>,
-    /// Runs while a head has begun and is not complete.
-    head: Option<Sleep>,
+    /// Run while a head has begun and is not complete.
+    head: Option<HeadTimers>,
     /// Runs once the connection drains while idle.
     draining: Option<Sleep>,
 }
 
+/// Timers of a request whose head is not complete.
+struct HeadTimers {
+    headers: Option<Sleep>,
+    idle: Option<Sleep>,
+    request: Option<Sleep>,
+}
+
+impl HeadTimers {
+    fn new(hcm: &Hcm) -> HeadTimers {
+        HeadTimers {
+            headers: hcm.config.request_headers_timeout.map(timer::sleep),
+            idle: hcm.config.stream_idle_timeout.map(timer::sleep),
+            request: hcm.config.request_timeout.map(timer::sleep),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wake> {
+        let mut fired = |sleep: &mut Option<Sleep>| sleep.as_mut().is_some_and(|s| Pin::new(s).poll(cx).is_ready());
+        if fired(&mut self.headers) {
+            return Poll::Ready(Wake::HeaderTimeout);
+        }
+        if fired(&mut self.idle) {
+            return Poll::Ready(Wake::HeadAborted(Abort::IdleTimeout));
+        }
+        if fired(&mut self.request) {
+            return Poll::Ready(Wake::HeadAborted(Abort::RequestTimeout));
+        }
+        Poll::Pending
+    }
+}
+
 enum Wake {
     Event(RequestEvent),
+    /// A timer of the stream fired before the head was complete.
+    HeadAborted(Abort),
     HeaderTimeout,
     Close,
 }
@@ -369,7 +401,6 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
     let mut idle = Idle {
         timeout: hcm.config.idle_timeout.map(|d| (timer::sleep(d), d)),
         duration: hcm.config.max_connection_duration.map(timer::sleep),
-        headers: hcm.config.request_headers_timeout,
         head: None,
         draining: None,
     };
@@ -411,6 +442,10 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
                 server.begin_unparsed();
                 Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_header_timeout()).await;
             }
+            Wake::HeadAborted(abort) => {
+                server.begin_unparsed();
+                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_aborted(abort)).await;
+            }
             Wake::Close => return false,
         }
         let delay = match poll_fn(|cx| server.poll_finish(cx)).await {
@@ -444,15 +479,15 @@ fn poll_next(
     if let Poll::Ready(event) = server.poll_request(cx) {
         return Poll::Ready(Wake::Event(event));
     }
-    if server.has_partial_request()
-        && let Some(limit) = idle.headers
-    {
-        let sleep = idle.head.get_or_insert_with(|| timer::sleep(limit));
-        if Pin::new(sleep).poll(cx).is_ready() {
-            return Poll::Ready(Wake::HeaderTimeout);
+    let partial = server.has_partial_request();
+    if partial {
+        let timers = idle.head.get_or_insert_with(|| HeadTimers::new(&context.hcm));
+        if let Poll::Ready(wake) = timers.poll(cx) {
+            return Poll::Ready(wake);
         }
     }
     if let Some((sleep, _)) = &mut idle.timeout
+        && !partial
         && Pin::new(sleep).poll(cx).is_ready()
     {
         stats.downstream_cx_idle_timeout().inc();

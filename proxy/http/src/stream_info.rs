@@ -11,12 +11,16 @@ use tokio::time::Instant;
 
 macro_rules! response_flags {
     ($($konst:ident = $bit:literal, $short:literal, $long:literal;)+) => {
-        /// Envoy's response flags, a set of bits.
+        /// Envoy's response flags: a set that remembers in which order its first ten members came.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-        pub struct ResponseFlags(u64);
+        pub struct ResponseFlags {
+            bits: u64,
+            /// Six bits for each member, its number plus one, the oldest lowest.
+            order: u64,
+        }
         impl ResponseFlags {
-            $(#[doc = $long] pub const $konst: ResponseFlags = ResponseFlags(1 << $bit);)+
-            /// All flags with their short and long names, in Envoy's order of output.
+            $(#[doc = $long] pub const $konst: ResponseFlags = ResponseFlags { bits: 1 << $bit, order: $bit + 1 };)+
+            /// All flags with their short and long names, in Envoy's order of numbers.
             pub const ALL: &'static [(ResponseFlags, &'static str, &'static str)] =
                 &[$((ResponseFlags::$konst, $short, $long)),+];
         }
@@ -56,20 +60,44 @@ response_flags! {
     UNCONDITIONAL_DROP_OVERLOAD = 29, "UDO", "UnconditionalDropOverload";
 }
 
+/// Bits that a member takes in the order.
+const ORDER_BITS: u32 = 6;
+
 impl ResponseFlags {
     /// Adds flags.
     pub fn insert(&mut self, other: ResponseFlags) {
-        self.0 |= other.0;
+        for flag in other.members() {
+            if !self.contains(flag) {
+                let used = u64::BITS - self.order.leading_zeros();
+                self.bits |= flag.bits;
+                self.order |= flag.order.checked_shl(used.div_ceil(ORDER_BITS) * ORDER_BITS).unwrap_or(0);
+            }
+        }
+    }
+
+    /// The members one by one, in the order in which they were added.
+    pub fn members(self) -> impl Iterator<Item = ResponseFlags> {
+        (0..u64::BITS / ORDER_BITS).map_while(move |at| {
+            let number = (self.order >> (at * ORDER_BITS)) & ((1 << ORDER_BITS) - 1);
+            (number != 0).then(|| ResponseFlags { bits: 1 << (number - 1), order: number })
+        })
+    }
+
+    /// Short and long name of each member, in the order in which they were added: that of Envoy's logs.
+    pub fn names(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.members().filter_map(|flag| {
+            ResponseFlags::ALL.iter().find(|(known, ..)| *known == flag).map(|(_, short, long)| (*short, *long))
+        })
     }
 
     /// True when all of `other` are set.
     pub fn contains(self, other: ResponseFlags) -> bool {
-        self.0 & other.0 == other.0
+        self.bits & other.bits == other.bits
     }
 
     /// True when none is set.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 }
 

@@ -140,6 +140,7 @@ pub struct ClusterStats {
     internal: OnceLock<Box<ResponseStats>>,
     external: OnceLock<Box<ResponseStats>>,
     canary: OnceLock<Box<ResponseStats>>,
+    retried: OnceLock<Box<ResponseStats>>,
     budgets: OnceLock<Box<TimeoutBudgetFamily>>,
     kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send + Sync>>>,
 }
@@ -172,6 +173,7 @@ impl ClusterStats {
             internal: OnceLock::new(),
             external: OnceLock::new(),
             canary: OnceLock::new(),
+            retried: OnceLock::new(),
             budgets: OnceLock::new(),
             kept: std::sync::Mutex::default(),
         }
@@ -197,6 +199,11 @@ impl ClusterStats {
     #[inline]
     pub fn external(&self) -> &ResponseStats {
         self.twin(&self.external, "external.")
+    }
+
+    /// Codes of responses that led to another try (`retry.`).
+    pub fn retried(&self) -> &ResponseStats {
+        self.twin(&self.retried, "retry.")
     }
 
     /// Of requests answered by canaries (`canary.`).

@@ -113,7 +113,6 @@ impl TcpProxy {
             downstream.closed_locally.set(true);
             let mut info = info.borrow_mut();
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
-            info.response_code_details = Some("duration_timeout".into());
         }
         info.borrow_mut().complete = Some(Instant::now());
         self.log(&info, AccessLogType::TcpConnectionEnd);

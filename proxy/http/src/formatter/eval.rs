@@ -549,13 +549,10 @@ fn write_flags(flags: ResponseFlags, long: bool, out: &mut Vec<u8>) {
         out.push(b'-');
         return;
     }
-    let mut first = true;
-    for (flag, short, name) in ResponseFlags::ALL {
-        if flags.contains(*flag) {
-            if !std::mem::replace(&mut first, false) {
-                out.push(b',');
-            }
-            out.extend_from_slice(if long { name } else { short }.as_bytes());
+    for (at, (short, name)) in flags.names().enumerate() {
+        if at > 0 {
+            out.push(b',');
         }
+        out.extend_from_slice(if long { name } else { short }.as_bytes());
     }
 }

@@ -38,6 +38,13 @@ impl TcpUpstream {
     }
 }
 
+impl Drop for TcpUpstream {
+    fn drop(&mut self) {
+        // Its user is still there unless the end was told before.
+        self.ended_locally();
+    }
+}
+
 impl std::fmt::Debug for TcpUpstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TcpUpstream").field("info", &self.info).finish_non_exhaustive()

@@ -1,6 +1,6 @@
 //! One try: a host, a connection, the request out and the response back.
 
-use super::{Request, RouterConfig, charge, flag_of, granted, lb_context, service_time};
+use super::{Request, RouterConfig, charge, charge_retried, flag_of, granted, lb_context, service_time};
 use bytes::Bytes;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::{Abort, ActiveStream};
@@ -109,11 +109,16 @@ impl Failure {
         }
         let when = if started { "after" } else { "before" };
         let details = format!("upstream_reset_{when}_response_started{{{inner}}}");
+        // Envoy counts it only for streams whose success it waits to learn: gRPC.
+        if started && stream.is_grpc() {
+            stream.connection.hcm.stats.rq_reset_after_downstream_response_started().inc();
+        }
         let overflow = self.reason == ResetReason::Overflow;
         let status = if self.reason == ResetReason::ProtocolError { 502 } else { 503 };
         let mut reply = LocalReply::new(status, "", details).flags(flag_of(self.reason));
+        let retried = if stream.info.attempt_count > 1 { "retried and the latest " } else { "" };
         reply.body = Bytes::from(format!(
-            "upstream connect error or disconnect/reset before headers. reset reason: {}",
+            "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
             self.reason.as_str()
         ));
         if overflow {
@@ -344,13 +349,14 @@ impl<'r> Attempt<'r> {
         let now = Instant::now();
         stream.info.upstream.first_rx = Some(now);
         let status = head.status();
-        charge(self.request, status);
         if let Some(retry) = &mut self.request.retry {
             let verdict = retry.on_response(&head);
             if granted(stream, self.request, verdict) {
+                charge_retried(self.request, status);
                 return Some(Outcome::Retry);
             }
         }
+        charge(self.request, status);
         // From here on the response belongs to downstream: the body need not be kept any more.
         self.request.replay = None;
         self.per_try = None;
@@ -533,6 +539,11 @@ async fn connect(
     .await?;
     checked.map_err(|failure| {
         stream.info.upstream.transport_failure_reason.clone_from(&failure.transport_failure_reason);
+        if failure.host.is_none() {
+            // The request never got as far as a host: it could not even wait for one.
+            stream.info.upstream.host = None;
+            stream.info.upstream.host_name = None;
+        }
         Outcome::Failed(Failure {
             reason: failure.reason,
             transport: failure.transport_failure_reason,

@@ -151,6 +151,7 @@ impl Router {
             &mut stream.request,
             grpc,
             per_try,
+            cluster.config.http.max_stream_duration,
             self.config.respect_expected_rq_timeout,
             suppress,
         );
@@ -350,6 +351,16 @@ pub(crate) fn charge(request: &Request, code: u16) {
             true => host.stats.rq_error.fetch_add(1, Relaxed),
             false => host.stats.rq_success.fetch_add(1, Relaxed),
         };
+    }
+}
+
+/// Counts a response that is thrown away for another try: apart from those that downstream gets.
+pub(crate) fn charge_retried(request: &Request, code: u16) {
+    request.cluster.stats.retried().codes.count(code);
+    if code >= 500
+        && let Some(host) = request.hosts.last()
+    {
+        host.stats.rq_error.fetch_add(1, Relaxed);
     }
 }
 

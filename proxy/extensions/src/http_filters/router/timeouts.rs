@@ -14,7 +14,7 @@ pub(crate) struct Timeouts {
     pub(crate) per_try: Option<Duration>,
     /// Silence within one try.
     pub(crate) per_try_idle: Option<Duration>,
-    /// The whole stream.
+    /// The whole stream, as the cluster limits it; the route's limit belongs to the downstream side.
     pub(crate) max_stream_duration: Option<Duration>,
 }
 
@@ -24,6 +24,7 @@ pub(crate) fn of_request(
     headers: &mut Headers,
     grpc: bool,
     per_try_of_retries: (Option<Duration>, Option<Duration>),
+    cluster_max_stream_duration: Option<Duration>,
     respect_expected: bool,
     suppress: bool,
 ) -> Timeouts {
@@ -31,7 +32,7 @@ pub(crate) fn of_request(
         global: action.timeout,
         per_try: per_try_of_retries.0,
         per_try_idle: per_try_of_retries.1,
-        max_stream_duration: action.max_stream_duration.and_then(|d| d.max_stream_duration),
+        max_stream_duration: cluster_max_stream_duration,
     };
     if grpc {
         grpc_timeout(action, headers, &mut t);

@@ -514,6 +514,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
             }
             let before = self.input.buf.len();
             match ready!(self.input.poll_read(&mut self.io, cx, true)) {
+                // Half a head is a broken message, not only a closed connection.
+                Ok(0) if before > 0 => return Poll::Ready(Err(self.fail(errors::codec_error()))),
                 Ok(0) | Err(_) => return Poll::Ready(Err(self.terminated())),
                 Ok(_) => {
                     fresh = before == 0
