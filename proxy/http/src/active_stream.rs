@@ -860,6 +860,9 @@ impl<'a> ActiveStream<'a> {
                 } else {
                     (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, error.details)
                 };
+                if self.protocol() != Protocol::Http2 {
+                    self.connection.set_left_active();
+                }
                 self.info.flags.insert(flag);
                 self.info.response_code_details = Some(details.into());
                 self.downstream.reset(ResetReason::LocalReset);

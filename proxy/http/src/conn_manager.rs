@@ -44,6 +44,10 @@ pub struct ConnectionContext {
     active: Cell<u32>,
     /// The last response was made here: the close that follows it is a delayed one.
     delay_close: Cell<bool>,
+    /// The drain sequence has begun: the close that ends it is a delayed one.
+    drain_sequence: Cell<bool>,
+    /// The peer left in the middle of a request.
+    left_active: Cell<bool>,
     waker: Cell<Option<Waker>>,
     buffer_limit: usize,
 }
@@ -59,6 +63,8 @@ impl ConnectionContext {
             closing: Cell::new(false),
             active: Cell::new(0),
             delay_close: Cell::new(false),
+            drain_sequence: Cell::new(false),
+            left_active: Cell::new(false),
             waker: Cell::new(None),
             buffer_limit,
         }
@@ -104,6 +110,11 @@ impl ConnectionContext {
     /// Whether the close after this response is a delayed one: it was made by the proxy.
     pub(crate) fn set_delay_close(&self, delay: bool) {
         self.delay_close.set(delay);
+    }
+
+    /// Says that the peer ended the connection in the middle of a request.
+    pub(crate) fn set_left_active(&self) {
+        self.left_active.set(true);
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -207,7 +218,7 @@ impl ConnectionStats {
 impl Drop for ConnectionStats {
     fn drop(&mut self) {
         let stats = &self.hcm.stats;
-        let busy = self.active.active.get() > 0;
+        let busy = self.active.active.get() > 0 || self.active.left_active.get();
         stats.downstream_cx_active().dec();
         stats.downstream_cx_destroy().inc();
         match self.remote.get() {
@@ -279,11 +290,12 @@ impl HcmWorker {
         let context = Rc::new(ConnectionContext::new(self.hcm.clone(), info, drain));
         let mut stats = ConnectionStats::new(&context);
         let protocol = match self.choose_codec(&mut io, &context.info).await {
-            Some(protocol) => protocol,
-            None => {
+            Sniffed::Protocol(protocol) => protocol,
+            Sniffed::Closed => {
                 stats.closed_by_peer();
                 return;
             }
+            Sniffed::Idle => return,
         };
         stats.protocol(protocol);
         if protocol == Protocol::Http2 {
@@ -295,31 +307,40 @@ impl HcmWorker {
         }
     }
 
-    /// By configuration, ALPN, or the first bytes. None when the peer left before it said anything.
-    async fn choose_codec(&self, io: &mut Io, info: &ConnectionInfo) -> Option<Protocol> {
+    /// By configuration, ALPN, or the first bytes. Ends early when the peer leaves or stays silent.
+    async fn choose_codec(&self, io: &mut Io, info: &ConnectionInfo) -> Sniffed {
         match self.hcm.config.codec_type {
-            CodecType::Http1 => return Some(Protocol::Http11),
-            CodecType::Http2 | CodecType::Http3 => return Some(Protocol::Http2),
+            CodecType::Http1 => return Sniffed::Protocol(Protocol::Http11),
+            CodecType::Http2 | CodecType::Http3 => return Sniffed::Protocol(Protocol::Http2),
             CodecType::Auto => {}
         }
         if info.negotiated(b"h2") {
-            return Some(Protocol::Http2);
+            return Sniffed::Protocol(Protocol::Http2);
         }
         if info.negotiated(b"http/1.1") || info.negotiated(b"http/1.0") {
-            return Some(Protocol::Http11);
+            return Sniffed::Protocol(Protocol::Http11);
         }
         let sniff = sniff_preface(io);
         match self.hcm.config.idle_timeout {
             Some(limit) => match timer::timeout(limit, sniff).await {
-                Ok(found) => found,
+                Ok(found) => found.map_or(Sniffed::Closed, Sniffed::Protocol),
                 Err(_) => {
                     self.hcm.stats.downstream_cx_idle_timeout().inc();
-                    None
+                    Sniffed::Idle
                 }
             },
-            None => sniff.await,
+            None => sniff.await.map_or(Sniffed::Closed, Sniffed::Protocol),
         }
     }
+}
+
+/// What the first bytes of a connection told.
+enum Sniffed {
+    Protocol(Protocol),
+    /// The peer left before it said anything.
+    Closed,
+    /// The idle timeout came first.
+    Idle,
 }
 
 /// Reads until the bytes can only be HTTP/2 or can only be something else, and puts them back.
@@ -391,6 +412,8 @@ enum Wake {
     /// A timer of the stream fired before the head was complete.
     HeadAborted(Abort),
     HeaderTimeout,
+    /// The drain sequence is over.
+    Drained,
     Close,
 }
 
@@ -420,6 +443,7 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
         })
         .await;
         idle.head = None;
+        let drained = matches!(wake, Wake::Drained);
         match wake {
             Wake::Event(RequestEvent::Closed { partial }) => {
                 if partial {
@@ -446,16 +470,23 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
                 server.begin_unparsed();
                 Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_aborted(abort)).await;
             }
+            Wake::Drained => {}
             Wake::Close => return false,
         }
-        let delay = match poll_fn(|cx| server.poll_finish(cx)).await {
-            Finish::KeepAlive if !context.closing.get() => continue,
-            Finish::KeepAlive => Duration::ZERO,
-            // The peer may still be sending, or be about to read an answer that it did not expect: it gets time.
-            Finish::Close { request_complete } if !request_complete || context.delay_close.get() => {
-                hcm.config.delayed_close_timeout
+        let delay = if drained {
+            hcm.config.delayed_close_timeout
+        } else {
+            match poll_fn(|cx| server.poll_finish(cx)).await {
+                Finish::KeepAlive if !context.closing.get() => continue,
+                Finish::KeepAlive => Duration::ZERO,
+                // The peer may still be sending, or be about to read an answer that it did not expect: it gets time.
+                Finish::Close { request_complete }
+                    if !request_complete || context.delay_close.get() || context.drain_sequence.get() =>
+                {
+                    hcm.config.delayed_close_timeout
+                }
+                Finish::Close { .. } => Duration::ZERO,
             }
-            Finish::Close { .. } => Duration::ZERO,
         };
         if !delay.is_zero() {
             if timer::timeout(delay, poll_fn(|cx| server.poll_drain(cx))).await.is_ok() {
@@ -491,16 +522,21 @@ fn poll_next(
         && Pin::new(sleep).poll(cx).is_ready()
     {
         stats.downstream_cx_idle_timeout().inc();
-        return Poll::Ready(Wake::Close);
+        if context.requests.get() == 0 {
+            return Poll::Ready(Wake::Close);
+        }
+        idle.timeout = None;
+        begin_drain(idle, context);
     }
     if let Some(sleep) = &mut idle.duration
         && Pin::new(sleep).poll(cx).is_ready()
     {
         idle.duration = None;
         stats.downstream_cx_max_duration_reached().inc();
-        context.closing.set(true);
-        let grace = context.hcm.config.drain_timeout;
-        idle.draining.get_or_insert_with(|| timer::sleep(grace));
+        if context.requests.get() == 0 && !partial {
+            return Poll::Ready(Wake::Close);
+        }
+        begin_drain(idle, context);
     }
     if context.drain.is_draining() && idle.draining.is_none() {
         // A request may be on its way: it is answered with `connection: close`.
@@ -508,9 +544,18 @@ fn poll_next(
     }
     if let Some(sleep) = &mut idle.draining {
         ready!(Pin::new(sleep).poll(cx));
-        return Poll::Ready(Wake::Close);
+        let wake = if context.drain_sequence.get() { Wake::Drained } else { Wake::Close };
+        return Poll::Ready(wake);
     }
     Poll::Pending
+}
+
+/// The connection serves what still comes within the drain timeout and then ends.
+fn begin_drain(idle: &mut Idle, context: &ConnectionContext) {
+    context.closing.set(true);
+    context.drain_sequence.set(true);
+    let grace = context.hcm.config.drain_timeout;
+    idle.draining.get_or_insert_with(|| timer::sleep(grace));
 }
 
 /// A connection that ended inside a head is logged as a request without one, as in Envoy.

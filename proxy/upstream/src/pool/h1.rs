@@ -69,7 +69,8 @@ impl H1Connection {
             Some(ResetReason::ConnectionTermination) => self.counted.ended(Ended::Remote, true),
             Some(ResetReason::ProtocolError) => {
                 stats.upstream_cx_protocol_error().inc();
-                self.counted.ended(Ended::Local, true);
+                let who = if self.client.peer_closed() { Ended::Remote } else { Ended::Local };
+                self.counted.ended(who, true);
             }
             Some(_) => self.counted.ended(Ended::Local, true),
             None => {

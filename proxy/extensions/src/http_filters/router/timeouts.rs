@@ -29,7 +29,8 @@ pub(crate) fn of_request(
     suppress: bool,
 ) -> Timeouts {
     let mut t = Timeouts {
-        global: action.timeout,
+        // A route that limits the whole stream has no other limit unless the client asks for one.
+        global: action.timeout.filter(|_| action.max_stream_duration.is_none()),
         per_try: per_try_of_retries.0,
         per_try_idle: per_try_of_retries.1,
         max_stream_duration: cluster_max_stream_duration,

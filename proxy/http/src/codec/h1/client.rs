@@ -162,6 +162,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
         self.receiving == Receiving::Done
     }
 
+    /// True when the server has ended its side.
+    pub fn peer_closed(&self) -> bool {
+        self.input.eof
+    }
+
     /// What ended the exchange early.
     pub fn error(&self) -> Option<&StreamError> {
         self.error.as_ref()
