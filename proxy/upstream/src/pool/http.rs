@@ -112,6 +112,11 @@ impl Waiter {
 }
 
 impl HttpPool {
+    /// Whether the cluster's TLS context names protocols itself, or there is none.
+    fn has_alpn_names(&self) -> bool {
+        self.cluster.config.tls.as_ref().is_none_or(|tls| !tls.common.alpn_protocols.is_empty())
+    }
+
     pub(super) fn new(
         cluster: &Arc<Cluster>,
         host: &Arc<Host>,
@@ -358,7 +363,9 @@ impl HttpPool {
             let mut guard = Connecting { pool, assumed, counted: Some(counted) };
             let pool = guard.pool.clone();
             let alpn: Option<&[&[u8]]> = match pool.protocol {
-                PoolProtocol::Http1 => None,
+                // Names of the context are kept; without any, Envoy says what it will speak.
+                PoolProtocol::Http1 if pool.has_alpn_names() => None,
+                PoolProtocol::Http1 => Some(&[b"http/1.1"]),
                 PoolProtocol::Http2 => Some(&[b"h2"]),
                 PoolProtocol::Auto => Some(&[b"h2", b"http/1.1"]),
             };
