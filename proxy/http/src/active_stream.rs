@@ -197,6 +197,9 @@ impl<'a> ActiveStream<'a> {
             self.request.remove(&names::EXPECT);
             self.send_continue();
         }
+        if header_rules::has_token(&self.request, &names::PROXY_CONNECTION, b"close") {
+            self.downstream.close_after();
+        }
         if !self.request.contains(&names::AUTHORITY) {
             let close = !config.stream_error_on_invalid_http_message;
             let reply = LocalReply::new(400, "", "missing_host_header");
@@ -247,7 +250,9 @@ impl<'a> ActiveStream<'a> {
         }
         drop(table);
         self.refresh_route();
-        if self.upgrade && !self.choose_upgrade_chain() {
+        // A CONNECT that no route takes is a request without a route.
+        let unrouted = self.route.is_none() && self.request.method() == b"CONNECT";
+        if self.upgrade && !unrouted && !self.choose_upgrade_chain() {
             hcm.stats.downstream_rq_ws_on_non_ws_route().inc();
             self.local_reply(LocalReply::new(403, "", "upgrade_failed").close());
             return false;
@@ -905,8 +910,8 @@ impl<'a> ActiveStream<'a> {
         if !self.request_complete && self.response_started {
             let stats = &self.connection.hcm.stats;
             stats.downstream_rq_response_before_rq_complete().inc();
-            // An HTTP/1 connection cannot go on: Envoy counts the end of its request as a reset of the peer.
-            if !self.rx_reset && !matches!(self.downstream.protocol(), Protocol::Http2 | Protocol::Http3) {
+            // Envoy counts the end of such a request as a reset of the peer.
+            if !self.rx_reset {
                 stats.downstream_rq_rx_reset().inc();
             }
         }

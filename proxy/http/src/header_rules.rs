@@ -37,6 +37,7 @@ const EDGE_ONLY: NameSet = NameSet::of(&[
     "x-envoy-decorator-operation",
     "x-envoy-downstream-service-cluster",
     "x-envoy-downstream-service-node",
+    "x-envoy-original-path",
 ]);
 
 /// What the rules need to know of the process.
@@ -123,7 +124,7 @@ pub fn mutate_request(
             set_forwarded_port(headers, connection);
         }
     } else {
-        match detect_original_ip(headers, config, peer) {
+        match detect_original_ip(headers, config, peer, local) {
             Ok(Some((address, trust))) => {
                 facts.remote = Some(address);
                 trusted = trust;
@@ -263,7 +264,12 @@ fn parse_ip(text: &[u8]) -> Option<Address> {
 
 type Detected = Option<(Address, bool)>;
 
-fn detect_original_ip(headers: &mut Headers, config: &HcmConfig, peer: &Address) -> Result<Detected, u16> {
+fn detect_original_ip(
+    headers: &mut Headers,
+    config: &HcmConfig,
+    peer: &Address,
+    local: &LocalInfo,
+) -> Result<Detected, u16> {
     if config.original_ip_detection.is_empty() {
         return Ok(detect_xff(headers, config.xff_num_trusted_hops as usize));
     }
@@ -284,11 +290,8 @@ fn detect_original_ip(headers: &mut Headers, config: &HcmConfig, peer: &Address)
                 } else {
                     detect_xff_by_cidr(headers, trusted_cidrs, peer)
                 };
-                if !*skip_append
-                    && !trusted_cidrs.is_empty()
-                    && let Some(ip) = peer.ip()
-                {
-                    headers.append_joined(names::X_FORWARDED_FOR, ip_value(ip).as_bytes(), ",");
+                if !*skip_append {
+                    append_xff(headers, peer, local);
                 }
                 if found.is_some() {
                     return Ok(found);

@@ -356,7 +356,6 @@ impl<'r> Attempt<'r> {
                 return Some(Outcome::Retry);
             }
         }
-        charge(self.request, status);
         // From here on the response belongs to downstream: the body need not be kept any more.
         self.request.replay = None;
         self.per_try = None;
@@ -372,6 +371,9 @@ impl<'r> Attempt<'r> {
             if status == 101 || (connect && status / 100 == 2) {
                 self.request.timeout_at = None;
             }
+        }
+        if !failed_upgrade {
+            charge(self.request, status);
         }
         if !config.suppress_envoy_headers && !stream.is_upgrade() && stream.info.request_complete.is_some() {
             let ms = service_time(stream, now);

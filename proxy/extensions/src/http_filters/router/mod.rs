@@ -122,6 +122,8 @@ impl Router {
         let cluster = route.cluster().and_then(|name| self.clusters.cluster(name));
         let Some(cluster) = cluster else {
             stats.no_cluster().inc();
+            stream.info.upstream.cluster = None;
+            stream.info.upstream.cluster_alt_name = None;
             let status = action.cluster_not_found_response_code;
             stream
                 .routed_reply(LocalReply::new(status, "", "cluster_not_found").flags(ResponseFlags::NO_CLUSTER_FOUND));
