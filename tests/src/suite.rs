@@ -190,7 +190,12 @@ async fn run_file(name: String, envoy: PathBuf, nuncio: PathBuf) -> Result<BTree
     for (i, case) in file.cases.iter().enumerate() {
         let (mut envoy, mut nuncio) = (envoys[i].clone(), nuncios[i].clone());
         let mut verdict = judge(case, &envoy, &nuncio, self_check);
-        if verdict.is_err() && case.timing {
+        // On a busy machine either side may be late: what differs by chance does not differ again.
+        let replays = if case.timing { 3 } else { 1 };
+        for _ in 0..replays {
+            if verdict.is_ok() || pending::is_pending(&name, &case.case) {
+                break;
+            }
             (envoy, nuncio) = tokio::join!(left.run(case), right.run(case));
             verdict = judge(case, &envoy, &nuncio, self_check);
         }
