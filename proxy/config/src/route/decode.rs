@@ -20,11 +20,16 @@ use crate::decode::{Context, bool_value, json, lower, sorted, type_name, u32_val
 use crate::diagnostics::ConfigError;
 use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
-use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored};
+use crate::matchers::{
+    CookieMatcher, FractionalPercent, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored,
+};
 use crate::typed_config::TypedConfig;
 
 /// Largest direct response body unless the route configuration says otherwise, bytes.
 const DEFAULT_MAX_BODY: u32 = 4096;
+
+/// No request.
+const NEVER: FractionalPercent = FractionalPercent { numerator: 0, denominator: 100 };
 
 impl RouteConfiguration {
     /// Decodes a route configuration that came by RDS: clusters are checked only where it asks for that.
@@ -211,7 +216,13 @@ impl RouteMatch {
         let path = path_match(cx, message);
         Some(RouteMatch {
             case_sensitive: bool_value(&message.case_sensitive).unwrap_or(true),
-            runtime_fraction: message.runtime_fraction.as_ref().map(RuntimeFraction::decode),
+            runtime_fraction: if message.filter_state.is_empty() {
+                message.runtime_fraction.as_ref().map(RuntimeFraction::decode)
+            } else {
+                // Filter state cannot be matched yet. A condition that cannot be judged does not hold: the route never
+                // matches, as the support table says.
+                Some(RuntimeFraction { default: NEVER, runtime_key: "".into() })
+            },
             headers: cx.each("headers", &message.headers, HeaderMatcher::decode),
             query_parameters: cx.each("query_parameters", &message.query_parameters, QueryParameterMatcher::decode),
             cookies: cx.each("cookies", &message.cookies, CookieMatcher::decode),
