@@ -264,6 +264,35 @@ pub(super) struct Forward {
     pub(super) cluster_header: Option<HeaderName>,
     pub(super) random_header: Option<HeaderName>,
     pub(super) weighted: Box<[WeightedEntry]>,
+    pub(super) retry: Option<Arc<RetryConditions>>,
+}
+
+/// Header conditions of a retry policy, compiled.
+#[derive(Debug, Default)]
+pub struct RetryConditions {
+    /// `retriable_headers`: a response with one of them is retried.
+    pub response_headers: Box<[HeaderMatch]>,
+    /// `retriable_request_headers`: only requests with one of them are retried; empty for all.
+    pub request_headers: Box<[HeaderMatch]>,
+}
+
+impl RetryConditions {
+    /// None where the policy has none.
+    fn build(policy: &RetryPolicy, path: &str, errors: &mut Vec<BuildError>) -> Option<Arc<Self>> {
+        if policy.retriable_headers.is_empty() && policy.retriable_request_headers.is_empty() {
+            return None;
+        }
+        let mut list = |field: &str, matchers: &[nuncio_config::matchers::HeaderMatcher]| {
+            build_header_matches(matchers).unwrap_or_else(|text| {
+                errors.push((format!("{path}.retry_policy.{field}"), text));
+                Box::default()
+            })
+        };
+        Some(Arc::new(RetryConditions {
+            response_headers: list("retriable_headers", &policy.retriable_headers),
+            request_headers: list("retriable_request_headers", &policy.retriable_request_headers),
+        }))
+    }
 }
 
 /// A weighted cluster's compiled part.
@@ -299,7 +328,10 @@ impl RouteEntry {
         let limit = host.global.config.max_direct_response_body_size_bytes;
         let compiled = match &route.action {
             RouteActionKind::Route(action) => {
-                Compiled::Forward(Box::new(Forward::build(action, path, decoder, errors)))
+                let mut forward = Box::new(Forward::build(action, path, decoder, errors));
+                let policy = action.retry_policy.as_ref().or(host.config().retry_policy.as_ref());
+                forward.retry = policy.and_then(|policy| RetryConditions::build(policy, path, errors));
+                Compiled::Forward(forward)
             }
             RouteActionKind::Redirect(action) => Compiled::Redirect(match &action.path {
                 RedirectPath::Regex(rewrite) => RedirectParts {
@@ -369,6 +401,14 @@ impl RouteEntry {
     /// Retries: the route's own, or the virtual host's.
     pub fn retry_policy(&self) -> Option<&Arc<RetryPolicy>> {
         self.route_action()?.retry_policy.as_ref().or(self.host.config().retry_policy.as_ref())
+    }
+
+    /// Header conditions of [`RouteEntry::retry_policy`]; None where it has none.
+    pub fn retry_conditions(&self) -> Option<&Arc<RetryConditions>> {
+        match &self.compiled {
+            Compiled::Forward(forward) => forward.retry.as_ref(),
+            _ => None,
+        }
     }
 
     /// Mirrors: the route's own, the virtual host's, or those of the whole configuration.

@@ -14,5 +14,7 @@ mod trie;
 
 pub use active::ActiveRoute;
 pub(crate) use entry::read;
-pub use entry::{DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RouteEntry, VirtualHostEntry};
+pub use entry::{
+    DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RetryConditions, RouteEntry, VirtualHostEntry,
+};
 pub use table::{BuildError, DomainRule, RouteOutcome, RouteRequest, RouteTable, Tracer};

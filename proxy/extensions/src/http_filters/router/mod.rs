@@ -29,7 +29,7 @@ use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::ActiveRoute;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_upstream::{Cluster, ClusterManager, LbContext, Resource, ResourcePriority};
-use retry::{CompiledConditions, RetryState, Verdict};
+use retry::{RetryState, Verdict};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -157,8 +157,7 @@ impl Router {
             self.config.respect_expected_rq_timeout,
             suppress,
         );
-        let conditions = CompiledConditions::of(policy);
-        let retry = RetryState::new(policy, &conditions, &mut stream.request);
+        let retry = RetryState::new(policy, entry.retry_conditions(), &mut stream.request);
         let mut set_cookie = Vec::new();
         let hash = match action.hash_policy.is_empty() {
             true => None,

@@ -6,7 +6,7 @@
 use nuncio_config::route::RetryPolicy;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::headers::{HeaderName, Headers, names};
-use nuncio_http::matchers::HeaderMatch;
+use nuncio_http::route::RetryConditions;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,35 +68,6 @@ pub(crate) enum Verdict {
     LimitExceeded,
 }
 
-/// Back-off, header and status conditions compiled from a policy; made when the route is configured.
-#[derive(Debug, Default)]
-pub(crate) struct CompiledConditions {
-    /// `retriable_headers`.
-    pub(crate) response_headers: Box<[HeaderMatch]>,
-    /// `retriable_request_headers`.
-    pub(crate) request_headers: Box<[HeaderMatch]>,
-}
-
-impl CompiledConditions {
-    /// The conditions of a policy; shared and empty where it has none.
-    pub(crate) fn of(policy: Option<&Arc<RetryPolicy>>) -> Arc<CompiledConditions> {
-        thread_local! {
-            static NONE: Arc<CompiledConditions> = Arc::default();
-        }
-        match policy {
-            Some(p) if !p.retriable_headers.is_empty() || !p.retriable_request_headers.is_empty() => {
-                // Matchers were checked with the route; one that fails here matches nothing.
-                let build = |list| nuncio_http::matchers::build_header_matches(list).unwrap_or_default();
-                Arc::new(CompiledConditions {
-                    response_headers: build(&p.retriable_headers),
-                    request_headers: build(&p.retriable_request_headers),
-                })
-            }
-            _ => NONE.with(Arc::clone),
-        }
-    }
-}
-
 /// Retries of one request.
 #[derive(Debug)]
 pub(crate) struct RetryState {
@@ -107,14 +78,14 @@ pub(crate) struct RetryState {
     max: Duration,
     statuses: Vec<u16>,
     policy: Option<Arc<RetryPolicy>>,
-    conditions: Arc<CompiledConditions>,
+    conditions: Option<Arc<RetryConditions>>,
 }
 
 impl RetryState {
     /// The state for a request, or None when it can never be retried. Consumes the retry headers of the request.
     pub(crate) fn new(
         policy: Option<&Arc<RetryPolicy>>,
-        conditions: &Arc<CompiledConditions>,
+        conditions: Option<&Arc<RetryConditions>>,
         headers: &mut Headers,
     ) -> Option<RetryState> {
         let mut on = RetryOn::default();
@@ -141,7 +112,7 @@ impl RetryState {
         if on == RetryOn::default() {
             return None;
         }
-        let requests = &conditions.request_headers;
+        let requests = conditions.map_or(&[][..], |c| &c.request_headers);
         if !requests.is_empty() && !requests.iter().any(|m| m.matches(headers)) {
             return None;
         }
@@ -153,7 +124,7 @@ impl RetryState {
             max: policy.map_or(Duration::from_millis(250), |p| p.back_off_max),
             statuses,
             policy: policy.cloned(),
-            conditions: conditions.clone(),
+            conditions: conditions.cloned(),
         })
     }
 
@@ -209,7 +180,7 @@ impl RetryState {
             return true;
         }
         if self.on.has(RetryOn::RETRIABLE_HEADERS)
-            && self.conditions.response_headers.iter().any(|m| m.matches(response))
+            && self.conditions.iter().flat_map(|c| &c.response_headers).any(|m| m.matches(response))
         {
             return true;
         }
@@ -289,7 +260,7 @@ mod tests {
         let mut headers = Headers::new();
         headers.append(names::X_ENVOY_RETRY_ON, HeaderValue::from_static(retry_on));
         headers.append(names::X_ENVOY_MAX_RETRIES, HeaderValue::from_static("2"));
-        let state = RetryState::new(None, &Arc::default(), &mut headers).unwrap();
+        let state = RetryState::new(None, None, &mut headers).unwrap();
         assert!(headers.is_empty(), "retry headers are consumed");
         state
     }
@@ -302,7 +273,7 @@ mod tests {
 
     #[test]
     fn no_condition_means_no_state() {
-        assert!(RetryState::new(None, &Arc::default(), &mut Headers::new()).is_none());
+        assert!(RetryState::new(None, None, &mut Headers::new()).is_none());
     }
 
     #[test]
