@@ -1,7 +1,8 @@
 //! Cases in which the proxy does not do what Envoy does yet, and should: `cases/PENDING`, one `FILE: CASE` a line.
 //!
-//! They run, and their differences are printed, but they do not fail the suite. The list may only become shorter: its first
-//! line says how many there may be. What differs on purpose is a `known_difference` of its case instead.
+//! They run, and their differences are printed. Such a case fails only when it no longer differs, so that the list stays
+//! true; it may only become shorter: its first line says how many there may be. What differs on purpose is a
+//! `known_difference` of its case instead.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
