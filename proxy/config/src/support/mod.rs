@@ -5,6 +5,10 @@
 //! the ingest looks fields up here; `COMPATIBILITY.md` is written from it; tests hold it against the descriptors.
 
 mod document;
+#[cfg(test)]
+mod effects;
+#[cfg(test)]
+mod samples;
 
 use std::sync::LazyLock;
 

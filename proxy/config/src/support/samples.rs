@@ -1,0 +1,109 @@
+//! Configurations that together contain every message of an area; see [`super::effects`].
+
+use prost::Message as _;
+use prost_reflect::DynamicMessage;
+
+use super::effects::mistakes;
+use crate::cluster::ClusterConfig;
+use crate::decode::Context;
+use crate::descriptors;
+use crate::ingest::{self, Syntax};
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+
+const CLUSTERS: &[&str] = &[
+    // Everything that a cluster may hold.
+    "{name: c, type: STATIC, connect_timeout: 1s,
+      circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 30}}}], per_host_thresholds: [{max_connections: 3}]},
+      common_lb_config: {locality_weighted_lb_config: {}},
+      upstream_connection_options: {tcp_keepalive: {}, happy_eyeballs_config: {}},
+      transport_socket_matches: [{name: m, match: {a: b}, transport_socket: {name: envoy.transport_sockets.raw_buffer}}],
+      preconnect_policy: {},
+      load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: a, drop_percentage: {numerator: 3}}]},
+        named_endpoints: {x: {address: {socket_address: {address: 127.0.0.3, port_value: 3}}}},
+        endpoints: [{locality: {zone: z}, lb_endpoints: [{endpoint: {hostname: h, health_check_config: {},
+          address: {socket_address: {address: 127.0.0.1, port_value: 1}},
+          additional_addresses: [{address: {socket_address: {address: 127.0.0.2, port_value: 2}}}]}}]}]}}",
+    "{name: c, type: STATIC, common_lb_config: {zone_aware_lb_config: {}},
+      load_assignment: {cluster_name: c, named_endpoints: {x: {address: {socket_address: {address: 127.0.0.3, port_value: 3}}}},
+        endpoints: [{lb_endpoints: [{endpoint_name: x}]}]}}",
+    "{name: c, type: STATIC,
+      load_assignment: {cluster_name: c, endpoints: [{load_balancer_endpoints: {lb_endpoints: [
+        {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}]}}]}}",
+    "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: RING_HASH, ring_hash_lb_config: {}}",
+    "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 11}}",
+    "{name: c, type: STATIC, lb_policy: LEAST_REQUEST, least_request_lb_config: {active_request_bias: {}}}",
+    "{name: c, type: STATIC, lb_policy: ROUND_ROBIN, round_robin_lb_config: {}}",
+    "{name: c, type: EDS, eds_cluster_config: {}}",
+    "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}",
+    "{name: c, cluster_type: {name: envoy.clusters.dns, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, dns_failure_refresh_rate: {base_interval: 1s}}}}",
+    "{name: c, type: STRICT_DNS, connect_timeout: 1s, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}",
+    "{name: c, type: STATIC, http2_protocol_options: {}}",
+    "{name: c, cluster_type: {name: other.cluster}}",
+    "{name: c, cluster_type: {name: other.cluster}, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided}}}]}}",
+    // Protocol options.
+    "{name: c, type: STATIC, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      explicit_http_config: {http_protocol_options: {}}, common_http_protocol_options: {}}}}",
+    "{name: c, type: STATIC, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      use_downstream_protocol_config: {}}}}",
+    "{name: c, type: STATIC, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      auto_config: {}}}}",
+    // Policies as extensions.
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin,
+      slow_start_config: {}, locality_lb_config: {zone_aware_lb_config: {force_local_zone: {}}}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest,
+      slow_start_config: {}, locality_lb_config: {locality_weighted_lb_config: {}}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random,
+      locality_lb_config: {zone_aware_lb_config: {}}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash,
+      consistent_hashing_lb_config: {}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev,
+      consistent_hashing_lb_config: {}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality,
+      endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
+];
+
+/// Fields of the decoded configuration that nothing uses yet.
+const CARRIED: &[&str] = &[
+    "envoy.config.cluster.v3.Cluster.CommonLbConfig.ignore_new_hosts_until_first_hc",
+    "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
+    "envoy.config.cluster.v3.Cluster.close_connections_on_host_health_failure",
+    "envoy.config.cluster.v3.Cluster.connection_pool_per_downstream_connection",
+    "envoy.config.cluster.v3.Cluster.eds_cluster_config",
+    "envoy.config.cluster.v3.Cluster.health_checks",
+    "envoy.config.cluster.v3.Cluster.ignore_health_on_host_removal",
+    "envoy.config.cluster.v3.Cluster.outlier_detection",
+    "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
+    "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.drop_overloads",
+    "envoy.config.endpoint.v3.Endpoint.health_check_config",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",
+];
+
+fn sample(name: &str, text: &str) -> DynamicMessage {
+    let descriptor = descriptors::message(name).expect("the message is known");
+    let parsed = ingest::parse(&descriptor, text, Syntax::Yaml, 0, false);
+    assert!(parsed.errors.is_empty(), "{text}: {:?}", parsed.errors);
+    DynamicMessage::decode(descriptor, parsed.bytes.as_slice()).expect("what was encoded can be decoded")
+}
+
+#[test]
+fn what_the_table_says_of_clusters_is_true() {
+    let samples: Vec<_> = CLUSTERS.iter().map(|text| sample("envoy.config.cluster.v3.Cluster", text)).collect();
+    let decode = |bytes: &[u8]| {
+        let message = Cluster::decode(bytes).unwrap_or_default();
+        format!("{:?}", Context::default().run(|cx| ClusterConfig::from_message(cx, &message)))
+    };
+    assert_eq!(mistakes("Clusters and endpoints", &samples, CARRIED, &decode), Vec::<String>::new());
+}
