@@ -146,6 +146,15 @@ pub struct ProxyProtocolConfig {
     pub stat_prefix: Box<str>,
 }
 
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocolVersion {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
+}
+
 /// One filter chain.
 #[derive(Debug, Clone)]
 pub struct FilterChainConfig {

@@ -2,6 +2,7 @@
 
 use crate::data_source::DataSource;
 use crate::header_mutation::HeaderMutations;
+use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, StringMatcher};
 use crate::typed_config::TypedConfig;
 use regex::bytes::Regex;
@@ -458,8 +459,17 @@ pub struct RouteUpgrade {
     pub upgrade_type: Box<str>,
     /// Default true.
     pub enabled: bool,
-    /// CONNECT is terminated here; `allow_post`.
-    pub connect_config: Option<bool>,
+    /// CONNECT ends here.
+    pub connect_config: Option<ConnectConfig>,
+}
+
+/// `ConnectConfig`: the payload goes to the upstream over a plain connection, not as a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// POST requests are ended in the same way.
+    pub allow_post: bool,
+    /// The connection begins with a PROXY header of this version.
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
 }
 
 /// `MaxStreamDuration`.

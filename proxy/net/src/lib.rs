@@ -20,6 +20,8 @@ mod io;
 
 pub mod tls;
 
+pub mod proxy_protocol_header;
+
 pub mod splice;
 
 mod sys;

@@ -32,4 +32,4 @@ pub use cluster::{Cluster, ClusterError};
 pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
 pub use host::Host;
 pub use lb::LbContext;
-pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream};
+pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};

@@ -10,12 +10,13 @@ use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use pb::route_action as action;
 
 use super::{
-    ClusterSpecifier, HashPolicy, HashPolicyKind, HostRewrite, InternalRedirectPolicy, MaxStreamDuration, MirrorPolicy,
-    PathMatch, PathRewrite, PerFilterConfig, RateLimitedBackOff, RegexRewrite, RetryPolicy, RouteAction, RouteUpgrade,
-    WeightedClusterEntry, WeightedClusters,
+    ClusterSpecifier, ConnectConfig, HashPolicy, HashPolicyKind, HostRewrite, InternalRedirectPolicy,
+    MaxStreamDuration, MirrorPolicy, PathMatch, PathRewrite, PerFilterConfig, RateLimitedBackOff, RegexRewrite,
+    RetryPolicy, RouteAction, RouteUpgrade, WeightedClusterEntry, WeightedClusters,
 };
 use crate::decode::{Context, bool_value, json, lower, serialized, type_name, u32_value};
 use crate::header_mutation::HeaderMutations;
+use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{HeaderMatcher, RuntimeFraction, unanchored};
 
 /// What a route inherits from the levels above it.
@@ -277,11 +278,22 @@ fn upgrades(cx: &mut Context, messages: &[action::UpgradeConfig]) -> Vec<RouteUp
             upgrades.push(RouteUpgrade {
                 upgrade_type,
                 enabled: bool_value(&message.enabled).unwrap_or(true),
-                connect_config: message.connect_config.as_ref().map(|config| config.allow_post),
+                connect_config: message.connect_config.as_ref().map(connect_config),
             });
         }
     });
     upgrades
+}
+
+fn connect_config(message: &action::upgrade_config::ConnectConfig) -> ConnectConfig {
+    let version = message.proxy_protocol_config.as_ref().map(|config| config.version());
+    ConnectConfig {
+        allow_post: message.allow_post,
+        proxy_protocol: version.map(|version| match version {
+            core::proxy_protocol_config::Version::V1 => ProxyProtocolVersion::V1,
+            core::proxy_protocol_config::Version::V2 => ProxyProtocolVersion::V2,
+        }),
+    }
 }
 
 impl MirrorPolicy {

@@ -7,6 +7,7 @@
 
 pub mod h1;
 pub mod h2;
+pub mod raw;
 pub mod stats;
 
 use crate::headers::Headers;

@@ -123,6 +123,7 @@ pub(crate) struct CountedConnection {
     counted_received: u64,
     counted_sent: u64,
     ended: Option<(Ended, bool)>,
+    used: bool,
 }
 
 impl CountedConnection {
@@ -142,6 +143,7 @@ impl CountedConnection {
             counted_received: 0,
             counted_sent: 0,
             ended: None,
+            used: false,
         }
     }
 
@@ -162,6 +164,11 @@ impl CountedConnection {
     /// Says who ends it, and whether a request was active.
     pub(crate) fn ended(&mut self, who: Ended, with_active_request: bool) {
         self.ended.get_or_insert((who, with_active_request));
+    }
+
+    /// It serves one user until it ends: unless told otherwise, it ends here with its user active.
+    pub(crate) fn in_use(&mut self) {
+        self.used = true;
     }
 
     /// When it began.
@@ -189,7 +196,7 @@ impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.count_bytes();
         let stats = &self.cluster.stats;
-        let (who, active) = self.ended.unwrap_or((Ended::Local, false));
+        let (who, active) = self.ended.unwrap_or((Ended::Local, self.used));
         stats.upstream_cx_destroy().inc();
         match who {
             Ended::Local => stats.upstream_cx_destroy_local().inc(),

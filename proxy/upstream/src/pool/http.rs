@@ -187,10 +187,10 @@ impl HttpPool {
                     connection.draining = true;
                 }
                 connection.client.begin();
-                Kind::Http1(Some(connection))
+                Kind::Http1 { connection: Some(connection), pool: self.clone() }
             }
             Ready::Http2(connection) => match connection.open(stats) {
-                Some(stream) => Kind::Http2 { stream: Box::new(stream), connection },
+                Some(stream) => Kind::Http2 { stream: Box::new(stream), connection, pool: self.clone() },
                 None => {
                     // It ended between being found and being used.
                     return Err(PoolFailure {
@@ -207,7 +207,7 @@ impl HttpPool {
         stats.upstream_rq_total().inc();
         stats.upstream_rq_active().inc();
         limits.inc(Resource::Requests);
-        Ok(PooledStream { kind, pool: self.clone() })
+        Ok(PooledStream { kind })
     }
 
     /// Gives back a connection whose stream never began.

@@ -14,7 +14,7 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
-pub use tcp::{TcpUpstream, tcp_connect};
+pub use tcp::{TcpUpstream, raw_stream, tcp_connect};
 
 use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
@@ -67,45 +67,62 @@ impl PoolFailure {
 /// are complete, and closes it (HTTP/1) or resets the stream (HTTP/2) otherwise.
 pub struct PooledStream {
     kind: Kind,
-    pool: Rc<HttpPool>,
 }
 
 enum Kind {
     /// None only while it is dropped.
-    Http1(Option<Box<h1::H1Connection>>),
+    Http1 {
+        connection: Option<Box<h1::H1Connection>>,
+        pool: Rc<HttpPool>,
+    },
     Http2 {
         stream: Box<H2ClientStream>,
         connection: Rc<h2::H2Connection>,
+        pool: Rc<HttpPool>,
     },
+    /// A connection for this stream alone.
+    Raw(Box<tcp::RawConnection>),
 }
 
 impl PooledStream {
     /// The connection: addresses, TLS, id.
     pub fn connection(&self) -> &Rc<ConnectionInfo> {
         match &self.kind {
-            Kind::Http1(Some(connection)) => &connection.info,
-            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http1 { connection: Some(connection), .. } => &connection.info,
+            Kind::Http1 { .. } => unreachable!("only while it is dropped"),
             Kind::Http2 { connection, .. } => &connection.info,
+            Kind::Raw(raw) => &raw.info,
         }
     }
 
     /// The host.
     pub fn host(&self) -> &Arc<Host> {
-        &self.pool.host
+        match &self.kind {
+            Kind::Http1 { pool, .. } | Kind::Http2 { pool, .. } => &pool.host,
+            Kind::Raw(raw) => raw.host(),
+        }
+    }
+
+    /// The protocol spoken; None for raw bytes.
+    pub fn http_protocol(&self) -> Option<Protocol> {
+        match &self.kind {
+            Kind::Raw(_) => None,
+            _ => Some(self.protocol()),
+        }
     }
 
     /// Requests that the connection served before this one.
     pub fn requests_before(&self) -> u32 {
         match &self.kind {
-            Kind::Http1(connection) => connection.as_ref().map_or(0, |connection| connection.served - 1),
-            Kind::Http2 { .. } => 0,
+            Kind::Http1 { connection, .. } => connection.as_ref().map_or(0, |connection| connection.served - 1),
+            Kind::Http2 { .. } | Kind::Raw(_) => 0,
         }
     }
 }
 
 impl std::fmt::Debug for PooledStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PooledStream").field("host", &self.pool.host.address_text).finish_non_exhaustive()
+        f.debug_struct("PooledStream").field("host", &self.host().address_text).finish_non_exhaustive()
     }
 }
 
@@ -115,9 +132,10 @@ impl Deref for PooledStream {
     #[inline]
     fn deref(&self) -> &(dyn ClientStream + 'static) {
         match &self.kind {
-            Kind::Http1(Some(connection)) => &connection.client,
-            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http1 { connection: Some(connection), .. } => &connection.client,
+            Kind::Http1 { .. } => unreachable!("only while it is dropped"),
             Kind::Http2 { stream, .. } => &**stream,
+            Kind::Raw(raw) => &raw.client,
         }
     }
 }
@@ -126,26 +144,30 @@ impl DerefMut for PooledStream {
     #[inline]
     fn deref_mut(&mut self) -> &mut (dyn ClientStream + 'static) {
         match &mut self.kind {
-            Kind::Http1(Some(connection)) => &mut connection.client,
-            Kind::Http1(None) => unreachable!("only while it is dropped"),
+            Kind::Http1 { connection: Some(connection), .. } => &mut connection.client,
+            Kind::Http1 { .. } => unreachable!("only while it is dropped"),
             Kind::Http2 { stream, .. } => &mut **stream,
+            Kind::Raw(raw) => &mut raw.client,
         }
     }
 }
 
 impl Drop for PooledStream {
     fn drop(&mut self) {
-        self.pool.stream_ended();
         match &mut self.kind {
-            Kind::Http1(connection) => {
+            Kind::Http1 { connection, pool } => {
+                pool.stream_ended();
                 if let Some(connection) = connection.take() {
-                    self.pool.release_h1(connection);
+                    pool.release_h1(connection);
                 }
             }
-            Kind::Http2 { stream, connection } => {
+            Kind::Http2 { stream, connection, pool } => {
+                pool.stream_ended();
                 connection.close_stream(stream);
-                self.pool.serve_pending();
+                pool.serve_pending();
             }
+            // It counts itself out.
+            Kind::Raw(_) => {}
         }
     }
 }

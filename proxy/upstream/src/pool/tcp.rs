@@ -1,11 +1,14 @@
-//! Connections for one user each: the TCP proxy.
+//! Connections for one user each: the TCP proxy, and CONNECT requests that end here.
 
 use super::connect::{self, CountedConnection, CountedPending, CountedRequest, Ended};
-use super::{PoolFailure, StreamOptions};
+use super::{Kind, PoolFailure, PooledStream, StreamOptions};
 use crate::circuit_breakers::Resource;
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::transport::TransportOptions;
+use bytes::Bytes;
+use nuncio_http::codec::ResetReason;
+use nuncio_http::codec::raw::RawClient;
 use nuncio_net::connection::{ConnectionInfo, Io};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +21,7 @@ pub struct TcpUpstream {
     /// What is known about it.
     pub info: Rc<ConnectionInfo>,
     counted: CountedConnection,
-    _request: CountedRequest,
+    request: CountedRequest,
 }
 
 impl TcpUpstream {
@@ -35,13 +38,6 @@ impl TcpUpstream {
     /// Adds the bytes since the last call to the cluster's totals; also done at the end.
     pub fn count_bytes(&mut self) {
         self.counted.count_bytes();
-    }
-}
-
-impl Drop for TcpUpstream {
-    fn drop(&mut self) {
-        // Its user is still there unless the end was told before.
-        self.ended_locally();
     }
 }
 
@@ -84,7 +80,8 @@ pub async fn tcp_connect(
                 return Err(PoolFailure::overflow(Some(host.clone())));
             }
             let request = CountedRequest::new(cluster, host, options.priority);
-            Ok(TcpUpstream { io: connected.io, info: Rc::new(connected.info), counted, _request: request })
+            counted.in_use();
+            Ok(TcpUpstream { io: connected.io, info: Rc::new(connected.info), counted, request })
         }
         Err(failure) => {
             pending.counted = None;
@@ -96,6 +93,48 @@ pub async fn tcp_connect(
                 host: Some(host.clone()),
             })
         }
+    }
+}
+
+/// A connection to `host` that is one HTTP stream: `preface` and the request's body go out, and what comes back is the
+/// body of a `200`. For CONNECT requests that end here.
+///
+/// # Errors
+/// [`PoolFailure`].
+pub async fn raw_stream(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    options: &StreamOptions<'_>,
+    preface: Bytes,
+) -> Result<PooledStream, PoolFailure> {
+    let TcpUpstream { io, info, counted, request } = tcp_connect(cluster, host, options).await?;
+    let limit = cluster.config.per_connection_buffer_limit_bytes as usize;
+    let client = RawClient::new(io, preface, limit);
+    Ok(PooledStream { kind: Kind::Raw(Box::new(RawConnection { client, info, counted, _request: request })) })
+}
+
+/// A connection that is one stream.
+pub(super) struct RawConnection {
+    pub(super) client: RawClient<Io>,
+    pub(super) info: Rc<ConnectionInfo>,
+    counted: CountedConnection,
+    _request: CountedRequest,
+}
+
+impl RawConnection {
+    pub(super) fn host(&self) -> &Arc<Host> {
+        &self.counted.host
+    }
+}
+
+impl Drop for RawConnection {
+    fn drop(&mut self) {
+        let complete = self.client.response_complete() && self.client.request_complete();
+        let remote = match self.client.error() {
+            Some(error) => error.reason == ResetReason::ConnectionTermination,
+            None => complete,
+        };
+        self.counted.ended(if remote { Ended::Remote } else { Ended::Local }, !complete);
     }
 }
 

@@ -10,7 +10,8 @@ use nuncio_http::headers::{HeaderValue, Headers, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::rewrite::update_authority;
 use nuncio_http::stream_info::ResponseFlags;
-use nuncio_upstream::{Host, PooledStream, StreamOptions, http_stream};
+use nuncio_net::proxy_protocol_header::proxy_protocol_header;
+use nuncio_upstream::{Cluster, Host, PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -172,7 +173,7 @@ impl<'r> Attempt<'r> {
         }
         info.connection = Some(upstream.connection().clone());
         info.connection_ids_attempted.push(upstream.connection().id);
-        info.protocol = Some(upstream.protocol());
+        info.protocol = upstream.http_protocol();
         let per_try_idle = request.timeouts.per_try_idle.map(|d| (timer::sleep(d), d));
         let mut attempt = Attempt { upstream, host, per_try, per_try_idle, replayed: 0, request_sent: false, request };
         let outcome = attempt.exchange(config, stream, number).await;
@@ -514,7 +515,8 @@ async fn connect(
         authority: authority.as_ref().and_then(HeaderValue::to_str),
     };
     let cluster = request.cluster.clone();
-    let mut checkout = pin!(http_stream(&cluster, host, &options));
+    let tunnel = tunnel(stream, request);
+    let mut checkout = pin!(checkout(&cluster, host, &options, tunnel));
     let checked = poll_fn(|cx| {
         if let Poll::Ready(result) = checkout.as_mut().poll(cx) {
             return Poll::Ready(Ok(result));
@@ -554,6 +556,34 @@ async fn connect(
             idle: false,
         })
     })
+}
+
+async fn checkout(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    options: &StreamOptions<'_>,
+    tunnel: Option<Bytes>,
+) -> Result<PooledStream, PoolFailure> {
+    match tunnel {
+        None => http_stream(cluster, host, options).await,
+        // Boxed, as few requests need it.
+        Some(preface) => Box::pin(raw_stream(cluster, host, options, preface)).await,
+    }
+}
+
+/// What the upstream connection of a CONNECT that ends here begins with; None for requests that are forwarded as such.
+fn tunnel(stream: &ActiveStream<'_>, request: &Request) -> Option<Bytes> {
+    let upgrades = &request.route.entry().route_action()?.upgrades;
+    let config = upgrades.iter().find_map(|upgrade| upgrade.connect_config)?;
+    match stream.request.method() {
+        b"CONNECT" => {}
+        b"POST" if config.allow_post => {}
+        _ => return None,
+    }
+    let info = &stream.connection.info;
+    Some(config.proxy_protocol.map_or_else(Bytes::new, |version| {
+        proxy_protocol_header(version, &info.remote_address, &info.local_address).into()
+    }))
 }
 
 /// The texts of short times are static: most responses take a few milliseconds.

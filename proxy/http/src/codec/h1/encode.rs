@@ -22,7 +22,7 @@ const MAX_SLICES: usize = 32;
 
 /// What is to be written.
 #[derive(Default)]
-pub(super) struct Output {
+pub(in crate::codec) struct Output {
     /// Finished pieces, before `scratch`.
     queue: VecDeque<Bytes>,
     /// Where formatting goes.
@@ -42,7 +42,7 @@ impl Output {
     }
 
     /// Whether more may be queued: the high watermark is `limit`, the low one half of it; 0 is no limit.
-    pub(super) fn has_capacity(&mut self, limit: usize) -> bool {
+    pub(in crate::codec) fn has_capacity(&mut self, limit: usize) -> bool {
         if limit == 0 {
             return true;
         }
@@ -68,7 +68,7 @@ impl Output {
     }
 
     /// Queues body bytes.
-    pub(super) fn data(&mut self, data: Bytes) {
+    pub(in crate::codec) fn data(&mut self, data: Bytes) {
         let n = data.len();
         if n == 0 {
             return;
@@ -105,7 +105,7 @@ impl Output {
     }
 
     /// Writes. Ready when nothing is left.
-    pub(super) fn poll_flush<I: AsyncWrite + Unpin>(
+    pub(in crate::codec) fn poll_flush<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,
         cx: &mut Context<'_>,
@@ -176,7 +176,7 @@ impl Output {
     }
 
     /// Forgets what is queued.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::codec) fn clear(&mut self) {
         self.queue = VecDeque::new();
         let n = self.scratch.len();
         self.scratch.advance(n);

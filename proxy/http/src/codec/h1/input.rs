@@ -13,17 +13,17 @@ const MIN_ROOM: usize = 2048;
 
 /// Bytes read and not consumed yet.
 #[derive(Default)]
-pub(super) struct Input {
-    pub(super) buf: BytesMut,
+pub(in crate::codec) struct Input {
+    pub(in crate::codec) buf: BytesMut,
     size: ReadSize,
     /// The peer has ended its side.
-    pub(super) eof: bool,
+    pub(in crate::codec) eof: bool,
 }
 
 impl Input {
     /// Reads once. Ready with the number of bytes; 0 at the end. While nothing comes, an empty buffer is given back,
     /// unless `hold`: during a message the buffer still carries its head and could not be used again.
-    pub(super) fn poll_read<I: AsyncRead + Unpin>(
+    pub(in crate::codec) fn poll_read<I: AsyncRead + Unpin>(
         &mut self,
         io: &mut I,
         cx: &mut Context<'_>,
@@ -81,21 +81,21 @@ impl Input {
     }
 
     /// Gives the buffer back when it is empty.
-    pub(super) fn release(&mut self) {
+    pub(in crate::codec) fn release(&mut self) {
         if self.buf.is_empty() && self.buf.capacity() > 0 {
             buffer_pool::give(std::mem::take(&mut self.buf));
         }
     }
 
     /// Forgets all bytes.
-    pub(super) fn discard(&mut self) {
+    pub(in crate::codec) fn discard(&mut self) {
         let n = self.buf.len();
         self.buf.advance(n);
         self.release();
     }
 
     /// Reads and forgets until the peer ends its side.
-    pub(super) fn poll_drain<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<()> {
+    pub(in crate::codec) fn poll_drain<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             self.discard();
             match ready!(self.poll_read(io, cx, false)) {

@@ -6,8 +6,8 @@
 
 pub mod body;
 pub mod client;
-mod encode;
-mod input;
+pub(super) mod encode;
+pub(super) mod input;
 pub mod parse;
 pub mod request;
 pub mod response;

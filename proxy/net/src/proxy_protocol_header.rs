@@ -1,0 +1,86 @@
+//! Writes PROXY protocol headers, for upstream connections that are to learn the client's addresses.
+//!
+//! Reading them is the work of the listener filter. TLVs are not written.
+
+use crate::address::Address;
+use nuncio_config::listener::ProxyProtocolVersion;
+use std::net::{IpAddr, SocketAddr};
+
+const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// The header that tells of a connection from `source` to `destination`. Addresses that are not IP are not told:
+/// `UNKNOWN` in version 1, `LOCAL` in version 2.
+pub fn proxy_protocol_header(version: ProxyProtocolVersion, source: &Address, destination: &Address) -> Vec<u8> {
+    let addresses = match (source, destination) {
+        (Address::Ip(source), Address::Ip(destination)) => Some(same_family(*source, *destination)),
+        _ => None,
+    };
+    match (version, addresses) {
+        (ProxyProtocolVersion::V1, None) => b"PROXY UNKNOWN\r\n".to_vec(),
+        (ProxyProtocolVersion::V1, Some((source, destination))) => {
+            let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+            let (from, to) = (source.ip(), destination.ip());
+            format!("PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
+        }
+        (ProxyProtocolVersion::V2, addresses) => v2(addresses),
+    }
+}
+
+fn v2(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    let mut header = V2_SIGNATURE.to_vec();
+    let Some((source, destination)) = addresses else {
+        header.extend_from_slice(&[0x20, 0, 0, 0]);
+        return header;
+    };
+    let (family, length) = if source.is_ipv4() { (0x11, 12) } else { (0x21, 36) };
+    header.extend_from_slice(&[0x21, family, 0, length]);
+    for address in [source, destination] {
+        match address.ip() {
+            IpAddr::V4(ip) => header.extend_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => header.extend_from_slice(&ip.octets()),
+        }
+    }
+    header.extend_from_slice(&source.port().to_be_bytes());
+    header.extend_from_slice(&destination.port().to_be_bytes());
+    header
+}
+
+/// Both as IPv4, or both as IPv6 where one of them is: a header has one family.
+fn same_family(source: SocketAddr, destination: SocketAddr) -> (SocketAddr, SocketAddr) {
+    if source.is_ipv4() == destination.is_ipv4() {
+        return (source, destination);
+    }
+    let mapped = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(IpAddr::V6(ip.to_ipv6_mapped()), address.port()),
+        IpAddr::V6(_) => address,
+    };
+    (mapped(source), mapped(destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::Ip(text.parse().expect("an address"))
+    }
+
+    #[test]
+    fn version_1_is_a_line_of_text() {
+        let header = |from, to| proxy_protocol_header(ProxyProtocolVersion::V1, &from, &to);
+        let v4 = header(address("1.2.3.4:5"), address("6.7.8.9:80"));
+        assert_eq!(v4, b"PROXY TCP4 1.2.3.4 6.7.8.9 5 80\r\n");
+        assert_eq!(header(address("[::1]:5"), address("[::2]:80")), b"PROXY TCP6 ::1 ::2 5 80\r\n");
+        assert_eq!(header(Address::Pipe("a".into()), address("6.7.8.9:80")), b"PROXY UNKNOWN\r\n");
+    }
+
+    #[test]
+    fn version_2_has_one_family_and_states_its_length() {
+        let header = |from, to| proxy_protocol_header(ProxyProtocolVersion::V2, &from, &to);
+        let v4 = header(address("1.2.3.4:5"), address("6.7.8.9:80"));
+        assert_eq!(v4[12..], [0x21, 0x11, 0, 12, 1, 2, 3, 4, 6, 7, 8, 9, 0, 5, 0, 80]);
+        let mixed = header(address("1.2.3.4:5"), address("[::2]:80"));
+        assert_eq!((mixed[13], mixed.len()), (0x21, 16 + 36));
+        assert_eq!(header(Address::Pipe("a".into()), address("6.7.8.9:80"))[12..], [0x20, 0, 0, 0]);
+    }
+}
