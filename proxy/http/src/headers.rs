@@ -20,6 +20,9 @@ macro_rules! known_names {
         const KNOWN_TEXT: &[&str] = &[$($text),+];
         const KNOWN: &[Known] = &[$(Known::$konst),+];
 
+        /// How many names are interned.
+        pub(crate) const KNOWN_COUNT: usize = KNOWN_TEXT.len();
+
         /// Interned names as constants.
         pub mod names {
             use super::{HeaderName, Known, Repr};
@@ -165,6 +168,20 @@ impl HeaderName {
         known(name).map(|k| HeaderName(Repr::Known(k)))
     }
 
+    /// Takes a name that [`HeaderName::from_known`] does not find, without looking again.
+    pub(crate) fn from_unknown(name: Bytes) -> HeaderName {
+        debug_assert!(known(&name).is_none(), "an interned name has one form");
+        HeaderName(Repr::Custom(name))
+    }
+
+    /// A name in lower case known at compile time.
+    pub(crate) const fn from_static(name: &'static str) -> HeaderName {
+        match find_interned(name.as_bytes()) {
+            Some(i) => HeaderName(Repr::Known(KNOWN[i])),
+            None => HeaderName(Repr::Custom(Bytes::from_static(name.as_bytes()))),
+        }
+    }
+
     /// Any text, lower-cased. None when it is not a token (RFC 9110 5.6.2) nor a token after one `:`.
     pub fn parse(name: &str) -> Option<HeaderName> {
         let token = name.strip_prefix(':').unwrap_or(name);
@@ -224,8 +241,8 @@ impl fmt::Display for HeaderName {
     }
 }
 
-/// Position of an interned name.
-const fn interned(text: &[u8]) -> usize {
+/// Position of an interned name, at compile time.
+pub(crate) const fn find_interned(text: &[u8]) -> Option<usize> {
     let mut i = 0;
     while i < KNOWN_TEXT.len() {
         let known = KNOWN_TEXT[i].as_bytes();
@@ -234,11 +251,19 @@ const fn interned(text: &[u8]) -> usize {
             at += 1;
         }
         if at == known.len() && at == text.len() {
-            return i;
+            return Some(i);
         }
         i += 1;
     }
-    panic!("not an interned header name")
+    None
+}
+
+/// Position of a name that must be interned.
+const fn interned(text: &[u8]) -> usize {
+    match find_interned(text) {
+        Some(i) => i,
+        None => panic!("not an interned header name"),
+    }
 }
 
 /// A set of interned names, so that many headers are found in one pass.

@@ -7,6 +7,7 @@
 pub mod client;
 mod fields;
 pub mod guard;
+pub mod hpack;
 mod keepalive;
 mod premature;
 mod refused;
