@@ -6,6 +6,7 @@
 
 pub mod client;
 mod fields;
+pub mod frame;
 pub mod guard;
 pub mod hpack;
 mod keepalive;
