@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use crate::access_log::AccessLogConfig;
 use crate::decode::{Context, u32_value};
+use crate::header_mutation::HeaderValueOption;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,35 @@ pub struct TcpProxyConfig {
     pub flush_access_log_on_connected: bool,
     /// Hash on the source IP for hashing load balancers.
     pub hash_source_ip: bool,
+    /// The bytes go to the upstream as the body of a request.
+    pub tunneling: Option<TunnelingConfig>,
     /// Path in the configuration.
     pub path: Box<str>,
+}
+
+/// `TunnelingConfig`.
+#[derive(Debug, Clone)]
+pub struct TunnelingConfig {
+    /// Format string of the authority.
+    pub hostname: Box<str>,
+    /// The path of POST requests; None for CONNECT.
+    pub post_path: Option<Box<str>>,
+    /// Headers of the request.
+    pub headers_to_add: Vec<HeaderValueOption>,
+}
+
+impl TunnelingConfig {
+    fn decode(cx: &mut Context, message: &pb::tcp_proxy::TunnelingConfig) -> Self {
+        if !message.post_path.is_empty() && !message.use_post {
+            cx.error("Can't set a post path when POST method isn't used");
+        }
+        let path = if message.post_path.is_empty() { "/" } else { &message.post_path };
+        TunnelingConfig {
+            hostname: message.hostname.as_str().into(),
+            post_path: message.use_post.then(|| path.into()),
+            headers_to_add: cx.each("headers_to_add", &message.headers_to_add, HeaderValueOption::decode),
+        }
+    }
 }
 
 impl TcpProxyConfig {
@@ -77,6 +105,10 @@ impl TcpProxyConfig {
                 .hash_policy
                 .iter()
                 .any(|policy| matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))),
+            tunneling: message
+                .tunneling_config
+                .as_ref()
+                .map(|tunnel| cx.at("tunneling_config", |cx| TunnelingConfig::decode(cx, tunnel))),
             path: cx.path_text(),
         })
     }

@@ -332,8 +332,13 @@ fn build_chain(
             }
             NetworkFilterConfig::TcpProxy(config) => {
                 let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
-                let filter = TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs);
-                factory = Some(Arc::new(TcpProxyFactory::new(filter)));
+                match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
+                    Ok(filter) => factory = Some(Arc::new(TcpProxyFactory::new(filter))),
+                    Err(message) => {
+                        let path = FieldPath::parse(&config.path).field("tunneling_config");
+                        errors.push(ConfigError::new(path, message));
+                    }
+                }
             }
         }
     }

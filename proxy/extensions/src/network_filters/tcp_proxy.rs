@@ -8,6 +8,8 @@
 //! Between plain sockets the bytes do not enter the process (`nuncio_net::splice`). Bytes that arrive before the upstream
 //! is connected stay in the socket, so that nothing is buffered here. Built once per filter chain and worker.
 
+mod tunnel;
+
 use futures_util::future::LocalBoxFuture;
 use nuncio_base::stats::Registry;
 use nuncio_base::{random, timer};
@@ -20,7 +22,7 @@ use nuncio_net::connection::Connection;
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
 use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
-use nuncio_upstream::{Cluster, ClusterManager, LbContext, StreamOptions};
+use nuncio_upstream::{Cluster, ClusterManager, Host, LbContext, PoolFailure, PooledStream, StreamOptions};
 use std::cell::RefCell;
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -28,6 +30,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use tokio::time::Instant;
+use tunnel::{Tunnel, TunnelEnd};
 use xxhash_rust::xxh64::xxh64;
 
 nuncio_base::stat_family! {
@@ -51,18 +54,34 @@ pub struct TcpProxy {
     stats: TcpProxyStats,
     logs: AccessLogs,
     total_weight: u64,
+    tunnel: Option<Tunnel>,
+}
+
+/// The connection of a session towards its host.
+enum Upstream {
+    Tcp(TcpUpstream),
+    Tunnel(PooledStream),
 }
 
 impl TcpProxy {
     /// The filter for `config`; `logs` are those of its configuration.
-    pub fn new(config: Arc<TcpProxyConfig>, clusters: Arc<ClusterManager>, stats: &Registry, logs: AccessLogs) -> Self {
-        TcpProxy {
+    ///
+    /// # Errors
+    /// What is wrong with `tunneling_config`.
+    pub fn new(
+        config: Arc<TcpProxyConfig>,
+        clusters: Arc<ClusterManager>,
+        stats: &Registry,
+        logs: AccessLogs,
+    ) -> Result<Self, String> {
+        Ok(TcpProxy {
             stats: TcpProxyStats::new(stats, &format!("tcp.{}.", config.stat_prefix)),
             total_weight: config.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
+            tunnel: config.tunneling.as_ref().map(Tunnel::new).transpose()?,
             config,
             clusters,
             logs,
-        }
+        })
     }
 
     /// The cluster for one more connection, by weight.
@@ -119,7 +138,7 @@ impl TcpProxy {
     }
 
     async fn session(&self, connection: &mut Connection, info: &RefCell<StreamInfo>) {
-        let Some(mut upstream) = self.connect(connection, info).await else {
+        let Some(upstream) = self.connect(connection, info).await else {
             connection.info.closed_locally.set(true);
             return;
         };
@@ -129,6 +148,10 @@ impl TcpProxy {
         let progress = |from: Side, count: usize| match from {
             Side::Downstream => self.stats.downstream_cx_rx_bytes_total().add(count as u64),
             Side::Upstream => self.stats.downstream_cx_tx_bytes_total().add(count as u64),
+        };
+        let mut upstream = match upstream {
+            Upstream::Tcp(upstream) => upstream,
+            Upstream::Tunnel(upstream) => return self.through(connection, upstream, &progress).await,
         };
         let options =
             CopyOptions { idle_timeout: self.config.idle_timeout, progress: Some(&progress), no_splice: false };
@@ -155,8 +178,25 @@ impl TcpProxy {
         }
     }
 
+    /// Moves bytes through a tunnel until it ends.
+    async fn through(&self, connection: &mut Connection, mut upstream: PooledStream, progress: &dyn Fn(Side, usize)) {
+        let limit = upstream.buffer_limit();
+        let end = tunnel::copy(&mut connection.io, &mut upstream, limit, self.config.idle_timeout, progress).await;
+        match end {
+            TunnelEnd::Finished => {}
+            TunnelEnd::IdleTimeout => {
+                self.stats.idle_timeout().inc();
+                connection.info.closed_locally.set(true);
+            }
+            TunnelEnd::Failed(side) => {
+                connection.info.closed_locally.set(side == Side::Upstream);
+                upstream.reset(ResetReason::LocalReset);
+            }
+        }
+    }
+
     /// Connects to a host, trying again as often as configured. None when the connection cannot be served.
-    async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<TcpUpstream> {
+    async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<Upstream> {
         let began = Instant::now();
         let name = self.cluster_name(random::below);
         let Some(cluster) = name.and_then(|name| self.clusters.cluster(name)) else {
@@ -176,8 +216,12 @@ impl TcpProxy {
                 Ok(upstream) => {
                     let mut info = info.borrow_mut();
                     info.upstream.pool_ready = Some(began.elapsed());
-                    info.upstream.connection_ids_attempted.push(upstream.info.id);
-                    info.upstream.connection = Some(upstream.info.clone());
+                    let connection = match &upstream {
+                        Upstream::Tcp(upstream) => &upstream.info,
+                        Upstream::Tunnel(upstream) => upstream.connection(),
+                    };
+                    info.upstream.connection_ids_attempted.push(connection.id);
+                    info.upstream.connection = Some(connection.clone());
                     return Some(upstream);
                 }
                 Err(Failed::Final) => return None,
@@ -194,13 +238,13 @@ impl TcpProxy {
         cluster: &Arc<Cluster>,
         context: &LbContext<'_>,
         info: &RefCell<StreamInfo>,
-    ) -> Result<TcpUpstream, Failed> {
+    ) -> Result<Upstream, Failed> {
         let Some(host) = cluster.choose_host(context) else {
             cluster.stats.upstream_cx_none_healthy().inc();
             info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return Err(Failed::Final);
         };
-        let result = tcp_connect(cluster, &host, &StreamOptions::default()).await;
+        let result = self.open(cluster, &host, info).await;
         let mut info = info.borrow_mut();
         let overflow = matches!(&result, Err(failure) if failure.reason == ResetReason::Overflow);
         if !overflow {
@@ -221,6 +265,22 @@ impl TcpProxy {
                 info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
                 info.upstream.transport_failure_reason = failure.transport_failure_reason;
                 Err(Failed::MayRetry)
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        info: &RefCell<StreamInfo>,
+    ) -> Result<Upstream, PoolFailure> {
+        match &self.tunnel {
+            None => tcp_connect(cluster, host, &StreamOptions::default()).await.map(Upstream::Tcp),
+            // Boxed: what opening needs would else be part of the session for all of its life.
+            Some(tunnel) => {
+                let open = Box::pin(tunnel.open(cluster, host, info, self.config.idle_timeout));
+                open.await.map(Upstream::Tunnel)
             }
         }
     }
@@ -351,6 +411,7 @@ mod tests {
             access_log_flush_interval: None,
             flush_access_log_on_connected: false,
             hash_source_ip: false,
+            tunneling: None,
             path: "".into(),
         }
     }
@@ -371,7 +432,8 @@ mod tests {
             if let Some(addr) = upstream {
                 clusters.add(Arc::new(cluster(addr))).expect("a cluster");
             }
-            let proxy = Rc::new(TcpProxy::new(Arc::new(config), clusters, &registry, AccessLogs::default()));
+            let proxy = TcpProxy::new(Arc::new(config), clusters, &registry, AccessLogs::default());
+            let proxy = Rc::new(proxy.expect("a filter"));
             Setup { registry, proxy }
         }
 

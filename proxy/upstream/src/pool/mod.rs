@@ -103,6 +103,15 @@ impl PooledStream {
         }
     }
 
+    /// Bytes that may wait for the other side: the cluster's `per_connection_buffer_limit_bytes`; 0 is no limit.
+    pub fn buffer_limit(&self) -> usize {
+        let cluster = match &self.kind {
+            Kind::Http1 { pool, .. } | Kind::Http2 { pool, .. } => &pool.cluster,
+            Kind::Raw(raw) => raw.cluster(),
+        };
+        cluster.config.per_connection_buffer_limit_bytes as usize
+    }
+
     /// The protocol spoken; None for raw bytes.
     pub fn http_protocol(&self) -> Option<Protocol> {
         match &self.kind {

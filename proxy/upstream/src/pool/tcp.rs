@@ -122,6 +122,10 @@ pub(super) struct RawConnection {
 }
 
 impl RawConnection {
+    pub(super) fn cluster(&self) -> &Arc<Cluster> {
+        &self.counted.cluster
+    }
+
     pub(super) fn host(&self) -> &Arc<Host> {
         &self.counted.host
     }
