@@ -2,12 +2,10 @@
 //! `date`. Pure functions on header lists; called by the active stream. Envoy's `ConnectionManagerUtility`.
 
 use crate::headers::{HeaderName, HeaderValue, Headers, NameSet, names};
-use bytes::Bytes;
 use nuncio_base::random;
 use nuncio_config::hcm::{ForwardClientCert, HcmConfig, OriginalIpDetection, ServerHeaderTransformation};
 use nuncio_net::address::Address;
 use nuncio_net::connection::ConnectionInfo;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 /// Hop-by-hop headers and marks that no peer may set.
@@ -44,7 +42,7 @@ const EDGE_ONLY: NameSet = NameSet::of(&[
 #[derive(Debug, Clone)]
 pub struct LocalInfo {
     /// First address of the machine that is not a loopback; stands in x-forwarded-for for loopback peers.
-    pub address: IpAddr,
+    pub address: HeaderValue,
     /// Node id.
     pub node: HeaderValue,
     /// Service cluster, for `add_user_agent`.
@@ -114,7 +112,7 @@ pub fn mutate_request(
             facts.remote = Some(peer.clone());
         }
         if !config.skip_xff_append {
-            append_xff(headers, peer, local);
+            append_xff(headers, connection, local);
         }
         let untrusted_hop = config.xff_num_trusted_hops == 0;
         if untrusted_hop || !headers.contains(&names::X_FORWARDED_PROTO) {
@@ -124,7 +122,7 @@ pub fn mutate_request(
             set_forwarded_port(headers, connection);
         }
     } else {
-        match detect_original_ip(headers, config, peer, local) {
+        match detect_original_ip(headers, config, connection, local) {
             Ok(Some((address, trust))) => {
                 facts.remote = Some(address);
                 trusted = trust;
@@ -171,12 +169,15 @@ pub fn mutate_request(
         headers.append_joined(names::VIA, config.via.as_bytes(), ", ");
     }
     if edge && let Some(ip) = facts.remote.as_ref().unwrap_or(peer).ip() {
-        headers.set(names::X_ENVOY_EXTERNAL_ADDRESS, ip_value(ip));
+        let own = connection.remote_ip_text().filter(|_| peer.ip() == Some(ip));
+        let text = own.unwrap_or_else(|| ip.to_string().into());
+        headers.set(names::X_ENVOY_EXTERNAL_ADDRESS, HeaderValue::from_checked(text));
     }
     if config.generate_request_id {
         let force = !config.preserve_external_request_id && edge;
         if force || !headers.contains(&names::X_REQUEST_ID) {
-            headers.set(names::X_REQUEST_ID, HeaderValue::from_checked(Bytes::copy_from_slice(&random::uuid_v4())));
+            headers
+                .set(names::X_REQUEST_ID, HeaderValue::from_checked(bytes::Bytes::copy_from_slice(&random::uuid_v4())));
         }
     }
     mutate_client_cert(headers, connection, config);
@@ -220,19 +221,10 @@ fn set_forwarded_port(headers: &mut Headers, connection: &ConnectionInfo) {
     }
 }
 
-/// Text of an address without a port, written without a heap string.
-fn ip_value(ip: IpAddr) -> HeaderValue {
-    let mut buf = [0u8; 64];
-    let mut rest = &mut buf[..];
-    // 64 bytes hold any address.
-    let _ = write!(rest, "{ip}");
-    let left = rest.len();
-    HeaderValue::from_checked(Bytes::copy_from_slice(&buf[..64 - left]))
-}
-
-fn append_xff(headers: &mut Headers, peer: &Address, local: &LocalInfo) {
-    let Some(ip) = peer.ip() else { return };
-    let value = ip_value(if ip.is_loopback() { local.address } else { ip });
+fn append_xff(headers: &mut Headers, connection: &ConnectionInfo, local: &LocalInfo) {
+    let Some(text) = connection.remote_ip_text() else { return };
+    let loopback = connection.remote_address.ip().is_some_and(|ip| ip.is_loopback());
+    let value = if loopback { local.address.clone() } else { HeaderValue::from_checked(text) };
     if headers.contains(&names::X_FORWARDED_FOR) {
         // Several lines are one list; the append goes to the last address of the whole.
         if headers.get_all(&names::X_FORWARDED_FOR).nth(1).is_some()
@@ -267,9 +259,10 @@ type Detected = Option<(Address, bool)>;
 fn detect_original_ip(
     headers: &mut Headers,
     config: &HcmConfig,
-    peer: &Address,
+    connection: &ConnectionInfo,
     local: &LocalInfo,
 ) -> Result<Detected, u16> {
+    let peer = &connection.remote_address;
     if config.original_ip_detection.is_empty() {
         return Ok(detect_xff(headers, config.xff_num_trusted_hops as usize));
     }
@@ -291,7 +284,7 @@ fn detect_original_ip(
                     detect_xff_by_cidr(headers, trusted_cidrs, peer)
                 };
                 if !*skip_append {
-                    append_xff(headers, peer, local);
+                    append_xff(headers, connection, local);
                 }
                 if found.is_some() {
                     return Ok(found);

@@ -3,6 +3,7 @@
 
 use crate::codec::{BytesMeter, Protocol};
 use nuncio_net::connection::ConnectionInfo;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -116,11 +117,11 @@ pub struct UpstreamInfo {
     /// Name of the host (`%UPSTREAM_HOST_NAME%`).
     pub host_name: Option<Arc<str>>,
     /// Addresses of all hosts tried, in order; the last is `host`.
-    pub hosts_attempted: Vec<Arc<str>>,
+    pub hosts_attempted: SmallVec<[Arc<str>; 1]>,
     /// Connection to the upstream: addresses, TLS, id. Shared with the pool.
     pub connection: Option<Rc<ConnectionInfo>>,
     /// Ids of all connections tried.
-    pub connection_ids_attempted: Vec<u64>,
+    pub connection_ids_attempted: SmallVec<[u64; 2]>,
     /// Protocol spoken.
     pub protocol: Option<Protocol>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use nuncio_base::drain::DrainSignal;
 use nuncio_config::listener::TrafficDirection;
 use tokio::time::Instant;
@@ -85,6 +86,8 @@ pub struct ConnectionInfo {
     pub termination_details: RefCell<Option<Cow<'static, str>>>,
     /// Set when this side (not the peer) closed it.
     pub closed_locally: Cell<bool>,
+    /// Text of the peer's IP, made once; boxed, as it is in every idle connection.
+    remote_ip_text: OnceCell<Box<Bytes>>,
 }
 
 /// The listener as its connections know it.
@@ -211,7 +214,14 @@ impl ConnectionInfo {
             transport_failure_reason: OnceCell::new(),
             termination_details: RefCell::new(None),
             closed_locally: Cell::new(false),
+            remote_ip_text: OnceCell::new(),
         }
+    }
+
+    /// The peer's IP as text: made once, as every request puts it into a header. None for other addresses.
+    pub fn remote_ip_text(&self) -> Option<Bytes> {
+        let ip = self.remote_address.ip()?;
+        Some(Bytes::clone(self.remote_ip_text.get_or_init(|| Box::new(ip.to_string().into()))))
     }
 
     /// Whether it is a TLS connection.

@@ -352,8 +352,11 @@ fn build_chain(
 fn local_info(config: &nuncio_config::bootstrap::BootstrapConfig, version: IpVersion) -> LocalInfo {
     let text = |s: &str| HeaderValue::parse(s.to_owned()).unwrap_or_default();
     LocalInfo {
-        address: nuncio_net::interfaces::local_address(version == IpVersion::V6)
-            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        address: text(
+            &nuncio_net::interfaces::local_address(version == IpVersion::V6)
+                .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+                .to_string(),
+        ),
         node: text(&config.node.id),
         cluster: text(&config.node.cluster),
     }

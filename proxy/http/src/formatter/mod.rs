@@ -11,6 +11,7 @@ mod operator;
 mod time;
 mod tls;
 
+use std::cell::Cell;
 use std::fmt;
 
 use bytes::Bytes;
@@ -175,6 +176,10 @@ impl LogFormatter {
     }
 }
 
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// A header value: fixed bytes, or a format.
 #[derive(Debug, Clone)]
 pub enum HeaderFormatter {
@@ -201,9 +206,13 @@ impl HeaderFormatter {
         match self {
             HeaderFormatter::Static(value) => Some(value.clone()),
             HeaderFormatter::Dynamic(formatter) => {
-                let mut out = Vec::with_capacity(64);
+                // Formatted in a buffer of the thread, so that the value is one allocation of its size.
+                let mut out = SCRATCH.take();
+                out.clear();
                 formatter.write(cx, &mut out);
-                HeaderValue::parse(out)
+                let value = HeaderValue::parse(Bytes::copy_from_slice(&out));
+                SCRATCH.set(out);
+                value
             }
         }
     }

@@ -30,6 +30,7 @@ use nuncio_http::route::ActiveRoute;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_upstream::{Cluster, ClusterManager, LbContext, Resource, ResourcePriority};
 use retry::{RetryState, Verdict};
+use smallvec::SmallVec;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ pub(crate) struct Request {
     pub(crate) internal: bool,
     pub(crate) hash: Option<u64>,
     pub(crate) set_cookie: Vec<HeaderValue>,
-    pub(crate) hosts: Vec<Arc<nuncio_upstream::Host>>,
+    pub(crate) hosts: SmallVec<[Arc<nuncio_upstream::Host>; 1]>,
     pub(crate) timeout_at: Option<timer::Sleep>,
     pub(crate) duration_at: Option<timer::Sleep>,
 }
@@ -178,7 +179,7 @@ impl Router {
             internal: stream.internal,
             hash,
             set_cookie,
-            hosts: Vec::new(),
+            hosts: SmallVec::new(),
             timeout_at: None,
         }
     }

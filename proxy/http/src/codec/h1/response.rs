@@ -1,6 +1,6 @@
 //! Strict parser of response heads: bytes in, [`Headers`] and a framing decision out. No I/O.
 
-use bytes::BytesMut;
+use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::parse::{Framing, Limits, Lines, SPARE, Seen, check_unfinished, errors, parse_lines, value, value_end};
 use crate::codec::{Protocol, StreamError};
@@ -53,7 +53,9 @@ pub fn parse_response(
         check_unfinished(buf, limits)?;
         return Ok(None);
     };
-    let bytes = buf.split_to(end).freeze();
+    // The head outlives the exchange that read it (access logs want it): a copy, so that the buffer can be used again.
+    let bytes = Bytes::copy_from_slice(&buf[..end]);
+    buf.advance(end);
     let mut headers = Headers::with_capacity(lines.len() + 1 + SPARE);
     headers.push(names::STATUS, status_value(status));
     let mut seen = Seen::default();

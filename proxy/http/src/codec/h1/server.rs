@@ -124,7 +124,7 @@ pub struct Request {
 #[derive(Debug)]
 pub enum RequestEvent {
     /// A request.
-    Request(Box<Request>),
+    Request(Request),
     /// Not HTTP: to be answered with the error's status, then closed. [`ServerStream::send_headers`] may be used for it.
     Malformed(StreamError),
     /// The peer has closed; `partial` is true in the middle of a head.
@@ -279,7 +279,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
         loop {
             if fresh {
                 match request::parse_request(&mut self.input.buf, &self.config, self.tls) {
-                    Ok(Some(head)) => return Poll::Ready(RequestEvent::Request(Box::new(self.begin(head)))),
+                    Ok(Some(head)) => return Poll::Ready(RequestEvent::Request(self.begin(head))),
                     Ok(None) => {}
                     Err(error) => {
                         self.start(false, false, Protocol::Http11);

@@ -44,7 +44,7 @@ async fn next(server: &mut H1Server<DuplexStream>) -> RequestEvent {
 
 async fn request(server: &mut H1Server<DuplexStream>) -> Request {
     match next(server).await {
-        RequestEvent::Request(request) => *request,
+        RequestEvent::Request(request) => request,
         other => panic!("{other:?}"),
     }
 }
