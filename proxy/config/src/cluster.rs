@@ -162,7 +162,7 @@ impl Default for CommonLbConfig {
 }
 
 /// `ClusterLoadAssignment`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClusterLoadAssignment {
     /// Name of the assignment.
     pub cluster_name: Box<str>,
@@ -172,10 +172,12 @@ pub struct ClusterLoadAssignment {
     pub overprovisioning_factor: Option<u32>,
     /// `drop_overloads`: category and share.
     pub drop_overloads: Vec<(Box<str>, FractionalPercent)>,
+    /// `endpoint_stale_after`: without an update for this long the endpoints are given up.
+    pub stale_after: Option<Duration>,
 }
 
 /// `LocalityLbEndpoints`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LocalityEndpoints {
     /// Region, zone, sub-zone.
     pub locality: Locality,
@@ -199,7 +201,7 @@ pub struct Locality {
 }
 
 /// `LbEndpoint`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
     /// Where.
     pub address: EndpointAddress,

@@ -4,6 +4,8 @@
 //! [`Cluster::choose_host`], which reads one generation number and the worker's own state.
 
 use crate::circuit_breakers::{ResourceManager, ResourcePriority};
+use crate::cluster_manager::Warming;
+use crate::endpoints::Given;
 use crate::host::Host;
 use crate::host_set::PrioritySet;
 use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
@@ -15,7 +17,7 @@ use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig};
 use nuncio_net::socket::ConnectOptions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// What changes when hosts or their health change; published whole.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub struct Cluster {
     pub id: u64,
     /// Its configuration.
     pub config: Arc<ClusterConfig>,
+    /// What tells its configuration from another of the same name; 0 where nobody asks.
+    pub fingerprint: u64,
     /// Name in stats and in `%UPSTREAM_CLUSTER%`; as configured, `:` not replaced.
     pub observability_name: Arc<str>,
     /// Stats.
@@ -40,6 +44,7 @@ pub struct Cluster {
     state: ArcSwap<ClusterState>,
     generation: AtomicU64,
     removed: AtomicBool,
+    pub(crate) given: Mutex<Given>,
     pub(crate) transport: Transport,
     /// How sockets to hosts are made.
     pub(crate) connect: ConnectOptions,
@@ -82,6 +87,7 @@ impl Cluster {
         registry: &Registry,
         upstream_bind: &BindConfig,
         workers: Weak<worker::Workers>,
+        fingerprint: u64,
     ) -> Result<Arc<Cluster>, ClusterError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -106,6 +112,8 @@ impl Cluster {
             state: ArcSwap::from_pointee(ClusterState { priority_set, tables }),
             generation: AtomicU64::new(1),
             removed: AtomicBool::new(false),
+            given: Mutex::default(),
+            fingerprint,
             transport,
             workers,
             stats,
@@ -181,6 +189,11 @@ impl Cluster {
         if gone || (self.config.lb_common.close_connections_on_host_set_change && now != before) {
             self.notify_workers();
         }
+    }
+
+    /// The cluster warms until endpoints are handed in, or it is told that none will come.
+    pub(crate) fn wait_for_endpoints(&self, warming: Warming) {
+        self.given().warming = Some(warming);
     }
 
     fn notify_workers(&self) {

@@ -10,7 +10,9 @@ use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{BindConfig, ClusterConfig};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -30,13 +32,15 @@ pub struct ClusterManagerOptions {
     pub control: tokio::runtime::Handle,
 }
 
-/// What [`ClusterManager::add`] did.
+/// What [`ClusterManager::add_or_update`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddOutcome {
     /// The name was new.
     Added,
-    /// The cluster of this name was replaced.
+    /// The cluster of this name is replaced.
     Modified,
+    /// The cluster of this name is the same, or one that may not be changed.
+    Unchanged,
 }
 
 /// All clusters.
@@ -48,13 +52,43 @@ pub struct ClusterManager {
     resolvers: Resolvers,
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
-    warming: watch::Sender<usize>,
+    waiting: watch::Sender<Waiting>,
+}
+
+/// How many clusters wait for their first hosts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Waiting {
+    /// By DNS.
+    primary: usize,
+    /// For endpoints that are handed in.
+    secondary: usize,
 }
 
 #[derive(Default)]
 struct Control {
     /// Names in the order of adding, for listings.
-    order: Vec<Arc<str>>,
+    order: BTreeMap<u64, Arc<str>>,
+    /// Place in the order.
+    places: FxHashMap<Arc<str>, u64>,
+    next: u64,
+    /// Clusters that are not visible yet, by name.
+    warming: FxHashMap<Arc<str>, Arc<Cluster>>,
+}
+
+impl Control {
+    fn add(&mut self, name: &Arc<str>) {
+        if !self.places.contains_key(name) {
+            self.next += 1;
+            self.places.insert(name.clone(), self.next);
+            self.order.insert(self.next, name.clone());
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(place) = self.places.remove(name) {
+            self.order.remove(&place);
+        }
+    }
 }
 
 impl std::fmt::Debug for ClusterManager {
@@ -77,7 +111,7 @@ impl ClusterManager {
             workers: Arc::default(),
             resolvers: Resolvers::default(),
             control: Mutex::default(),
-            warming: watch::channel(0).0,
+            waiting: watch::channel(Waiting::default()).0,
         })
     }
 
@@ -95,44 +129,134 @@ impl ClusterManager {
             .map(|entry| entry.1.clone())
     }
 
-    /// Adds a cluster, or replaces the one of the same name. Its hosts are there at once where they are configured;
-    /// those that DNS must find come later ([`ClusterManager::initialized`]). For the control thread.
+    /// Adds a cluster that is visible at once, or replaces the one of the same name: for clusters of the bootstrap. Its
+    /// hosts are there where they are configured; those that must be found come later ([`ClusterManager::initialized`]).
+    /// For the control thread.
     ///
     /// # Errors
     /// [`ClusterError`]; nothing has changed then.
     pub fn add(self: &Arc<Self>, config: Arc<ClusterConfig>) -> Result<AddOutcome, ClusterError> {
-        let cluster =
-            Cluster::new(config, &self.options.registry, &self.options.upstream_bind, Arc::downgrade(&self.workers))?;
-        let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
-        let mut control = self.control();
-        let old = self.replace(cluster.name(), Some(cluster.clone()));
-        let outcome = match &old {
-            Some(old) => {
-                old.mark_removed();
-                self.stats.cluster_modified().inc();
-                AddOutcome::Modified
-            }
-            None => {
-                control.order.push(cluster.name().clone());
-                self.stats.cluster_added().inc();
-                self.stats.active_clusters().inc();
-                AddOutcome::Added
-            }
-        };
-        drop(control);
-        discovery.start(&cluster, &self.options.control, || Warming::new(self));
+        let (cluster, discovery) = self.make(config, 0)?;
+        let outcome = self.count_added(cluster.name());
+        self.publish(&cluster);
+        discovery.start(&cluster, &self.options.control, || Warming::new(self, &cluster));
         Ok(outcome)
     }
 
-    /// Removes a cluster; connections to its hosts drain. False when there was none of this name.
-    pub fn remove(&self, name: &str) -> bool {
+    /// Adds a cluster, or replaces the one of the same name, while the process serves. It becomes visible when it has
+    /// its first hosts; until then one of the same name goes on. `fingerprint` tells configurations of one name apart:
+    /// the same one again does nothing. A cluster of the bootstrap cannot be replaced. For the control thread.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; nothing has changed then.
+    pub fn add_or_update(
+        self: &Arc<Self>,
+        config: Arc<ClusterConfig>,
+        fingerprint: u64,
+    ) -> Result<(AddOutcome, Arc<Cluster>), ClusterError> {
+        if let Some(present) = self.newest(&config.name)
+            && (!present.config.added_via_api || present.fingerprint == fingerprint)
+        {
+            return Ok((AddOutcome::Unchanged, present));
+        }
+        let (cluster, discovery) = self.make(config, fingerprint)?;
+        let outcome = self.count_added(cluster.name());
+        let replaced = self.control().warming.insert(cluster.name().clone(), cluster.clone());
+        if let Some(replaced) = replaced {
+            replaced.mark_removed();
+            replaced.give_up_waiting();
+        }
+        self.show_warming();
+        // Dropped at once where hosts are known.
+        let own = Warming::new(self, &cluster);
+        discovery.start(&cluster, &self.options.control, || own.clone());
+        drop(own);
+        Ok((outcome, cluster))
+    }
+
+    fn make(
+        self: &Arc<Self>,
+        config: Arc<ClusterConfig>,
+        fingerprint: u64,
+    ) -> Result<(Arc<Cluster>, discovery::Discovery), ClusterError> {
+        let workers = Arc::downgrade(&self.workers);
+        let options = &self.options;
+        let cluster = Cluster::new(config, &options.registry, &options.upstream_bind, workers, fingerprint)?;
+        let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
+        Ok((cluster, discovery))
+    }
+
+    fn count_added(&self, name: &str) -> AddOutcome {
+        if self.newest(name).is_some() {
+            self.stats.cluster_modified().inc();
+            AddOutcome::Modified
+        } else {
+            self.stats.cluster_added().inc();
+            AddOutcome::Added
+        }
+    }
+
+    /// Makes a cluster visible to workers in place of the one of its name.
+    fn publish(&self, cluster: &Arc<Cluster>) {
         let mut control = self.control();
-        let Some(old) = self.replace(name, None) else { return false };
-        control.order.retain(|other| **other != *name);
-        old.mark_removed();
-        self.stats.cluster_removed().inc();
-        self.stats.active_clusters().dec();
-        true
+        match self.replace(cluster.name(), Some(cluster.clone())) {
+            Some(old) => old.mark_removed(),
+            None => {
+                control.add(cluster.name());
+                self.stats.active_clusters().inc();
+            }
+        }
+    }
+
+    /// The first hosts of a cluster have come, or will not come.
+    fn warmed(&self, cluster: &Arc<Cluster>) {
+        {
+            let mut control = self.control();
+            let own = control.warming.get(cluster.name()).is_some_and(|other| Arc::ptr_eq(other, cluster));
+            if !own {
+                return;
+            }
+            control.warming.remove(cluster.name());
+        }
+        self.show_warming();
+        self.publish(cluster);
+    }
+
+    fn show_warming(&self) {
+        self.stats.warming_clusters().set(self.control().warming.len() as u64);
+    }
+
+    /// The cluster of this name that was configured last: the one that warms, or the one in use. For the control thread.
+    pub fn newest(&self, name: &str) -> Option<Arc<Cluster>> {
+        let warming = self.control().warming.get(name).cloned();
+        warming.or_else(|| self.cluster(name))
+    }
+
+    /// Removes a cluster; connections to its hosts drain. False when there was none of this name, or it is one of the
+    /// bootstrap.
+    pub fn remove(&self, name: &str) -> bool {
+        if self.cluster(name).is_some_and(|cluster| !cluster.config.added_via_api) {
+            return false;
+        }
+        let mut control = self.control();
+        let warming = control.warming.remove(name);
+        let old = self.replace(name, None);
+        control.remove(name);
+        drop(control);
+        let found = warming.is_some() || old.is_some();
+        if let Some(warming) = warming {
+            warming.mark_removed();
+            warming.give_up_waiting();
+            self.show_warming();
+        }
+        if let Some(old) = old {
+            old.mark_removed();
+            self.stats.active_clusters().dec();
+        }
+        if found {
+            self.stats.cluster_removed().inc();
+        }
+        found
     }
 
     /// Swaps the entry of `name`; returns the old one. The caller holds the control lock.
@@ -154,7 +278,14 @@ impl ClusterManager {
     /// All clusters in the order in which they were added. For listings.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
         let control = self.control();
-        control.order.iter().filter_map(|name| self.cluster(name)).collect()
+        control.order.values().filter_map(|name| self.cluster(name)).collect()
+    }
+
+    /// Clusters that are not visible yet. For listings.
+    pub fn warming(&self) -> Vec<Arc<Cluster>> {
+        let mut all: Vec<_> = self.control().warming.values().cloned().collect();
+        all.sort_by(|a, b| a.name().cmp(b.name()));
+        all
     }
 
     /// Number of clusters.
@@ -170,9 +301,16 @@ impl ClusterManager {
     /// Waits until every cluster added so far has its first hosts, or its first attempt has failed. The server waits for
     /// it before listeners start.
     pub async fn initialized(&self) {
-        let mut warming = self.warming.subscribe();
+        let mut waiting = self.waiting.subscribe();
         // The sender lives as long as `self`.
-        let _ = warming.wait_for(|count| *count == 0).await;
+        let _ = waiting.wait_for(|waiting| waiting.primary == 0 && waiting.secondary == 0).await;
+    }
+
+    /// As [`ClusterManager::initialized`], for those clusters only that do not wait for endpoints from outside: what
+    /// endpoints are fetched from must be among them.
+    pub async fn primary_initialized(&self) {
+        let mut waiting = self.waiting.subscribe();
+        let _ = waiting.wait_for(|waiting| waiting.primary == 0).await;
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -184,22 +322,186 @@ fn shard_of(hash: u64) -> usize {
     (hash >> 48) as usize % SHARDS
 }
 
-/// Counts a cluster as warming until dropped.
+/// Counts a cluster as warming until the last clone is dropped; then the cluster becomes visible.
+#[derive(Clone)]
 pub(crate) struct Warming {
+    #[expect(dead_code, reason = "held for its end")]
+    inner: Arc<WarmingInner>,
+}
+
+struct WarmingInner {
     manager: std::sync::Weak<ClusterManager>,
+    cluster: std::sync::Weak<Cluster>,
+    primary: bool,
 }
 
 impl Warming {
-    fn new(manager: &Arc<ClusterManager>) -> Self {
-        manager.warming.send_modify(|count| *count += 1);
-        Warming { manager: Arc::downgrade(manager) }
+    fn new(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>) -> Self {
+        let primary = !matches!(cluster.config.discovery, Discovery::Eds { .. });
+        manager.waiting.send_modify(|waiting| *waiting.count(primary) += 1);
+        cluster.stats.warming_state().set(1);
+        let (manager, cluster) = (Arc::downgrade(manager), Arc::downgrade(cluster));
+        Warming { inner: Arc::new(WarmingInner { manager, cluster, primary }) }
     }
 }
 
-impl Drop for Warming {
+impl Waiting {
+    fn count(&mut self, primary: bool) -> &mut usize {
+        if primary { &mut self.primary } else { &mut self.secondary }
+    }
+}
+
+impl Drop for WarmingInner {
     fn drop(&mut self) {
-        if let Some(manager) = self.manager.upgrade() {
-            manager.warming.send_modify(|count| *count -= 1);
+        let Some(manager) = self.manager.upgrade() else { return };
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.stats.warming_state().set(0);
+            manager.warmed(&cluster);
         }
+        manager.waiting.send_modify(|waiting| *waiting.count(self.primary) -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lb::LbContext;
+    use crate::testing::config;
+    use nuncio_base::stats::StatsConfig;
+    use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
+    use nuncio_config::cluster::{ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints};
+
+    fn manager() -> (Arc<ClusterManager>, Registry, tokio::runtime::Runtime) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let registry = Registry::new(1, StatsConfig::default());
+        let options = ClusterManagerOptions {
+            registry: registry.clone(),
+            upstream_bind: BindConfig::default(),
+            control: runtime.handle().clone(),
+        };
+        (ClusterManager::new(options), registry, runtime)
+    }
+
+    fn eds(name: &str) -> Arc<ClusterConfig> {
+        let discovery = Discovery::Eds { service_name: name.into(), source: bytes::Bytes::new() };
+        Arc::new(ClusterConfig { name: name.into(), discovery, added_via_api: true, ..config() })
+    }
+
+    fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
+        let endpoints = ports.iter().map(|port| Endpoint {
+            address: EndpointAddress::Resolved(Address::Socket(SocketAddress {
+                addr: ([127, 0, 0, 1], *port).into(),
+                ipv4_compat: false,
+                udp: false,
+            })),
+            additional_addresses: Vec::new(),
+            hostname: "".into(),
+            health: HealthStatus::Unknown,
+            weight: 1,
+            metadata: None,
+            health_check: None,
+        });
+        let locality = LocalityEndpoints {
+            locality: Locality::default(),
+            priority: 0,
+            weight: None,
+            endpoints: endpoints.collect(),
+        };
+        Arc::new(ClusterLoadAssignment { localities: vec![locality], ..ClusterLoadAssignment::default() })
+    }
+
+    #[test]
+    fn a_cluster_is_visible_when_its_first_endpoints_have_come() {
+        let (manager, _registry, _runtime) = manager();
+        let (outcome, first) = manager.add_or_update(eds("x"), 1).unwrap();
+        assert_eq!(outcome, AddOutcome::Added);
+        assert!(manager.cluster("x").is_none() && first.waits_for_endpoints());
+        assert_eq!((manager.warming().len(), manager.len(), manager.stats.warming_clusters().value()), (1, 0, 1));
+        first.set_endpoints(assignment(&[1]));
+        assert!(Arc::ptr_eq(&manager.cluster("x").unwrap(), &first));
+        assert_eq!((manager.warming().len(), manager.len(), manager.stats.active_clusters().value()), (0, 1, 1));
+    }
+
+    #[test]
+    fn the_old_cluster_serves_until_the_new_one_is_warm_and_drains_then() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, old) = manager.add_or_update(eds("x"), 1).unwrap();
+        old.set_endpoints(assignment(&[1]));
+        assert_eq!(manager.add_or_update(eds("x"), 1).unwrap().0, AddOutcome::Unchanged);
+        let (outcome, new) = manager.add_or_update(eds("x"), 2).unwrap();
+        assert_eq!(outcome, AddOutcome::Modified);
+        assert!(Arc::ptr_eq(&manager.cluster("x").unwrap(), &old) && !old.is_removed());
+        new.give_up_waiting();
+        assert!(Arc::ptr_eq(&manager.cluster("x").unwrap(), &new) && old.is_removed());
+    }
+
+    #[test]
+    fn of_two_updates_that_warm_the_later_one_counts() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, one) = manager.add_or_update(eds("x"), 1).unwrap();
+        let (_, two) = manager.add_or_update(eds("x"), 2).unwrap();
+        assert!(one.is_removed());
+        one.set_endpoints(assignment(&[1]));
+        assert!(manager.cluster("x").is_none());
+        two.set_endpoints(assignment(&[1]));
+        assert!(Arc::ptr_eq(&manager.cluster("x").unwrap(), &two));
+    }
+
+    #[test]
+    fn a_cluster_that_warms_can_be_removed_and_one_of_the_bootstrap_cannot() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, one) = manager.add_or_update(eds("x"), 1).unwrap();
+        assert!(manager.remove("x") && one.is_removed() && !manager.remove("x"));
+        one.set_endpoints(assignment(&[1]));
+        assert!(manager.cluster("x").is_none() && manager.is_empty());
+        manager.add(Arc::new(ClusterConfig { name: "s".into(), ..config() })).unwrap();
+        assert!(!manager.remove("s") && manager.cluster("s").is_some());
+        assert_eq!(manager.add_or_update(eds("s"), 3).unwrap().0, AddOutcome::Unchanged);
+    }
+
+    #[test]
+    fn clusters_with_known_hosts_replace_each_other_at_once() {
+        let (manager, _registry, _runtime) = manager();
+        let fixed = |name: &str| Arc::new(ClusterConfig { name: name.into(), added_via_api: true, ..config() });
+        manager.add_or_update(fixed("x"), 1).unwrap();
+        let old = manager.cluster("x").unwrap();
+        manager.add_or_update(fixed("x"), 2).unwrap();
+        assert!(old.is_removed() && !manager.cluster("x").unwrap().is_removed());
+        assert_eq!(manager.len(), 1);
+    }
+
+    #[test]
+    fn hosts_that_stay_keep_their_objects_and_only_changes_are_published() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let hosts = |cluster: &Cluster| -> Vec<_> { cluster.state().priority_set.hosts().cloned().collect() };
+        let before = hosts(&cluster);
+        cluster.set_endpoints(assignment(&[2, 3]));
+        let after = hosts(&cluster);
+        assert!(Arc::ptr_eq(&before[1], &after[0]) && before[0].is_removed() && !before[1].is_removed());
+        assert_eq!(cluster.stats.membership_change().value(), 2);
+        let state = cluster.state();
+        cluster.set_endpoints(assignment(&[2, 3]));
+        assert!(Arc::ptr_eq(&state, &cluster.state()));
+        assert_eq!(cluster.stats.update_no_rebuild().value(), 1);
+    }
+
+    #[test]
+    fn health_and_weight_change_in_place() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let before: Vec<_> = cluster.state().priority_set.hosts().cloned().collect();
+        let mut changed = (*assignment(&[1, 2])).clone();
+        changed.localities[0].endpoints[0].health = HealthStatus::Unhealthy;
+        changed.localities[0].endpoints[1].weight = 7;
+        cluster.set_endpoints(Arc::new(changed));
+        let state = cluster.state();
+        let after: Vec<_> = state.priority_set.hosts().cloned().collect();
+        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
+        assert_eq!((state.priority_set.membership().1, after[1].weight()), (1, 7));
+        assert_eq!(cluster.stats.membership_change().value(), 1);
+        assert!(cluster.choose_host(&LbContext::default()).is_some_and(|host| Arc::ptr_eq(&host, &after[1])));
     }
 }

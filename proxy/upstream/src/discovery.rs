@@ -1,4 +1,4 @@
-//! How a cluster gets its hosts: from its configuration, or by DNS.
+//! How a cluster gets its hosts: from its configuration, by DNS, or from outside ([`crate::endpoints`]).
 
 use crate::cluster::{Cluster, ClusterError};
 use crate::cluster_manager::Warming;
@@ -20,6 +20,8 @@ pub(crate) enum Discovery {
     StrictDns(Vec<Target>, Resolver),
     /// One host at the newest address of one name.
     LogicalDns(Target, Resolver),
+    /// Whoever runs the process hands the endpoints in.
+    Given,
 }
 
 impl Discovery {
@@ -66,7 +68,7 @@ impl Discovery {
                     ),
                 }
             }
-            DiscoveryConfig::Eds { .. } => unsupported("type", "clusters of type EDS are not supported".to_owned()),
+            DiscoveryConfig::Eds { .. } => Ok(Discovery::Given),
             DiscoveryConfig::OriginalDst => {
                 unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
             }
@@ -93,6 +95,7 @@ impl Discovery {
                 let warming = cluster.config.dns.wait_for_warm_on_init.then(warming);
                 dns::cluster::start_logical(cluster, target, &resolver, control, warming);
             }
+            Discovery::Given => cluster.wait_for_endpoints(warming()),
         }
     }
 }

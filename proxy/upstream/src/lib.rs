@@ -2,7 +2,7 @@
 //!
 //! Reading order: the manager that finds a cluster by name (`cluster_manager`), the cluster (`cluster`) with its hosts
 //! (`host_set`, `host`), how one is picked (`lb`), what limits it (`circuit_breakers`), and how a stream to it is had
-//! (`pool`). Hosts come from the configuration or from DNS (`discovery`, `dns`). `worker` is what each thread keeps.
+//! (`pool`). Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`). `worker` is what each thread keeps.
 //! Knows no routes; the router filter does.
 
 pub mod cluster_manager;
@@ -20,6 +20,7 @@ pub mod pool;
 
 mod discovery;
 mod dns;
+pub mod endpoints;
 
 pub mod stats;
 pub mod worker;

@@ -31,8 +31,10 @@ impl ClusterLoadAssignment {
             cx.error(format!("The sum of weights of all localities at the same priority exceeds {}", u32::MAX));
         }
         let policy = message.policy.clone().unwrap_or_default();
+        let stale_after = cx.at("policy", |cx| cx.timeout("endpoint_stale_after", &policy.endpoint_stale_after, None));
         Some(ClusterLoadAssignment {
             cluster_name: message.cluster_name.as_str().into(),
+            stale_after,
             localities,
             overprovisioning_factor: u32_value(&policy.overprovisioning_factor),
             drop_overloads: policy
