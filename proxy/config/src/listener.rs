@@ -60,6 +60,8 @@ pub struct ListenerConfig {
     pub connection_limit: Option<u64>,
     /// Access logs of the listener itself.
     pub access_logs: Vec<AccessLogConfig>,
+    /// Tells listeners apart that differ in more than their filter chains; within one run of the process.
+    pub frame_fingerprint: u64,
     /// Path in the configuration.
     pub path: Box<str>,
 }
@@ -170,6 +172,8 @@ pub struct FilterChainConfig {
     pub transport_socket: Option<TypedConfig>,
     /// Default 15 s in Envoy is "disabled"; zero means none.
     pub transport_socket_connect_timeout: Duration,
+    /// Tells chains apart that differ in anything; within one run of the process.
+    pub fingerprint: u64,
     /// Path in the configuration.
     pub path: Box<str>,
 }

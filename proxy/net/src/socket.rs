@@ -20,8 +20,10 @@ use crate::connection::Plain;
 use crate::sys;
 
 /// How a listening socket is made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListenOptions {
+    /// Bind only; [`start_listening`] does the rest.
+    pub bind_only: bool,
     /// SO_REUSEPORT.
     pub reuse_port: bool,
     /// Length of the accept queue; the system's limit (`net.core.somaxconn`) when absent.
@@ -122,7 +124,7 @@ fn option_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds and listens. The socket is nonblocking; with port 0 its local address tells the port.
+/// Binds and, unless told otherwise, listens. The socket is nonblocking; with port 0 its local address tells the port.
 ///
 /// # Errors
 /// [`BindError`]; a Unix socket path that something listens on already is not taken over.
@@ -160,14 +162,26 @@ fn listen_tcp(ip: &config::SocketAddress, shown: Address, options: &ListenOption
         return Err(BindError::Bind { address: shown, source });
     }
     apply(&socket, &options.socket_options, SocketOptionState::Bound, &shown)?;
+    if !options.bind_only {
+        start_listening(&socket, options, shown)?;
+    }
+    Ok(socket)
+}
+
+/// Listens on a bound socket. Again on one that listens already it changes nothing but the length of the queue.
+///
+/// # Errors
+/// [`BindError`].
+pub fn start_listening(socket: &Socket, options: &ListenOptions, shown: Address) -> Result<(), BindError> {
     if let Err(source) = socket.listen(backlog(options)) {
         return Err(BindError::Listen { address: shown, source });
     }
-    if let Some(length) = options.fast_open {
-        set("TCP_FASTOPEN", sys::set_int_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, length as i32))?;
+    if let (Some(length), Address::Ip(_)) = (options.fast_open, &shown) {
+        sys::set_int_option(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, length as i32).map_err(|source| {
+            BindError::Option { address: shown.clone(), option: "TCP_FASTOPEN".to_owned(), source }
+        })?;
     }
-    apply(&socket, &options.socket_options, SocketOptionState::Listening, &shown)?;
-    Ok(socket)
+    apply(socket, &options.socket_options, SocketOptionState::Listening, &shown)
 }
 
 fn backlog(options: &ListenOptions) -> i32 {
@@ -201,10 +215,9 @@ fn listen_unix(path: &Path, mode: u32, shown: Address, options: &ListenOptions) 
             .map_err(|error| problem(format!("cannot set mode {mode:o}: {}", reason(&error))))?;
     }
     apply(&socket, &options.socket_options, SocketOptionState::Bound, &shown)?;
-    if let Err(source) = socket.listen(backlog(options)) {
-        return Err(BindError::Listen { address: shown, source });
+    if !options.bind_only {
+        start_listening(&socket, options, shown)?;
     }
-    apply(&socket, &options.socket_options, SocketOptionState::Listening, &shown)?;
     Ok(socket)
 }
 

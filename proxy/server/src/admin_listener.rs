@@ -74,9 +74,11 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
             filters.set_terminal(Box::new(AdminFilter { server: server.clone(), allow_paths: allow_paths.clone() }));
             let mut found = Vec::new();
             let hcm = hcm_builder::assemble(config, filters, Vec::new(), "listener.admin.", context, &mut found);
-            let mut hcm = hcm.ok_or_else(|| found.iter().map(|e| e.message.clone()).collect::<Vec<_>>().join("; "))?;
+            let (mut hcm, _) =
+                hcm.ok_or_else(|| found.iter().map(|e| e.message.clone()).collect::<Vec<_>>().join("; "))?;
             hcm.access_logs = logs.clone();
-            let factory: Arc<dyn FilterChainFactory> = Arc::new(HttpFactory { hcm: Arc::new(hcm), buffer_limit });
+            let factory: Arc<dyn FilterChainFactory> =
+                Arc::new(HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes: None });
             Ok(factory)
         },
         listener_filter: &|_| Err("the admin listener has no listener filters".to_owned()),

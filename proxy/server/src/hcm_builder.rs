@@ -1,5 +1,7 @@
 //! From the configuration of an HTTP connection manager to the object that workers use.
 
+use crate::init::InitTargets;
+use crate::named_routes::{self, NamedRoutes};
 use crate::server::Context;
 use arc_swap::ArcSwap;
 use futures_util::future::LocalBoxFuture;
@@ -7,7 +9,6 @@ use nuncio_config::access_log::AccessLogConfig;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::hcm::{HcmConfig, RouteSource};
 use nuncio_config::paths::FieldPath;
-use nuncio_config::route::RouteConfiguration;
 use nuncio_extensions::registry;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::stats::CodecStats;
@@ -22,13 +23,18 @@ use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Builds a connection manager. `listener_prefix` is `listener.<address>.`. All errors are added to `errors`.
+/// A connection manager, and the routes that it shares with others.
+pub type Built<T> = (T, Option<Arc<NamedRoutes>>);
+
+/// Builds a connection manager. `listener_prefix` is `listener.<address>.`. What it waits for is added to `targets`, all
+/// errors to `errors`.
 pub fn build(
     config: &Arc<HcmConfig>,
     listener_prefix: &str,
     context: &Context,
+    targets: &InitTargets,
     errors: &mut Vec<ConfigError>,
-) -> Option<Arc<Hcm>> {
+) -> Option<Built<Arc<Hcm>>> {
     let factory = context.factory_context();
     let chain = keep(registry::http_chain(&config.http_filters, &factory), errors);
     let mut upgrade_chains = Vec::new();
@@ -37,8 +43,11 @@ pub fn build(
             upgrade_chains.push((upgrade.upgrade_type.clone(), chain));
         }
     }
-    let hcm = assemble(config, chain?, upgrade_chains, listener_prefix, context, errors)?;
-    Some(Arc::new(hcm))
+    let (hcm, routes) = assemble(config, chain?, upgrade_chains, listener_prefix, context, errors)?;
+    if let Some(routes) = &routes {
+        targets.add(&routes.target);
+    }
+    Some((Arc::new(hcm), routes))
 }
 
 /// As [`build`], with a filter chain that is not configured: the admin interface's.
@@ -49,7 +58,7 @@ pub fn assemble(
     listener_prefix: &str,
     context: &Context,
     errors: &mut Vec<ConfigError>,
-) -> Option<Hcm> {
+) -> Option<Built<Hcm>> {
     let before = errors.len();
     let routes = route_table(config, context, errors);
     let access_logs = access_logs(&config.access_logs, context, errors);
@@ -64,10 +73,10 @@ pub fn assemble(
     let stats = HcmStats::new(&context.registry, &prefix);
     let listener_stats = ListenerHttpStats::new(&context.registry, &format!("{listener_prefix}{prefix}"));
     let server_name = HeaderValue::parse(config.server_name.to_string()).unwrap_or_default();
-    let routes = routes?;
-    (errors.len() == before).then(|| Hcm {
+    let (routes, named) = routes?;
+    let hcm = Hcm {
         config: config.clone(),
-        routes: Arc::new(ArcSwap::from_pointee(routes)),
+        routes,
         chain,
         upgrade_chains,
         stats,
@@ -78,41 +87,33 @@ pub fn assemble(
         server_name,
         runtime: context.runtime.clone(),
         local: context.local.clone(),
-    })
+    };
+    (errors.len() == before).then_some((hcm, named))
 }
 
 fn keep<T>(result: Result<T, Vec<ConfigError>>, errors: &mut Vec<ConfigError>) -> Option<T> {
     result.map_err(|found| errors.extend(found)).ok()
 }
 
-fn route_table(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) -> Option<RouteTable> {
+fn route_table(
+    config: &HcmConfig,
+    context: &Context,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Built<Arc<ArcSwap<RouteTable>>>> {
     let routes = match &config.routes {
         RouteSource::Static(routes) => routes.clone(),
-        // Without a control plane a route configuration that must be fetched stays empty: every request is a 404, as in
-        // Envoy before the first response.
-        RouteSource::Rds { name, .. } => {
-            context.dynamic_notice(&config.path, &format!("routes '{name}' come from a control plane"));
-            empty_routes(name)?
+        RouteSource::Rds { name, source } => {
+            let prefix = format!("http.{}.", config.stat_prefix);
+            let named = context.routes.get(name, source, &prefix)?;
+            return Some((named.table.clone(), Some(named)));
         }
         RouteSource::Scoped(_) => {
             context.dynamic_notice(&config.path, "scoped routes come from a control plane");
-            empty_routes("scoped")?
+            named_routes::empty_routes("scoped")?
         }
     };
-    match RouteTable::build(routes) {
-        Ok(table) => Some(table),
-        Err(found) => {
-            errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
-            None
-        }
-    }
-}
-
-/// A route configuration without virtual hosts.
-fn empty_routes(name: &str) -> Option<Arc<RouteConfiguration>> {
-    let message =
-        envoy_types::pb::envoy::config::route::v3::RouteConfiguration { name: name.to_owned(), ..Default::default() };
-    RouteConfiguration::decode(&message, &mut nuncio_config::decode::Context::default()).ok().map(Arc::new)
+    let table = keep(named_routes::build(routes), errors)?;
+    Some((Arc::new(ArcSwap::from_pointee(table)), None))
 }
 
 /// Builds access loggers; what cannot be built is an error with its path.
@@ -129,6 +130,8 @@ pub struct HttpFactory {
     pub hcm: Arc<Hcm>,
     /// `per_connection_buffer_limit_bytes` of the listener.
     pub buffer_limit: usize,
+    /// Routes that are shared, kept alive as long as somebody may use them.
+    pub routes: Option<Arc<NamedRoutes>>,
 }
 
 impl FilterChainFactory for HttpFactory {

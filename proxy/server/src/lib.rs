@@ -1,7 +1,8 @@
 //! The nuncio binary: options, assembly, workers, admin, drain.
 //!
 //! Reading order: the command line (`options`), the bootstrap (`loading`), the assembly and life of the process
-//! (`server`), what it is made of (`hcm_builder`, `worker`, `runtime`, `signals`), and the admin interface.
+//! (`server`), what it is made of (`listeners`, `hcm_builder`, `named_routes`, `worker`, `runtime`, `signals`), what
+//! is fetched while it runs (`xds`), and the admin interface.
 
 pub mod loading;
 pub mod log;
@@ -10,14 +11,18 @@ pub mod options;
 mod config_dump;
 mod empty_chain;
 pub mod hcm_builder;
+pub mod init;
 mod listener_log;
+pub mod listeners;
 mod memory;
+pub mod named_routes;
 pub mod runtime;
 pub mod server;
 pub mod signals;
 pub mod stats;
 mod stats_config;
 pub mod worker;
+pub mod xds;
 
 pub mod admin;
 mod admin_listener;

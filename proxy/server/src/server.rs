@@ -8,33 +8,36 @@
 //! Everything that can fail fails in [`build`], before anything serves. The same `build` serves `main` and tests.
 
 use crate::admin_listener;
-use crate::hcm_builder::{self, HttpFactory};
+use crate::init::InitTargets;
+use crate::listeners::{self, ListenerManager};
 use crate::loading::Bootstrap;
 use crate::log::Log;
+use crate::named_routes::RouteTables;
 use crate::options::{DrainStrategy as Strategy, IpVersion, Options};
 use crate::runtime::RuntimeLoader;
 use crate::stats::{ListenerManagerStats, RuntimeStats, ServerStats};
 use crate::worker::{Worker, WorkerCommand};
+use crate::xds::Discovery;
+use crate::xds::wants::{Want, Wants};
 use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
 use nuncio_config::diagnostics::{ConfigError, Report};
-use nuncio_config::listener::{ListenerConfig, NetworkFilterConfig, TrafficDirection};
+use nuncio_config::listener::TrafficDirection;
 use nuncio_config::paths::FieldPath;
-use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
-use nuncio_extensions::registry::{self, FactoryContext};
+use nuncio_extensions::registry::FactoryContext;
 use nuncio_http::access_log::{AccessLogWriter, WriterOptions};
 use nuncio_http::header_rules::LocalInfo;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::matchers::Runtime;
-use nuncio_net::listener::{FilterChainFactory, GlobalConnections, Listener, ListenerError, ListenerParts};
+use nuncio_net::listener::{GlobalConnections, Listener};
 use nuncio_net::tls::watch::TlsContexts;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions};
-use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// What every builder of the server needs.
 pub struct Context {
@@ -54,6 +57,8 @@ pub struct Context {
     pub global: Arc<GlobalConnections>,
     /// The server's drain.
     pub drain: DrainHandle,
+    /// Route tables that connection managers share by name.
+    pub routes: RouteTables,
     notices: Mutex<Vec<String>>,
 }
 
@@ -93,14 +98,14 @@ pub struct Server {
     pub bootstrap: Bootstrap,
     /// Runtime layers, to be shown and changed.
     pub runtime: Arc<RuntimeLoader>,
-    /// Listeners in configuration order.
-    pub listeners: Vec<Arc<Listener>>,
+    /// Listeners.
+    pub listeners: ListenerManager,
+    /// What the first listeners wait for.
+    pub init: InitTargets,
     /// The log.
     pub log: Log,
     /// `server.`
     pub stats: ServerStats,
-    /// `listener_manager.`
-    pub listener_stats: ListenerManagerStats,
     /// `runtime.`
     pub runtime_stats: RuntimeStats,
     /// Start of the process.
@@ -121,6 +126,7 @@ pub struct Bound {
     pub server: Arc<Server>,
     admin: Option<Arc<Listener>>,
     control: tokio::runtime::Runtime,
+    wanted: UnboundedReceiver<Want>,
 }
 
 /// The server could not be started.
@@ -161,6 +167,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         upstream_bind: config.upstream_bind.clone(),
         control: control.handle().clone(),
     });
+    let (wants, wanted) = Wants::channel();
     let context = Context {
         access_logs: AccessLogWriter::start(
             &registry,
@@ -175,6 +182,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         contexts: TlsContexts::default(),
         global: Arc::default(),
         drain: DrainHandle::new(),
+        routes: RouteTables::new(wants),
         notices: Mutex::default(),
         runtime: runtime.clone(),
         registry,
@@ -192,7 +200,14 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
             }
         }
     }
-    let listeners = build_listeners(config.listeners.iter(), &context, &runtime, &mut errors);
+    let init = InitTargets::default();
+    let mut listeners = Vec::new();
+    for config in &config.listeners {
+        match listeners::build::listener(config, &context, &init) {
+            Ok(listener) => listeners.push(listener),
+            Err(found) => errors.extend(found),
+        }
+    }
     let admin = match &config.admin {
         Some(admin) => admin_listener::build(admin, &context, &mut errors),
         None => None,
@@ -205,13 +220,13 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     nuncio_config::descriptors::release();
     nuncio_net::release_free_memory();
     let server = Arc::new(Server {
-        listener_stats: ListenerManagerStats::new(&context.registry, "listener_manager."),
+        listeners: ListenerManager::new(ListenerManagerStats::new(&context.registry, "listener_manager."), concurrency),
+        init,
         runtime_stats: RuntimeStats::new(&context.registry, "runtime."),
         context,
         options,
         bootstrap,
         runtime,
-        listeners,
         log,
         stats,
         started,
@@ -225,128 +240,17 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let admin = admin.map(|pending| pending.finish(&server)).transpose().map_err(StartError::Other)?;
     if bind {
         let _control = control.enter();
-        for listener in &server.listeners {
+        for listener in &listeners {
             listener.bind(concurrency).map_err(|e| StartError::Other(e.to_string()))?;
         }
         if let Some(admin) = &admin {
             admin.bind(1).map_err(|e| StartError::Other(format!("admin: {e}")))?;
         }
     }
-    Ok(Bound { server, admin, control })
-}
-
-fn build_listeners<'a>(
-    configs: impl Iterator<Item = &'a Arc<ListenerConfig>>,
-    context: &Context,
-    runtime: &RuntimeLoader,
-    errors: &mut Vec<ConfigError>,
-) -> Vec<Arc<Listener>> {
-    let mut listeners = Vec::new();
-    for config in configs {
-        let found = RefCell::new(Vec::new());
-        let prefix = stat_prefix(config);
-        let access_logs = hcm_builder::access_logs(&config.access_logs, context, errors);
-        let parts = ListenerParts {
-            registry: &context.registry,
-            global: context.global.clone(),
-            drain: &context.drain,
-            contexts: &context.contexts,
-            filter_chain: &|chain| {
-                let mut chain_errors = Vec::new();
-                let built = build_chain(chain, config, &prefix, context, &mut chain_errors);
-                found.borrow_mut().extend(chain_errors);
-                built.ok_or_else(String::new)
-            },
-            listener_filter: &|extension| {
-                let path = registry::path_of(extension);
-                found.borrow_mut().push(registry::not_implemented("listener filter", extension, path));
-                Err(String::new())
-            },
-            access_logs: crate::listener_log::of(access_logs),
-        };
-        match Listener::new(config.clone(), parts) {
-            Ok(listener) => {
-                let key = format!("envoy.resource_limits.listener.{}.connection_limit", config.name);
-                if let Some(limit) = runtime.integer(&key) {
-                    listener.set_connection_limit(Some(limit));
-                }
-                listeners.push(listener);
-            }
-            Err(e) => {
-                let mut found = found.into_inner();
-                if found.is_empty() {
-                    found.push(listener_error(e, &config.path));
-                }
-                errors.extend(found);
-            }
-        }
+    for listener in listeners {
+        server.listeners.add_static(listener);
     }
-    listeners
-}
-
-/// The path is in front of the message in some of the network floor's errors: it is told apart here.
-fn listener_error(error: ListenerError, listener: &str) -> ConfigError {
-    let text = error.to_string();
-    let path = match &error {
-        ListenerError::Chains { path, .. } | ListenerError::Filter { path, .. } => &**path,
-        ListenerError::Tls(_) => text.split_once(": ").map_or(listener, |(path, _)| path),
-        ListenerError::Bind { .. } => listener,
-    };
-    let message = text.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
-    ConfigError::new(FieldPath::parse(path), message)
-}
-
-fn stat_prefix(config: &ListenerConfig) -> String {
-    let address = config.addresses.first().map(|a| nuncio_net::address::Address::from(&a.address).stat_name());
-    let name = config.stat_prefix.as_deref().map(str::to_owned).or(address);
-    format!("listener.{}.", name.unwrap_or_else(|| config.name.to_string()))
-}
-
-/// The factory of a filter chain. Network filters before the terminal one are not implemented yet.
-fn build_chain(
-    chain: &nuncio_config::listener::FilterChainConfig,
-    listener: &ListenerConfig,
-    prefix: &str,
-    context: &Context,
-    errors: &mut Vec<ConfigError>,
-) -> Option<Arc<dyn FilterChainFactory>> {
-    if let Some(socket) = &chain.transport_socket {
-        errors.push(registry::not_implemented("transport socket", socket, registry::path_of(socket)));
-    }
-    let mut factory: Option<Arc<dyn FilterChainFactory>> = None;
-    let last = chain.filters.len().saturating_sub(1);
-    for (i, filter) in chain.filters.iter().enumerate() {
-        match filter {
-            NetworkFilterConfig::Extension(extension) => {
-                errors.push(registry::not_implemented("network filter", extension, registry::path_of(extension)));
-            }
-            _ if i != last => errors.push(ConfigError::new(
-                FieldPath::parse(&chain.path).field("filters").index(i),
-                "Error: terminal filter must be the last filter in a network filter chain.",
-            )),
-            NetworkFilterConfig::Http(config) => {
-                if let Some(hcm) = hcm_builder::build(config, prefix, context, errors) {
-                    let buffer_limit = listener.per_connection_buffer_limit_bytes as usize;
-                    factory = Some(Arc::new(HttpFactory { hcm, buffer_limit }));
-                }
-            }
-            NetworkFilterConfig::TcpProxy(config) => {
-                let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
-                match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
-                    Ok(filter) => factory = Some(Arc::new(TcpProxyFactory::new(filter))),
-                    Err(message) => {
-                        let path = FieldPath::parse(&config.path).field("tunneling_config");
-                        errors.push(ConfigError::new(path, message));
-                    }
-                }
-            }
-        }
-    }
-    if chain.filters.is_empty() {
-        // Envoy accepts such a chain and closes its connections.
-        factory = Some(Arc::new(crate::empty_chain::EmptyChain));
-    }
-    factory.filter(|_| errors.is_empty())
+    Ok(Bound { server, admin, control, wanted })
 }
 
 fn local_info(config: &nuncio_config::bootstrap::BootstrapConfig, version: IpVersion) -> LocalInfo {
@@ -413,9 +317,9 @@ impl Server {
     pub fn drain_listeners(self: &Arc<Self>, graceful: bool, skip_exit: bool, inbound_only: bool) {
         let chosen: Vec<_> = self
             .listeners
-            .iter()
+            .active()
+            .into_iter()
             .filter(|l| !inbound_only || l.config().traffic_direction == TrafficDirection::Inbound)
-            .cloned()
             .collect();
         if graceful {
             for listener in &chosen {
@@ -437,7 +341,7 @@ impl Server {
     fn stop_listeners(&self, listeners: &[Arc<Listener>]) {
         for listener in listeners {
             listener.stop();
-            self.listener_stats.listener_stopped().inc();
+            self.listeners.stats.listener_stopped().inc();
         }
     }
 
@@ -475,9 +379,9 @@ impl Bound {
     /// # Errors
     /// What keeps the process from serving; nothing has been served then.
     pub fn run(self) -> Result<(), String> {
-        let Bound { server, admin, control } = self;
+        let Bound { server, admin, control, wanted } = self;
         let tasks = tokio::task::LocalSet::new();
-        tasks.block_on(&control, serve(server, admin))
+        tasks.block_on(&control, serve(server, admin, wanted))
     }
 
     /// As [`Bound::run`], until `until` is ready; for tests and the demo.
@@ -485,7 +389,7 @@ impl Bound {
     /// # Errors
     /// As [`Bound::run`].
     pub fn run_until(self, until: impl Future<Output = ()> + 'static) -> Result<(), String> {
-        let Bound { server, admin, control } = self;
+        let Bound { server, admin, control, wanted } = self;
         let tasks = tokio::task::LocalSet::new();
         let stopper = server.clone();
         tasks.block_on(&control, async move {
@@ -493,12 +397,16 @@ impl Bound {
                 until.await;
                 stopper.quit();
             });
-            serve(server, admin).await
+            serve(server, admin, wanted).await
         })
     }
 }
 
-async fn serve(server: Arc<Server>, admin: Option<Arc<Listener>>) -> Result<(), String> {
+async fn serve(
+    server: Arc<Server>,
+    admin: Option<Arc<Listener>>,
+    wanted: UnboundedReceiver<Want>,
+) -> Result<(), String> {
     nuncio_base::timer::start();
     let begun = Instant::now();
     if let Some(admin) = &admin {
@@ -517,21 +425,12 @@ async fn serve(server: Arc<Server>, admin: Option<Arc<Listener>>) -> Result<(), 
         workers.push(Worker::start(index).map_err(|e| format!("cannot start worker {index}: {e}"))?);
     }
     crate::signals::spawn_watchers(&server);
-    let warm = server.context.clusters.clone();
     let initialized = async {
-        warm.initialized().await;
+        let discovery = Discovery::start(&server, wanted);
+        discovery.clusters().await;
         server.set_state(State::Initializing);
-        for worker in &workers {
-            for listener in &server.listeners {
-                // A worker that ended has said why.
-                let _ = worker.commands.send(WorkerCommand::Run(listener.clone()));
-            }
-        }
-        let s = &server.listener_stats;
-        s.listener_added().add(server.listeners.len() as u64);
-        s.listener_create_success().add((server.listeners.len() * workers.len()) as u64);
-        s.total_listeners_active().set(server.listeners.len() as u64);
-        s.workers_started().set(1);
+        discovery.listeners().await;
+        server.listeners.start_workers(workers.iter().map(|worker| worker.commands.clone()));
         server.stats.initialization_time_ms().record(begun.elapsed().as_millis() as u64);
         server.set_state(State::Live);
         tracing::info!("all clusters initialized; serving with {} worker(s)", workers.len());
@@ -542,7 +441,7 @@ async fn serve(server: Arc<Server>, admin: Option<Arc<Listener>>) -> Result<(), 
         () = initialized => {}
         () = until_ended(&server, &mut signals) => {}
     }
-    for listener in &server.listeners {
+    for listener in server.listeners.running() {
         listener.stop();
         listener.close_connections();
     }
@@ -573,10 +472,10 @@ async fn until_ended(server: &Arc<Server>, signals: &mut crate::signals::Signals
     crate::signals::notify_stopping();
     let limit = server.drain_time();
     tracing::info!("draining: no new connections, waiting up to {} s for requests in flight", limit.as_secs());
-    server.stop_listeners(&server.listeners);
+    server.stop_listeners(&server.listeners.active());
     server.context.drain.start(DrainStrategy::Immediate, limit);
     let drained = async {
-        for listener in &server.listeners {
+        for listener in server.listeners.running() {
             listener.drained().await;
         }
     };
@@ -608,7 +507,7 @@ fn announce(server: &Server, admin: Option<&Arc<Listener>>) {
     if let Some(address) = admin.and_then(|a| a.addresses().into_iter().next()) {
         tracing::info!(target: "admin", "admin interface at {address}");
     }
-    for listener in &server.listeners {
+    for listener in server.listeners.active() {
         for address in listener.addresses() {
             tracing::info!("listener '{}' at {address}", listener.name());
         }

@@ -113,7 +113,7 @@ impl AdminSources for Sources<'_> {
             name: l.name().to_string(),
             addresses: l.addresses().iter().map(address).collect(),
         };
-        self.server.listeners.iter().map(status).collect()
+        self.server.listeners.active().iter().map(status).collect()
     }
 
     fn certificates(&self) -> Vec<CertificateSet> {

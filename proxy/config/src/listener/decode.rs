@@ -18,7 +18,7 @@ use super::{
 use crate::access_log::AccessLogConfig;
 use crate::address::{Address, SocketAddress};
 use crate::cluster::DEFAULT_BUFFER_LIMIT;
-use crate::decode::{Context, bool_value, type_name, u32_value};
+use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::{CodecType, HcmConfig};
 use crate::tcp_proxy::TcpProxyConfig;
@@ -76,10 +76,35 @@ impl ListenerConfig {
             max_connections_to_accept_per_socket_event: u32_value(&message.max_connections_to_accept_per_socket_event),
             connection_limit: None,
             access_logs: cx.each("access_log", &message.access_log, AccessLogConfig::decode),
+            frame_fingerprint: frame_fingerprint(message),
             path: cx.path_text(),
             addresses: addresses?,
         })
     }
+}
+
+/// Of everything but the filter chains. Metadata is a map, whose encoding has no fixed order, and goes by its JSON.
+fn frame_fingerprint(message: &pb::Listener) -> u64 {
+    let mut frame = pb::Listener {
+        filter_chains: Vec::new(),
+        default_filter_chain: None,
+        filter_chain_matcher: None,
+        ..message.clone()
+    };
+    let metadata = json::metadata(&frame.metadata.take());
+    fingerprint(&frame, metadata)
+}
+
+fn chain_fingerprint(message: &pb::FilterChain) -> u64 {
+    let mut chain = message.clone();
+    let metadata = json::metadata(&chain.metadata.take());
+    fingerprint(&chain, metadata)
+}
+
+fn fingerprint(message: &impl prost::Message, metadata: Option<Arc<serde_json::Value>>) -> u64 {
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+    let metadata = metadata.map(|value| value.to_string());
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((message.encode_to_vec(), metadata))
 }
 
 impl std::fmt::Display for ListenAddress {
@@ -188,6 +213,7 @@ impl FilterChainConfig {
             transport_socket_connect_timeout: cx
                 .duration("transport_socket_connect_timeout", &message.transport_socket_connect_timeout)
                 .unwrap_or_default(),
+            fingerprint: chain_fingerprint(message),
             path: cx.path_text(),
         })
     }

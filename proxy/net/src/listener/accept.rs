@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -16,7 +17,7 @@ use nuncio_base::timer::timeout;
 use rustc_hash::FxHashMap;
 use socket2::Socket;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::stats::{AcceptedGuard, ConnectionGuard, PreConnectionGuard, WorkerListenerStats};
 use super::{ConnectionEnd, FilterChain, FilterChainHandler, Listener, ListenerAccessLog, Table, is_shortage};
@@ -24,6 +25,7 @@ use crate::address::{Address, unmap};
 use crate::connection::{Connection, ConnectionInfo, Io, Plain, TransportProtocol, next_connection_id};
 use crate::filter_chain::ChainInput;
 use crate::listener_filters::Verdict;
+use crate::socket::start_listening;
 
 /// Pause after accept(2) has failed for want of descriptors or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);
@@ -82,7 +84,7 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
         others: others.clone(),
         listener: listener.clone(),
     });
-    let mut keys: Vec<_> = sockets.iter().filter_map(|(address, _)| address.socket_addr()).collect();
+    let mut keys: Vec<_> = sockets.iter().filter_map(|own| own.address.socket_addr()).collect();
     if keys.is_empty() {
         // Not bound: reachable only from another listener.
         let config = listener.config();
@@ -91,10 +93,14 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
     for key in &keys {
         others.by_address.borrow_mut().insert(*key, this.clone());
     }
-    let mut loops = Vec::new();
-    for (address, socket) in sockets {
-        loops.push(accept_loop(this.clone(), Acceptor::new(&address, socket)?));
+    let mut acceptors = Vec::new();
+    for own in sockets {
+        if own.options.bind_only {
+            start_listening(&own.socket, &own.options, own.address.clone()).map_err(io::Error::other)?;
+        }
+        acceptors.push(Acceptor::new(&own.address, own.socket)?);
     }
+    let loops: Vec<_> = acceptors.iter().map(|acceptor| accept_loop(this.clone(), acceptor)).collect();
     let refresh = async {
         loop {
             this.listener.changed.notified().await;
@@ -108,6 +114,12 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
         () = async { futures_util::future::join_all(loops).await; std::future::pending::<()>().await } => {}
     }
     others.by_address.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, &this));
+    if !listener.handed_over.load(Ordering::Acquire) {
+        // Clients of connections that wait in the queue believe that they are connected: closing would reset them.
+        for acceptor in acceptors {
+            acceptor.take_rest(&this);
+        }
+    }
     Ok(())
 }
 
@@ -137,6 +149,33 @@ impl Acceptor {
         }
     }
 
+    /// Starts the connections that wait in the queue; closes the socket.
+    fn take_rest(self, this: &Rc<WorkerListener>) {
+        let own = self.local();
+        match self {
+            Self::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok((stream, peer)) = listener.accept() {
+                    if stream.set_nonblocking(true).is_ok()
+                        && let Ok(stream) = TcpStream::from_std(stream)
+                    {
+                        start(this, Plain::tcp(stream), Address::Ip(unmap(peer)), &own);
+                    }
+                }
+            }
+            Self::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return };
+                while let Ok((stream, peer)) = listener.accept() {
+                    if stream.set_nonblocking(true).is_ok()
+                        && let Ok(stream) = UnixStream::from_std(stream)
+                    {
+                        start(this, Plain::unix(stream), Address::from_unix(&peer.into()), &own);
+                    }
+                }
+            }
+        }
+    }
+
     fn local(&self) -> Address {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Ip).unwrap_or_else(|_| Address::Pipe("".into())),
@@ -147,7 +186,7 @@ impl Acceptor {
     }
 }
 
-async fn accept_loop(this: Rc<WorkerListener>, acceptor: Acceptor) {
+async fn accept_loop(this: Rc<WorkerListener>, acceptor: &Acceptor) {
     let listener = &this.listener;
     let own = acceptor.local();
     let batch = listener.config().max_connections_to_accept_per_socket_event.unwrap_or(ACCEPT_BATCH).max(1);

@@ -26,6 +26,7 @@ use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
 use nuncio_config::listener::{FilterChainConfig, ListenerConfig, ListenerFilterConfig};
 use nuncio_config::typed_config::TypedConfig;
+use rustc_hash::FxHashMap;
 use socket2::Socket;
 use tokio::sync::Notify;
 
@@ -202,6 +203,11 @@ struct Table {
     config: Arc<ListenerConfig>,
 }
 
+/// Filter chains that are built and not yet in use.
+pub struct PreparedUpdate {
+    table: Arc<Table>,
+}
+
 /// A listener, shared by all workers.
 pub struct Listener {
     name: Arc<str>,
@@ -216,6 +222,8 @@ pub struct Listener {
     addresses: Mutex<Vec<Bound>>,
     drain: DrainHandle,
     stop: Kill,
+    /// Its sockets live on in another listener.
+    handed_over: AtomicBool,
     ignore_global_limit: bool,
     global: Arc<GlobalConnections>,
     connection_limit: AtomicU64,
@@ -227,7 +235,19 @@ pub struct Listener {
 /// A bound address with the sockets that workers have not taken yet.
 struct Bound {
     address: Address,
+    /// What was asked for; its port may be 0.
+    configured: nuncio_config::address::Address,
+    options: ListenOptions,
     sockets: VecDeque<Socket>,
+    /// The same sockets, for a listener that takes over: their queues of connections stay open.
+    kept: Vec<Socket>,
+}
+
+/// A socket for a worker, and how it has to listen.
+struct WorkerSocket {
+    address: Address,
+    options: ListenOptions,
+    socket: Socket,
 }
 
 impl Listener {
@@ -262,6 +282,7 @@ impl Listener {
             addresses: Mutex::default(),
             drain,
             stop: Kill::default(),
+            handed_over: AtomicBool::new(false),
             ignore_global_limit: config.ignore_global_conn_limit,
             global: parts.global,
             connection_limit: AtomicU64::new(config.connection_limit.unwrap_or(u64::MAX)),
@@ -270,50 +291,69 @@ impl Listener {
         }))
     }
 
-    /// Binds every address, once for each of `workers` where `enable_reuse_port` is set, else once for all.
+    /// Binds every address and listens, once for each of `workers` where `enable_reuse_port` is set, else once for all.
     ///
     /// # Errors
     /// The first address that cannot be bound; then none is.
     pub fn bind(&self, workers: usize) -> Result<(), ListenerError> {
+        self.bind_with(workers, None, false)
+    }
+
+    /// Binds every address; workers listen when they begin to run the listener. Sockets of `old` are taken over where it
+    /// has the same address with the same options: their queues stay, so that no connection is refused or lost.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_for_later(&self, workers: usize, old: Option<&Listener>) -> Result<(), ListenerError> {
+        self.bind_with(workers, old, true)
+    }
+
+    fn bind_with(&self, workers: usize, old: Option<&Listener>, bind_only: bool) -> Result<(), ListenerError> {
         let config = self.config();
         let fail = |source| ListenerError::Bind { name: self.name.clone(), source };
         let mut all = Vec::new();
-        if config.bind_to_port {
-            for (index, listen_address) in config.addresses.iter().enumerate() {
-                let mut options = ListenOptions {
-                    reuse_port: config.enable_reuse_port,
-                    backlog: config.tcp_backlog_size,
-                    socket_options: config.socket_options.clone(),
-                    transparent: config.transparent,
-                    freebind: config.freebind,
-                    fast_open: config.tcp_fast_open_queue_length,
-                };
-                options.socket_options.extend(listen_address.socket_options.iter().cloned());
-                let first = listen(&listen_address.address, &options).map_err(fail)?;
-                let source = |source| fail(BindError::Listen { address: (&listen_address.address).into(), source });
-                let address = Address::from_sockaddr(&first.local_addr().map_err(source)?);
-                let per_worker = config.enable_reuse_port && address.ip().is_some();
-                let mut sockets = VecDeque::from([first]);
-                while sockets.len() < workers {
-                    let socket = if per_worker {
-                        // With port 0 the kernel has chosen the port by now.
-                        let mut again = listen_address.address.clone();
-                        if let (nuncio_config::address::Address::Socket(ip), Some(port)) = (&mut again, address.port())
-                        {
-                            ip.addr.set_port(port);
-                        }
-                        listen(&again, &options).map_err(fail)?
-                    } else {
-                        sockets[0].try_clone().map_err(source)?
-                    };
-                    sockets.push_back(socket);
-                }
-                tracing::debug!(listener = %self.name, %address, index, "bound");
-                all.push(Bound { address, sockets });
-            }
+        let addresses = if config.bind_to_port { &*config.addresses } else { &[] };
+        for (index, listen_address) in addresses.iter().enumerate() {
+            let mut options = ListenOptions {
+                bind_only,
+                reuse_port: config.enable_reuse_port,
+                backlog: config.tcp_backlog_size,
+                socket_options: config.socket_options.clone(),
+                transparent: config.transparent,
+                freebind: config.freebind,
+                fast_open: config.tcp_fast_open_queue_length,
+            };
+            options.socket_options.extend(listen_address.socket_options.iter().cloned());
+            let taken = old.and_then(|old| old.hand_over(&listen_address.address, &options));
+            let bound = match taken {
+                Some(bound) => bound,
+                None => bind_address(&listen_address.address, options, workers).map_err(fail)?,
+            };
+            tracing::debug!(listener = %self.name, address = %bound.address, index, "bound");
+            all.push(bound);
         }
         *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = all;
         Ok(())
+    }
+
+    /// Copies of the sockets of an address, for the listener that takes this one's place.
+    fn hand_over(&self, configured: &nuncio_config::address::Address, options: &ListenOptions) -> Option<Bound> {
+        let own = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |bound: &&Bound| {
+            let known = ListenOptions { bind_only: options.bind_only, ..bound.options.clone() };
+            bound.configured == *configured && known == *options && !bound.kept.is_empty()
+        };
+        let bound = own.iter().find(same)?;
+        let copies = || bound.kept.iter().map(Socket::try_clone).collect::<io::Result<Vec<_>>>();
+        let (sockets, kept) = match (copies(), copies()) {
+            (Ok(sockets), Ok(kept)) => (sockets.into(), kept),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(listener = %self.name, %error, "sockets cannot be handed over");
+                return None;
+            }
+        };
+        let (address, options) = (bound.address.clone(), options.clone());
+        Some(Bound { address, configured: configured.clone(), options, sockets, kept })
     }
 
     /// Its name.
@@ -352,38 +392,68 @@ impl Listener {
         self.connection_limit.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Swaps in other filter chains, listener filters and access logs. Chains for which `same` says that nothing has
-    /// changed live on with their connections; the others drain for `drain_time` and then end. Returns how many drain.
+    /// Builds other filter chains, listener filters and access logs, to be swapped in by [`apply`](Self::apply). Chains for
+    /// which `same` says that nothing has changed live on with their connections.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn prepare(
+        &self,
+        config: Arc<ListenerConfig>,
+        parts: &ListenerParts<'_>,
+        same: &dyn Fn(&FilterChainConfig, &FilterChainConfig) -> bool,
+    ) -> Result<PreparedUpdate, ListenerError> {
+        let old = self.table.load_full();
+        let table = build_table(&config, parts, &old.chains, &self.tls_stats, &self.drain, same)?;
+        Ok(PreparedUpdate { table: Arc::new(table) })
+    }
+
+    /// Swaps in what was prepared. Chains that are gone drain for `drain_time`; they are returned, to be ended then.
+    pub fn apply(
+        &self,
+        update: PreparedUpdate,
+        strategy: DrainStrategy,
+        drain_time: Duration,
+    ) -> Vec<Arc<FilterChain>> {
+        let old = self.table.swap(update.table);
+        let new = self.table.load();
+        self.changed.notify_waiters();
+        let kept = |chain: &Arc<FilterChain>| new.chains.iter().any(|other| other.id == chain.id);
+        let gone: Vec<_> = old.chains.iter().filter(|chain| !kept(chain)).cloned().collect();
+        for chain in &gone {
+            chain.drain.start(strategy, drain_time);
+        }
+        gone
+    }
+
+    /// [`prepare`](Self::prepare) and [`apply`](Self::apply) in one.
     ///
     /// # Errors
     /// As [`new`](Self::new); nothing has changed then.
     pub fn update(
-        self: &Arc<Self>,
+        &self,
         config: Arc<ListenerConfig>,
         parts: &ListenerParts<'_>,
         same: &dyn Fn(&FilterChainConfig, &FilterChainConfig) -> bool,
         strategy: DrainStrategy,
         drain_time: Duration,
     ) -> Result<Vec<Arc<FilterChain>>, ListenerError> {
-        let old = self.table.load_full();
-        let table = build_table(&config, parts, &old.chains, &self.tls_stats, &self.drain, same)?;
-        let kept = |chain: &Arc<FilterChain>| table.chains.iter().any(|new| new.id == chain.id);
-        let gone: Vec<_> = old.chains.iter().filter(|chain| !kept(chain)).cloned().collect();
-        self.table.store(Arc::new(table));
-        self.changed.notify_waiters();
-        for chain in &gone {
-            chain.drain.start(strategy, drain_time);
-        }
-        Ok(gone)
+        let prepared = self.prepare(config, parts, same)?;
+        Ok(self.apply(prepared, strategy, drain_time))
     }
 
-    /// Stops accepting: workers close their sockets. Connections go on.
+    /// Stops accepting, since another listener runs on its sockets. Connections go on.
+    pub fn stop_handed_over(&self) {
+        self.handed_over.store(true, Ordering::Release);
+        self.stop();
+    }
+
+    /// Stops accepting: workers start what waits in the queues and close their sockets. Connections go on.
     pub fn stop(&self) {
-        self.addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter_mut()
-            .for_each(|bound| bound.sockets.clear());
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().for_each(|bound| {
+            bound.sockets.clear();
+            bound.kept.clear();
+        });
         self.stop.set();
     }
 
@@ -411,10 +481,42 @@ impl Listener {
     }
 
     /// A socket for a worker at each address; none are left when every worker has taken its own.
-    fn take_sockets(&self) -> Vec<(Address, Socket)> {
+    fn take_sockets(&self) -> Vec<WorkerSocket> {
         let mut bound = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        bound.iter_mut().filter_map(|bound| Some((bound.address.clone(), bound.sockets.pop_front()?))).collect()
+        let take = |bound: &mut Bound| {
+            let socket = bound.sockets.pop_front()?;
+            Some(WorkerSocket { address: bound.address.clone(), options: bound.options.clone(), socket })
+        };
+        bound.iter_mut().filter_map(take).collect()
     }
+}
+
+/// Binds one address: a socket for each worker, or one for all.
+fn bind_address(
+    configured: &nuncio_config::address::Address,
+    options: ListenOptions,
+    workers: usize,
+) -> Result<Bound, BindError> {
+    let first = listen(configured, &options)?;
+    let source = |source| BindError::Listen { address: configured.into(), source };
+    let address = Address::from_sockaddr(&first.local_addr().map_err(source)?);
+    let per_worker = options.reuse_port && address.ip().is_some();
+    let mut sockets = VecDeque::from([first]);
+    while sockets.len() < workers {
+        let socket = if per_worker {
+            // With port 0 the kernel has chosen the port by now.
+            let mut again = configured.clone();
+            if let (nuncio_config::address::Address::Socket(ip), Some(port)) = (&mut again, address.port()) {
+                ip.addr.set_port(port);
+            }
+            listen(&again, &options)?
+        } else {
+            sockets[0].try_clone().map_err(source)?
+        };
+        sockets.push_back(socket);
+    }
+    let kept = sockets.iter().map(Socket::try_clone).collect::<io::Result<_>>().map_err(source)?;
+    Ok(Bound { address, configured: configured.clone(), options, sockets, kept })
 }
 
 impl FilterChain {
@@ -437,11 +539,19 @@ fn build_table(
         let addresses = config.addresses.iter().map(|address| Address::from(&address.address).to_string());
         ListenerError::Chains { path: config.path.clone(), addresses: addresses.collect::<Vec<_>>().join(","), source }
     })?;
+    let mut by_fingerprint: FxHashMap<u64, Vec<&Arc<FilterChain>>> = FxHashMap::default();
+    for chain in old {
+        by_fingerprint.entry(chain.config.fingerprint).or_default().push(chain);
+    }
     let mut chains = Vec::new();
     for chain in config.filter_chains.iter().chain(&config.default_filter_chain) {
-        let kept = old.iter().find(|old| Arc::ptr_eq(&old.config, chain) || same(&old.config, chain));
+        let kept = by_fingerprint
+            .get(&chain.fingerprint)
+            .into_iter()
+            .flatten()
+            .find(|old| Arc::ptr_eq(&old.config, chain) || same(&old.config, chain));
         chains.push(match kept {
-            Some(kept) => kept.clone(),
+            Some(kept) => Arc::clone(kept),
             None => build_chain(chain, parts, tls_stats, drain)?,
         });
     }

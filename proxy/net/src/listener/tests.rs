@@ -33,6 +33,7 @@ fn chain(name: &str, matches: FilterChainMatch) -> FilterChainConfig {
         tls: None,
         transport_socket: None,
         transport_socket_connect_timeout: Duration::ZERO,
+        fingerprint: 0,
         path: "".into(),
     }
 }
@@ -66,6 +67,7 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
         max_connections_to_accept_per_socket_event: None,
         connection_limit: None,
         access_logs: Vec::new(),
+        frame_fingerprint: 0,
         path: "listeners[0]".into(),
     }
 }
@@ -457,4 +459,64 @@ fn contradicting_chains_are_refused_with_the_address() {
         error.to_string(),
         "listeners[0]: error adding listener '127.0.0.1:0': filter chain 'b' has the same matching rules defined as 'a'"
     );
+}
+
+#[tokio::test]
+async fn a_listener_takes_over_the_sockets_of_another_and_nothing_in_the_queue_is_lost() {
+    let run = async {
+        let old = Fixture::new(listener_config(vec![chain("a", FilterChainMatch::default())], Vec::new()));
+        // Nobody accepts yet: the connection waits in the queue of the kernel.
+        let mut waiting = old.connect().await;
+        let parts = Fixture::parts(&old.registry, &old.log, &old.drain, &old.contexts, &old.global);
+        let config = listener_config(vec![chain("b", FilterChainMatch::default())], Vec::new());
+        let new = Listener::new(Arc::new(config), parts).expect("built");
+        new.bind_for_later(1, Some(&old.listener)).expect("bound");
+        assert_eq!(new.addresses(), old.listener.addresses());
+        old.listener.stop_handed_over();
+        let running = new.clone();
+        tokio::task::spawn_local(async move { run_listener(running, 0, Rc::default()).await.expect("runs") });
+        assert!(line(&mut waiting).await.starts_with("b#1 "));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_stops_serves_what_waits_in_its_queue() {
+    let run = async {
+        let fixture = Fixture::new(listener_config(vec![chain("a", FilterChainMatch::default())], Vec::new()));
+        let mut waiting = fixture.connect().await;
+        let listener = fixture.listener.clone();
+        listener.stop.set();
+        tokio::task::spawn_local(async move { run_listener(listener, 0, Rc::default()).await.expect("runs") });
+        assert!(line(&mut waiting).await.starts_with("a#1 "));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_socket_bound_for_later_refuses_connections_until_the_listener_runs() {
+    let run = async {
+        let registry = Registry::new(1, StatsConfig::default());
+        let (log, drain) = (Arc::<Lines>::default(), DrainHandle::new());
+        let (contexts, global) = (TlsContexts::new(), Arc::<GlobalConnections>::default());
+        let parts = Fixture::parts(&registry, &log, &drain, &contexts, &global);
+        let config = listener_config(vec![chain("a", FilterChainMatch::default())], Vec::new());
+        let listener = Listener::new(Arc::new(config), parts).expect("built");
+        listener.bind_for_later(1, None).expect("bound");
+        let address = listener.addresses()[0].socket_addr().expect("an IP");
+        let error = TcpStream::connect(address).await.expect_err("nobody listens");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        tokio::task::spawn_local(async move { run_listener(listener, 0, Rc::default()).await.expect("runs") });
+        let connected = async {
+            loop {
+                match TcpStream::connect(address).await {
+                    Ok(stream) => return stream,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        let mut stream = tokio::time::timeout(LONG, connected).await.expect("in time");
+        assert!(line(&mut stream).await.starts_with("a#1 "));
+    };
+    LocalSet::new().run_until(run).await;
 }

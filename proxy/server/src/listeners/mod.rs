@@ -1,0 +1,363 @@
+//! The listeners of the process: added, changed and removed while they serve.
+//!
+//! ```text
+//! add_or_update: build, bind  ->  warming (routes, secrets)  ->  active: workers run it  ->  draining  ->  gone
+//! ```
+//!
+//! A change of filter chains only swaps them in the listener that runs; connections of chains that stay do not notice.
+//! Any other change makes a new listener, which takes over the sockets of the old one. Called on the control thread.
+//! Where listeners come from is not known here.
+
+pub(crate) mod build;
+mod drain;
+mod table;
+
+use crate::init::InitTargets;
+use crate::server::Server;
+use crate::stats::ListenerManagerStats;
+use crate::worker::WorkerCommand;
+use bytes::Bytes;
+use nuncio_config::address::Address;
+use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::listener::ListenerConfig;
+use nuncio_config::paths::FieldPath;
+use nuncio_net::listener::{Listener, PreparedUpdate};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+use table::{Active, Managed, Table, Warming, WarmingKind};
+use tokio::sync::mpsc;
+
+/// Where a configuration came from, for `/config_dump`.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Version of the resource; empty in the bootstrap.
+    pub version: String,
+    /// The message as it came; empty in the bootstrap, whose dump has it.
+    pub bytes: Bytes,
+    /// When it was taken.
+    pub updated: SystemTime,
+}
+
+/// What [`ListenerManager::add_or_update`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerOutcome {
+    /// The name was new.
+    Added,
+    /// The listener of this name is replaced, or some of its filter chains.
+    Modified,
+    /// It is the same, or one of the bootstrap.
+    Unchanged,
+}
+
+/// A listener as the admin interface shows it.
+pub struct ListenerView {
+    /// Name.
+    pub name: Arc<str>,
+    /// Not of the bootstrap.
+    pub dynamic: bool,
+    /// In use.
+    pub active: Option<Origin>,
+    /// Waiting for what it needs.
+    pub warming: Option<Origin>,
+}
+
+/// All listeners.
+pub struct ListenerManager {
+    /// `listener_manager.`
+    pub stats: ListenerManagerStats,
+    table: Mutex<Table>,
+    draining: Mutex<Vec<Arc<Listener>>>,
+    workers: Mutex<Vec<mpsc::UnboundedSender<WorkerCommand>>>,
+    concurrency: usize,
+}
+
+impl ListenerManager {
+    /// No listeners; there will be `concurrency` workers.
+    pub fn new(stats: ListenerManagerStats, concurrency: usize) -> ListenerManager {
+        ListenerManager {
+            stats,
+            table: Mutex::default(),
+            draining: Mutex::default(),
+            workers: Mutex::default(),
+            concurrency,
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<mpsc::UnboundedSender<WorkerCommand>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a listener of the bootstrap, built and bound by the caller.
+    pub fn add_static(&self, listener: Arc<Listener>) {
+        let origin = Origin { version: String::new(), bytes: Bytes::new(), updated: SystemTime::now() };
+        let name = listener.name().clone();
+        let active = Active { listener, fingerprint: 0, origin };
+        self.table().insert(Managed { name, dynamic: false, active: Some(active), warming: None });
+        self.stats.listener_added().inc();
+        self.show();
+    }
+
+    /// Hands all listeners to the workers; from now on listeners that come run at once when they are warm.
+    pub fn start_workers(&self, workers: impl IntoIterator<Item = mpsc::UnboundedSender<WorkerCommand>>) {
+        let mut own = self.workers();
+        own.extend(workers);
+        let active = self.active();
+        self.stats.listener_create_success().add((active.len() * own.len()) as u64);
+        self.stats.workers_started().set(1);
+        for listener in active {
+            run(&own, &listener);
+        }
+    }
+
+    fn started(&self) -> bool {
+        !self.workers().is_empty()
+    }
+
+    /// Listeners in use, in the order of adding.
+    pub fn active(&self) -> Vec<Arc<Listener>> {
+        self.table().all().filter_map(|managed| Some(managed.active.as_ref()?.listener.clone())).collect()
+    }
+
+    /// Listeners in use and those that drain: what has connections.
+    pub fn running(&self) -> Vec<Arc<Listener>> {
+        let mut all = self.active();
+        all.extend(self.draining().iter().cloned());
+        all
+    }
+
+    fn draining(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_draining(&self, listener: &Arc<Listener>) {
+        let mut draining = self.draining();
+        draining.push(listener.clone());
+        self.stats.total_listeners_draining().set(draining.len() as u64);
+    }
+
+    fn remove_draining(&self, listener: &Arc<Listener>) {
+        let mut draining = self.draining();
+        draining.retain(|other| !Arc::ptr_eq(other, listener));
+        self.stats.total_listeners_draining().set(draining.len() as u64);
+    }
+
+    /// All of them for the admin interface.
+    pub fn views(&self) -> Vec<ListenerView> {
+        let table = self.table();
+        let view = |managed: &Managed| ListenerView {
+            name: managed.name.clone(),
+            dynamic: managed.dynamic,
+            active: managed.active.as_ref().map(|active| active.origin.clone()),
+            warming: managed.warming.as_ref().map(|warming| warming.origin.clone()),
+        };
+        table.all().map(view).collect()
+    }
+
+    /// What listeners that warm wait for, by listener.
+    pub fn unready(&self) -> Vec<(Arc<str>, Vec<String>)> {
+        let table = self.table();
+        let names = |warming: &Warming| warming.targets.unready().iter().map(|target| target.name.clone()).collect();
+        table.all().filter_map(|managed| Some((managed.name.clone(), names(managed.warming.as_ref()?)))).collect()
+    }
+
+    /// Number of listeners in use or warming.
+    pub fn len(&self) -> usize {
+        self.table().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a listener or changes the one of its name. It is bound when this returns, and runs when it is warm.
+    /// `fingerprint` tells configurations of one name apart.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it; nothing has changed then.
+    pub fn add_or_update(
+        &self,
+        server: &Arc<Server>,
+        config: ListenerConfig,
+        fingerprint: u64,
+        origin: Origin,
+    ) -> Result<ListenerOutcome, Vec<ConfigError>> {
+        let config = Arc::new(config);
+        let (active, known) = {
+            let table = self.table();
+            match table.get(&config.name) {
+                Some(managed) if !managed.dynamic || managed.newest() == Some(fingerprint) => {
+                    return Ok(ListenerOutcome::Unchanged);
+                }
+                Some(managed) => (managed.active.as_ref().map(|active| active.listener.clone()), true),
+                None => (None, false),
+            }
+        };
+        if let Some((other, address)) = self.table().address_of_another(&config) {
+            return Err(vec![ConfigError::new(
+                FieldPath::parse(&config.path),
+                format!(
+                    "error adding listener: '{}' has duplicate address '{address}' as existing listener '{other}'",
+                    config.name
+                ),
+            )]);
+        }
+        let targets = Arc::new(InitTargets::default());
+        let in_place = active
+            .as_ref()
+            .filter(|active| self.started() && active.config().frame_fingerprint == config.frame_fingerprint);
+        let kind = match in_place {
+            Some(active) => WarmingKind::InPlace(self.prepare(server, active, &config, &targets)?),
+            None => WarmingKind::New(self.build(server, &config, active.as_deref(), &targets)?),
+        };
+        let outcome = if known {
+            self.stats.listener_modified().inc();
+            ListenerOutcome::Modified
+        } else {
+            self.stats.listener_added().inc();
+            ListenerOutcome::Added
+        };
+        let id = {
+            let mut table = self.table();
+            let id = table.next_id();
+            let warming = Warming { id, kind, config: config.clone(), fingerprint, targets: targets.clone(), origin };
+            if known {
+                table.edit(&config.name, |managed| managed.warming = Some(warming));
+            } else {
+                let name = config.name.clone();
+                table.insert(Managed { name, dynamic: true, active: None, warming: Some(warming) });
+            }
+            id
+        };
+        if !self.started() {
+            // The server waits for what its first listeners need, and starts them together.
+            server.init.extend(&targets);
+            self.promote(server, &config.name, id);
+        } else if targets.unready().is_empty() {
+            self.promote(server, &config.name, id);
+        } else {
+            let (server, name) = (server.clone(), config.name.clone());
+            tokio::task::spawn_local(async move {
+                targets.all_ready().await;
+                server.listeners.promote(&server, &name, id);
+            });
+        }
+        self.show();
+        Ok(outcome)
+    }
+
+    fn prepare(
+        &self,
+        server: &Server,
+        active: &Listener,
+        config: &Arc<ListenerConfig>,
+        targets: &InitTargets,
+    ) -> Result<PreparedUpdate, Vec<ConfigError>> {
+        build::with_parts(config, &server.context, targets, |parts| {
+            active.prepare(config.clone(), &parts, &|old, new| old.fingerprint == new.fingerprint)
+        })
+    }
+
+    fn build(
+        &self,
+        server: &Server,
+        config: &Arc<ListenerConfig>,
+        active: Option<&Listener>,
+        targets: &InitTargets,
+    ) -> Result<Arc<Listener>, Vec<ConfigError>> {
+        let listener = build::listener(config, &server.context, targets)?;
+        listener.bind_for_later(self.concurrency, active).map_err(|error| {
+            self.stats.listener_create_failure().inc();
+            vec![ConfigError::new(FieldPath::parse(&config.path), error.to_string())]
+        })?;
+        Ok(listener)
+    }
+
+    /// What warms under this name and id is ready: it takes the place of what is active.
+    fn promote(&self, server: &Arc<Server>, name: &str, id: u64) {
+        let promoted = self.table().edit(name, |managed| {
+            // Another change may have come meanwhile, which waits for things of its own.
+            let Warming { kind, fingerprint, origin, .. } = managed.warming.take_if(|warming| warming.id == id)?;
+            Some(match kind {
+                WarmingKind::InPlace(prepared) => {
+                    let active = managed.active.as_mut()?;
+                    (active.fingerprint, active.origin) = (fingerprint, origin);
+                    Promoted::InPlace(active.listener.clone(), prepared)
+                }
+                WarmingKind::New(listener) => {
+                    let old = managed.active.replace(Active { listener: listener.clone(), fingerprint, origin });
+                    Promoted::New(listener, old.map(|old| old.listener))
+                }
+            })
+        });
+        match promoted.flatten() {
+            Some(Promoted::InPlace(listener, prepared)) => {
+                let gone = listener.apply(prepared, server.drain_strategy(), server.drain_time());
+                self.stats.listener_in_place_updated().inc();
+                drain::chains(server, gone);
+            }
+            Some(Promoted::New(listener, old)) => {
+                {
+                    let workers = self.workers();
+                    self.stats.listener_create_success().add(workers.len() as u64);
+                    run(&workers, &listener);
+                }
+                if let Some(old) = old {
+                    drain::replaced(server, &old, &listener);
+                }
+            }
+            None => {}
+        }
+        self.show();
+    }
+
+    /// Removes a listener: it stops accepting, and its connections drain. False when there is none of this name, or it
+    /// is one of the bootstrap.
+    pub fn remove(&self, server: &Arc<Server>, name: &str) -> bool {
+        let removed = {
+            let mut table = self.table();
+            if table.get(name).is_none_or(|managed| !managed.dynamic) {
+                return false;
+            }
+            table.remove(name)
+        };
+        self.stats.listener_removed().inc();
+        if let Some(active) = removed.and_then(|managed| managed.active) {
+            drain::removed(server, &active.listener);
+        }
+        self.show();
+        true
+    }
+
+    /// Brings the gauges up to date.
+    fn show(&self) {
+        let table = self.table();
+        self.stats.total_listeners_active().set(table.active as u64);
+        self.stats.total_listeners_warming().set(table.warming as u64);
+    }
+}
+
+enum Promoted {
+    InPlace(Arc<Listener>, PreparedUpdate),
+    New(Arc<Listener>, Option<Arc<Listener>>),
+}
+
+fn run(workers: &[mpsc::UnboundedSender<WorkerCommand>], listener: &Arc<Listener>) {
+    for worker in workers {
+        // A worker that ended has said why.
+        let _ = worker.send(WorkerCommand::Run(listener.clone()));
+    }
+}
+
+/// An address that two listeners cannot share.
+fn exclusive(config: &ListenerConfig) -> impl Iterator<Item = &Address> {
+    config
+        .addresses
+        .iter()
+        .map(|own| &own.address)
+        .filter(|address| config.bind_to_port && !matches!(address, Address::Socket(socket) if socket.addr.port() == 0))
+}

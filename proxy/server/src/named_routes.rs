@@ -1,0 +1,156 @@
+//! Route tables by name: one table shared by all connection managers that ask for it, swapped whole.
+//!
+//! A connection manager gets its table here while it is built, empty until somebody fills it. Who does is told through
+//! [`Wants`]; when the last user is gone, it is told that too. Nothing here knows where routes come from.
+
+use crate::init::InitTarget;
+use crate::xds::wants::{Want, Wants};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::paths::FieldPath;
+use nuncio_config::route::RouteConfiguration;
+use nuncio_http::route::RouteTable;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// A table under a name.
+pub struct NamedRoutes {
+    /// Unique in the process.
+    pub id: u64,
+    /// `route_config_name`.
+    pub name: Box<str>,
+    /// Serialized `ConfigSource`.
+    pub source: Bytes,
+    /// `http.<stat_prefix>.` of the first that asked, for stats.
+    pub stat_prefix: String,
+    /// The table; empty at first.
+    pub table: Arc<ArcSwap<RouteTable>>,
+    /// Ready once the first routes have come.
+    pub target: Arc<InitTarget>,
+    wants: Wants,
+}
+
+impl Drop for NamedRoutes {
+    fn drop(&mut self) {
+        self.wants.send(Want::RoutesGone(self.id));
+    }
+}
+
+impl NamedRoutes {
+    /// Compiles other routes and swaps them in; requests that have picked a route keep it.
+    ///
+    /// # Errors
+    /// Everything that is wrong; the old routes stay.
+    pub fn set(&self, routes: Arc<RouteConfiguration>) -> Result<(), Vec<ConfigError>> {
+        self.table.store(Arc::new(build(routes)?));
+        self.target.set_ready();
+        Ok(())
+    }
+
+    /// Every request is a 404 from now on.
+    pub fn clear(&self) {
+        if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes).ok()) {
+            self.table.store(Arc::new(table));
+        }
+    }
+}
+
+type Key = (Box<str>, Bytes);
+
+/// All tables by name and source.
+pub struct RouteTables {
+    by_key: Mutex<HashMap<Key, Weak<NamedRoutes>>>,
+    wants: Wants,
+}
+
+impl RouteTables {
+    /// No tables yet.
+    pub fn new(wants: Wants) -> RouteTables {
+        RouteTables { by_key: Mutex::default(), wants }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<NamedRoutes>>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table of this name from this source; the first who asks makes it. None for a name that cannot be.
+    pub fn get(&self, name: &str, source: &Bytes, stat_prefix: &str) -> Option<Arc<NamedRoutes>> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let key = (name.into(), source.clone());
+        let mut by_key = self.lock();
+        if let Some(found) = by_key.get(&key).and_then(Weak::upgrade) {
+            return Some(found);
+        }
+        let table = build(empty_routes(name)?).ok()?;
+        let made = Arc::new(NamedRoutes {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.into(),
+            source: source.clone(),
+            stat_prefix: stat_prefix.to_owned(),
+            table: Arc::new(ArcSwap::from_pointee(table)),
+            target: InitTarget::new(format!("RdsRouteConfigSubscription {name}")),
+            wants: self.wants.clone(),
+        });
+        if by_key.len() >= 64 && by_key.len().is_power_of_two() {
+            by_key.retain(|_, routes| routes.strong_count() > 0);
+        }
+        by_key.insert(key, Arc::downgrade(&made));
+        drop(by_key);
+        self.wants.send(Want::Routes(Arc::downgrade(&made)));
+        Some(made)
+    }
+}
+
+/// Compiles routes.
+///
+/// # Errors
+/// Everything that is wrong, with paths.
+pub fn build(routes: Arc<RouteConfiguration>) -> Result<RouteTable, Vec<ConfigError>> {
+    RouteTable::build(routes).map_err(|found| {
+        found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)).collect()
+    })
+}
+
+/// A route configuration without virtual hosts.
+pub fn empty_routes(name: &str) -> Option<Arc<RouteConfiguration>> {
+    let message =
+        envoy_types::pb::envoy::config::route::v3::RouteConfiguration { name: name.to_owned(), ..Default::default() };
+    RouteConfiguration::decode(&message, &mut nuncio_config::decode::Context::default()).ok().map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_has_one_table_per_source_and_both_ends_of_its_life_are_told() {
+        let (wants, mut wanted) = Wants::channel();
+        let tables = RouteTables::new(wants);
+        let (ads, file) = (Bytes::from_static(b"ads"), Bytes::from_static(b"file"));
+        let one = tables.get("r", &ads, "http.a.").expect("a table");
+        let again = tables.get("r", &ads, "http.b.").expect("a table");
+        let other = tables.get("r", &file, "http.a.").expect("a table");
+        assert!(Arc::ptr_eq(&one, &again) && !Arc::ptr_eq(&one, &other));
+        let id = one.id;
+        drop((one, again));
+        let told: Vec<_> = std::iter::from_fn(|| wanted.try_recv().ok()).collect();
+        assert!(matches!(&told[..], [Want::Routes(_), Want::Routes(_), Want::RoutesGone(gone)] if *gone == id));
+        let new = tables.get("r", &ads, "http.a.").expect("a table");
+        assert!(new.id != id && !new.target.is_ready());
+    }
+
+    #[test]
+    fn bad_routes_leave_the_old_ones_in_use() {
+        let tables = RouteTables::new(Wants::channel().0);
+        let routes = tables.get("r", &Bytes::new(), "").expect("a table");
+        let mut wrong = (*empty_routes("r").expect("routes")).clone();
+        wrong.vhost_header = Some("not a header".into());
+        let before = routes.table.load_full();
+        assert!(routes.set(Arc::new(wrong)).is_err() && !routes.target.is_ready());
+        assert!(Arc::ptr_eq(&before, &routes.table.load_full()));
+        routes.set(empty_routes("r").expect("routes")).expect("good routes");
+        assert!(routes.target.is_ready() && !Arc::ptr_eq(&before, &routes.table.load_full()));
+    }
+}
