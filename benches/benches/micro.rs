@@ -1,10 +1,11 @@
-//! What single steps of the request path cost: route lookup, header work, host picks, stats.
+//! What single steps of the request path cost: route lookup, header work, HPACK, host picks, stats.
 //!
 //! `cargo bench --bench micro [-- --smoke]`. Each figure is the median of many batches, in nanoseconds per operation.
 //! A lookup among 10,000 routes or virtual hosts may cost at most twice one among 10; more ends the run with an error.
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use nuncio_config::cluster::{ClusterConfig, HealthStatus};
 use nuncio_config::decode::Context;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
+use nuncio_http::codec::h2::hpack::{Decoder, Encoder, Field};
 use nuncio_http::headers::{HeaderName, HeaderValue, Headers, names};
 use nuncio_http::matchers::NoRuntime;
 use nuncio_http::route::{RouteOutcome, RouteRequest, RouteTable};
@@ -55,6 +57,7 @@ fn main() -> Result<()> {
         }
     }
     bench.headers()?;
+    bench.hpack()?;
     bench.load_balancing()?;
     bench.stats();
     if !bench.smoke && !slow.is_empty() {
@@ -175,6 +178,69 @@ impl Bench {
         Ok(())
     }
 
+    /// Header blocks: the first of a connection, and one when the table is filled. Request identifiers and lengths
+    /// change with each message.
+    fn hpack(&self) -> Result<()> {
+        let mut request = headers("api.example", "/api/v1/items?page=7");
+        request.remove(&names::CONNECTION);
+        request.append(names::SCHEME, HeaderValue::from_static("http"));
+        let mut response = Headers::new();
+        response.set_status(200);
+        for (name, value) in [
+            ("date", "Tue, 15 Nov 1994 08:12:31 GMT"),
+            ("content-type", "application/json"),
+            ("cache-control", "max-age=60"),
+            ("vary", "accept-encoding"),
+            ("server", "envoy"),
+            ("x-custom-three", "three"),
+        ] {
+            let name = HeaderName::parse(name).context("a header name")?;
+            response.append(name, HeaderValue::from_static(value));
+        }
+        let mut indexed = Headers::new();
+        request.iter().for_each(|(n, v)| indexed.append(n.clone(), v.clone()));
+        let changing = [
+            (names::X_REQUEST_ID, "c679a464-06f6-4033-8c5e-de2790d219df"),
+            (names::X_ENVOY_UPSTREAM_SERVICE_TIME, "12"),
+            (names::CONTENT_LENGTH, "1234"),
+        ];
+        request.append(changing[0].0.clone(), HeaderValue::from_static(changing[0].1));
+        changing[1..].iter().for_each(|(n, v)| response.append(n.clone(), HeaderValue::from_static(v)));
+        for (what, list) in [("request", &request), ("request all indexed", &indexed), ("response", &response)] {
+            let n = list.len();
+            let mut block = Vec::new();
+            self.time(&format!("hpack: encode a first {what}, {n} fields"), || {
+                block.clear();
+                Encoder::new().encode(list, &mut block);
+                black_box(&block);
+            });
+            let mut encoder = Encoder::new();
+            let mut blocks = Vec::new();
+            for _ in 0..4 {
+                block.clear();
+                encoder.encode(list, &mut block);
+                blocks.push(block.clone());
+            }
+            self.time(&format!("hpack: encode a {what}"), || {
+                block.clear();
+                encoder.encode(list, &mut block);
+                black_box(&block);
+            });
+            self.time(&format!("hpack: decode a first {what}"), || {
+                black_box(decoded(&mut Decoder::default(), &blocks[0]));
+            });
+            let mut decoder = Decoder::default();
+            if !blocks.iter().all(|block| decoded(&mut decoder, block) == *list) {
+                bail!("the {what} is not decoded as it was encoded");
+            }
+            let name = format!("hpack: decode a {what}, {} bytes", block.len());
+            self.time(&name, || {
+                black_box(decoded(&mut decoder, &block));
+            });
+        }
+        Ok(())
+    }
+
     fn load_balancing(&self) -> Result<()> {
         use cluster_pb::cluster::LbPolicy;
         for policy in [LbPolicy::RoundRobin, LbPolicy::LeastRequest, LbPolicy::Random] {
@@ -229,6 +295,18 @@ impl Bench {
             black_box(sum);
         });
     }
+}
+
+fn decoded(decoder: &mut Decoder, block: &[u8]) -> Headers {
+    let mut headers = Headers::with_capacity(24);
+    let result = decoder.decode(block, |field, _| {
+        if let Field::Valid(name, value) = field {
+            headers.append(name, value);
+        }
+        ControlFlow::Continue(())
+    });
+    debug_assert_eq!(result, Ok(()));
+    headers
 }
 
 fn three(n: usize) -> [usize; 3] {
