@@ -11,6 +11,16 @@ pub use resource::{
 mod timing;
 pub use timing::{Backoff, Now, RateLimit};
 
+pub mod mux;
+pub use mux::Protocol;
+
 pub mod stats;
 pub mod status;
 pub mod transport;
+
+mod client;
+mod driver;
+pub use client::{
+    Client, ClientOptions, GrpcSource, JsonCodec, ParseFile, PathSource, Pause, RestSource, Source, SubscribeError,
+    Subscription,
+};

@@ -165,7 +165,6 @@ impl SubscriptionOptions {
 }
 
 /// The name inside a resource. In every message that discovery serves it is the string with field number 1.
-#[allow(dead_code)]
 pub(crate) fn name_of(body: &[u8]) -> String {
     use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
     let mut buf = body;

@@ -56,14 +56,13 @@ impl Default for RateLimit {
 
 /// The tokens of a [`RateLimit`].
 #[derive(Debug)]
-#[allow(dead_code)]
+
 pub(crate) struct TokenBucket {
     limit: RateLimit,
     tokens: f64,
     last: Option<Instant>,
 }
 
-#[allow(dead_code)]
 impl TokenBucket {
     pub(crate) fn new(limit: RateLimit) -> TokenBucket {
         TokenBucket { limit, tokens: f64::from(limit.max_tokens), last: None }
@@ -87,7 +86,7 @@ impl TokenBucket {
 
 /// Deadlines by key: the expiry of resources, the first fetch of subscriptions.
 #[derive(Debug)]
-#[allow(dead_code)]
+
 pub(crate) struct Deadlines<K> {
     queue: BTreeSet<(Instant, K)>,
     by_key: FxHashMap<K, Instant>,
@@ -99,7 +98,6 @@ impl<K> Default for Deadlines<K> {
     }
 }
 
-#[allow(dead_code)]
 impl<K: Clone + Ord + std::hash::Hash> Deadlines<K> {
     /// Sets the deadline of `key`, in place of the one it had.
     pub(crate) fn set(&mut self, key: K, at: Instant) {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod file;
 pub mod grpc;
 
 /// A future on the thread of the client.

@@ -1,0 +1,879 @@
+//! Many types of resources on one stream, without any input or output.
+//!
+//! A [`Mux`] is told what is asked for, what arrives and what time it is, and says what to send and whom to tell. Whoever
+//! drives it (see `driver.rs`) owns the stream and calls the handlers. One mux with one type serves a stream that is not
+//! aggregated, a poll or a file.
+//!
+//! ```text
+//!   subscribe / update / unsubscribe / resume --> queue of types, each at most once --poll_request--> requests
+//!   on_response --> Delivery --(handlers)--> finish --> ACK or NACK, at the end of that queue
+//! ```
+//! A request is made when it is sent, not when it is queued, so that whatever is asked for until then goes in one message:
+//! what the handler of a CDS response asks of EDS stands before the ACK of CDS, in one request for all names.
+
+mod delta;
+mod sotw;
+mod table;
+mod watches;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use indexmap::IndexMap;
+use prost::Message;
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
+
+use crate::status::TypeState;
+use crate::timing::{Deadlines, TokenBucket};
+use crate::{Interest, Now, RateLimit, Resource, SubscriptionOptions, TypeUrl, Update, Verdict};
+use delta::{Ack, Delta};
+use sotw::Sotw;
+use table::Table;
+pub use watches::WatchId;
+use watches::{Change, WILDCARD, Watches};
+
+/// The two forms of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// State of the world.
+    Sotw,
+    /// Incremental.
+    Delta,
+}
+
+/// How a mux behaves.
+#[derive(Clone, Debug)]
+pub struct MuxOptions {
+    /// The form of the protocol.
+    pub protocol: Protocol,
+    /// State of the world: `set_node_on_first_message_only`. Delta sends the node in every message.
+    pub node_on_first_message_only: bool,
+    /// `rate_limit_settings`. None limits nothing.
+    pub rate_limit: Option<RateLimit>,
+    /// Types of which the last good resource is kept for [`Mux::cached`].
+    pub cached_types: Vec<TypeUrl>,
+    /// A subscription is given everything that a response holds, whatever it asked for. For polls and files, whose
+    /// consumers check the names.
+    pub deliver_all: bool,
+}
+
+impl MuxOptions {
+    /// Nothing but the protocol.
+    pub fn new(protocol: Protocol) -> MuxOptions {
+        MuxOptions {
+            protocol,
+            node_on_first_message_only: false,
+            rate_limit: None,
+            cached_types: Vec::new(),
+            deliver_all: false,
+        }
+    }
+}
+
+/// A response, decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    /// State of the world.
+    Sotw(DiscoveryResponse),
+    /// Incremental.
+    Delta(DeltaDiscoveryResponse),
+}
+
+impl Response {
+    /// Decodes a message of that protocol.
+    pub fn decode(protocol: Protocol, message: Bytes) -> Result<Response, prost::DecodeError> {
+        Ok(match protocol {
+            Protocol::Sotw => Response::Sotw(DiscoveryResponse::decode(message)?),
+            Protocol::Delta => Response::Delta(DeltaDiscoveryResponse::decode(message)?),
+        })
+    }
+}
+
+/// A request that is due. The node is not in it.
+#[derive(Debug, PartialEq)]
+pub struct Request<'a> {
+    /// What it says.
+    pub body: RequestBody<'a>,
+    /// The node goes with it.
+    pub with_node: bool,
+}
+
+/// The message of a [`Request`].
+#[derive(Debug, PartialEq)]
+pub enum RequestBody<'a> {
+    /// State of the world.
+    Sotw(&'a DiscoveryRequest),
+    /// Incremental.
+    Delta(Box<DeltaDiscoveryRequest>),
+}
+
+impl Request<'_> {
+    /// The message in binary. `node` is an encoded `Node`, which need not be encoded again for each message: a field that
+    /// is appended to a message is part of it.
+    pub fn encode(&self, node: &[u8]) -> Bytes {
+        let (length, tag) = match &self.body {
+            RequestBody::Sotw(request) => (request.encoded_len(), 2),
+            RequestBody::Delta(request) => (request.encoded_len(), 1),
+        };
+        let mut out = BytesMut::with_capacity(length + if self.with_node { node.len() + 8 } else { 0 });
+        // A BytesMut grows: encoding into it cannot fail.
+        let _ = match &self.body {
+            RequestBody::Sotw(request) => request.encode(&mut out),
+            RequestBody::Delta(request) => request.encode(&mut out),
+        };
+        if self.with_node {
+            prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut out);
+            prost::encoding::encode_varint(node.len() as u64, &mut out);
+            out.extend_from_slice(node);
+        }
+        out.freeze()
+    }
+}
+
+/// What there is to send.
+#[derive(Debug, PartialEq)]
+pub enum Due<'a> {
+    /// This.
+    Send(Request<'a>),
+    /// Nothing before then: the rate limit.
+    Wait(Instant),
+    /// Nothing.
+    Nothing,
+}
+
+/// What one response means for whom. To be given back to [`Mux::finish`] with the verdicts.
+#[derive(Debug)]
+#[must_use]
+pub struct Delivery {
+    /// The type of the response.
+    pub type_url: TypeUrl,
+    /// Its version.
+    pub version: String,
+    /// Whom to tell what. Taken out by the driver.
+    pub updates: Vec<(WatchId, Update)>,
+    /// The response was refused before anyone was asked, with this text.
+    pub malformed: Option<String>,
+    nonce: String,
+    /// The stream on which it came.
+    stream: u64,
+    received: Vec<Received>,
+    removed: Vec<String>,
+    heartbeats: Vec<Heartbeat>,
+    /// No one asks for this type any more; all that happens is what follows from that.
+    unwatched: Option<Unwatched>,
+}
+
+#[derive(Debug)]
+struct Unwatched {
+    empty: bool,
+}
+
+/// A resource of a response, after it was handed out.
+#[derive(Debug)]
+struct Received {
+    name: String,
+    version: String,
+    ttl: Option<Duration>,
+    kept: Option<Resource>,
+}
+
+#[derive(Debug)]
+struct Heartbeat {
+    name: String,
+    ttl: Option<Duration>,
+}
+
+/// A response, taken apart.
+#[derive(Debug, Default)]
+struct Parsed {
+    resources: Vec<Resource>,
+    removed: Vec<String>,
+    heartbeats: Vec<Heartbeat>,
+}
+
+/// What has come due with time.
+#[derive(Debug, Default)]
+pub struct Expired {
+    /// Subscriptions whose `initial_fetch_timeout` went by.
+    pub timed_out: Vec<WatchId>,
+    /// Resources whose TTL ran out, as removals. The verdict on them is of no consequence.
+    pub removals: Vec<(WatchId, Update)>,
+}
+
+#[derive(Debug)]
+enum Machine {
+    Sotw(Box<Sotw>),
+    Delta(Box<Delta>),
+}
+
+/// One type.
+#[derive(Debug)]
+struct Type {
+    machine: Machine,
+    watches: Watches,
+    table: Table,
+    ttls: Deadlines<String>,
+    /// There is a place for it in the queue that is not an acknowledgement of delta.
+    queued: bool,
+    version: String,
+    nonce: String,
+    error: String,
+    received: Option<SystemTime>,
+    accepted: Option<SystemTime>,
+    rejected: Option<SystemTime>,
+}
+
+#[derive(Debug)]
+struct Place {
+    type_url: TypeUrl,
+    ack: Option<Ack>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mux {
+    options: MuxOptions,
+    types: IndexMap<TypeUrl, Type, FxBuildHasher>,
+    queue: VecDeque<Place>,
+    pauses: FxHashMap<TypeUrl, u32>,
+    watch_types: FxHashMap<WatchId, TypeUrl>,
+    next_watch: u64,
+    first_fetches: Deadlines<WatchId>,
+    bucket: Option<TokenBucket>,
+    /// The number of the stream, and whether it is there.
+    stream: u64,
+    open: bool,
+    first_message: bool,
+    control_plane: String,
+    /// How often the rate limit has held a request back.
+    rate_limited: u64,
+}
+
+impl Mux {
+    /// A mux without a stream.
+    pub fn new(options: MuxOptions) -> Mux {
+        Mux {
+            bucket: options.rate_limit.map(TokenBucket::new),
+            options,
+            types: IndexMap::default(),
+            queue: VecDeque::new(),
+            pauses: FxHashMap::default(),
+            watch_types: FxHashMap::default(),
+            next_watch: 0,
+            first_fetches: Deadlines::default(),
+            stream: 0,
+            open: false,
+            first_message: true,
+            control_plane: String::new(),
+            rate_limited: 0,
+        }
+    }
+
+    /// The form of the protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.options.protocol
+    }
+
+    /// Asks for resources.
+    pub fn subscribe(&mut self, now: Now, options: SubscriptionOptions) -> WatchId {
+        let id = WatchId(self.next_watch);
+        self.next_watch += 1;
+        if !options.initial_fetch_timeout.is_zero() {
+            self.first_fetches.set(id, now.instant + options.initial_fetch_timeout);
+        }
+        self.watch_types.insert(id, options.type_url.clone());
+        let protocol = self.options.protocol;
+        self.types.entry(options.type_url.clone()).or_insert_with_key(|type_url| Type::new(protocol, type_url));
+        self.set_interest(now, &options.type_url, id, options.interest);
+        id
+    }
+
+    /// Changes what a subscription asks for.
+    pub fn update(&mut self, now: Now, id: WatchId, interest: Interest) {
+        if let Some(type_url) = self.watch_types.get(&id).cloned() {
+            self.set_interest(now, &type_url, id, interest);
+        }
+    }
+
+    fn set_interest(&mut self, now: Now, type_url: &TypeUrl, id: WatchId, interest: Interest) {
+        let Some(entry) = self.types.get_mut(type_url) else { return };
+        if let Interest::Names(names) = &interest {
+            for name in names.iter().filter(|n| *n != WILDCARD) {
+                entry.table.requested(name, now.wall);
+            }
+        }
+        let change = entry.watches.set(id, interest);
+        self.interest_changed(type_url, change);
+    }
+
+    /// Delta: asks for further names, which reach the subscription by its wildcard or its namespace. Names that were asked
+    /// for before are asked for again.
+    pub fn request_on_demand(&mut self, now: Now, id: WatchId, names: &[String]) {
+        let Some(type_url) = self.watch_types.get(&id).cloned() else { return };
+        let Some(entry) = self.types.get_mut(&type_url) else { return };
+        for name in names {
+            entry.table.requested(name, now.wall);
+        }
+        let change = entry.watches.on_demand(id, names);
+        self.interest_changed(&type_url, change);
+    }
+
+    /// Ends a subscription.
+    pub fn unsubscribe(&mut self, id: WatchId) {
+        self.first_fetches.clear(&id);
+        let Some(type_url) = self.watch_types.remove(&id) else { return };
+        let Some(entry) = self.types.get_mut(&type_url) else { return };
+        let named = match entry.watches.interest(id) {
+            Some(Interest::Names(names)) => !names.is_empty(),
+            _ => self.options.protocol == Protocol::Delta,
+        };
+        let change = entry.watches.remove(id);
+        if named {
+            self.interest_changed(&type_url, change);
+        } else if let Machine::Sotw(sotw) = &mut entry.machine {
+            // A wildcard of which no one asks the rest: the server is not told, as Envoy does.
+            sotw.interest_changed();
+        }
+    }
+
+    fn interest_changed(&mut self, type_url: &TypeUrl, change: Change) {
+        let Some(entry) = self.types.get_mut(type_url) else { return };
+        let wildcard = entry.watches.wants_everything();
+        for name in change.removed.iter().filter(|n| *n != WILDCARD) {
+            entry.table.unrequested(name, wildcard);
+            if !wildcard {
+                entry.ttls.clear(name);
+            }
+        }
+        match &mut entry.machine {
+            Machine::Sotw(sotw) => sotw.interest_changed(),
+            Machine::Delta(delta) => delta.interest_changed(change),
+        }
+        self.enqueue(type_url);
+    }
+
+    /// Holds back the requests of a type, acknowledgements included, until as many calls of [`Mux::resume`].
+    pub fn pause(&mut self, type_url: &TypeUrl) {
+        *self.pauses.entry(type_url.clone()).or_default() += 1;
+    }
+
+    /// Ends one pause.
+    pub fn resume(&mut self, type_url: &TypeUrl) {
+        let Some(count) = self.pauses.get_mut(type_url) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        self.pauses.remove(type_url);
+        // What waited takes its place in the order in which types are resumed.
+        let (waited, mut rest): (Vec<Place>, VecDeque<Place>) = {
+            let mut waited = Vec::new();
+            let mut rest = VecDeque::with_capacity(self.queue.len());
+            for place in self.queue.drain(..) {
+                if place.type_url == *type_url { waited.push(place) } else { rest.push_back(place) }
+            }
+            (waited, rest)
+        };
+        rest.extend(waited);
+        self.queue = rest;
+    }
+
+    /// Whether the requests of a type are held back.
+    pub fn is_paused(&self, type_url: &TypeUrl) -> bool {
+        self.pauses.contains_key(type_url)
+    }
+
+    /// There is a stream. All that is asked for is asked for again.
+    pub fn stream_opened(&mut self) {
+        self.stream += 1;
+        self.open = true;
+        self.first_message = true;
+        self.queue.clear();
+        for entry in self.types.values_mut() {
+            entry.queued = false;
+            entry.nonce.clear();
+            match &mut entry.machine {
+                Machine::Sotw(sotw) => sotw.stream_opened(),
+                Machine::Delta(delta) => delta.stream_opened(),
+            }
+        }
+        let types: Vec<TypeUrl> = self.types.keys().cloned().collect();
+        for type_url in types {
+            self.enqueue(&type_url);
+        }
+    }
+
+    /// There is no stream. Returns the subscriptions, which are to be told.
+    pub fn stream_closed(&mut self) -> Vec<WatchId> {
+        self.open = false;
+        self.queue.clear();
+        self.types.values_mut().for_each(|t| t.queued = false);
+        self.types.values().flat_map(|t| t.watches.ids()).collect()
+    }
+
+    fn enqueue(&mut self, type_url: &TypeUrl) {
+        let Some(entry) = self.types.get_mut(type_url) else { return };
+        if self.open && !entry.queued && entry.has_something_to_say() {
+            entry.queued = true;
+            self.queue.push_back(Place { type_url: type_url.clone(), ack: None });
+        }
+    }
+
+    /// The next request to send, if it may be sent now. It counts as sent.
+    pub fn poll_request(&mut self, now: Now) -> Due<'_> {
+        let index = loop {
+            if !self.open {
+                return Due::Nothing;
+            }
+            let Some(index) = self.queue.iter().position(|p| !self.pauses.contains_key(&p.type_url)) else {
+                return Due::Nothing;
+            };
+            let place = &self.queue[index];
+            if place.ack.is_some() || self.types.get(&place.type_url).is_some_and(Type::has_something_to_say) {
+                break index;
+            }
+            // Said meanwhile, with an acknowledgement; or no one asks any more.
+            let gone = self.queue.remove(index);
+            if let Some(entry) = gone.and_then(|p| self.types.get_mut(&p.type_url)) {
+                entry.queued = false;
+            }
+        };
+        if let Some(bucket) = &mut self.bucket
+            && let Err(at) = bucket.take(now.instant)
+        {
+            self.rate_limited += 1;
+            return Due::Wait(at);
+        }
+        let Some(place) = self.queue.remove(index) else { return Due::Nothing };
+        let Some(entry) = self.types.get_mut(&place.type_url) else { return Due::Nothing };
+        let with_node = std::mem::take(&mut self.first_message) || !self.options.node_on_first_message_only;
+        let Type { machine, watches, queued, .. } = entry;
+        if place.ack.is_none() {
+            *queued = false;
+        }
+        let body = match machine {
+            Machine::Sotw(sotw) => RequestBody::Sotw(sotw.request(|| watches.request_names())),
+            Machine::Delta(delta) => RequestBody::Delta(Box::new(delta.request(&place.type_url, place.ack))),
+        };
+        let with_node = with_node || matches!(body, RequestBody::Delta(_));
+        Due::Send(Request { body, with_node })
+    }
+
+    /// How many requests wait that no pause holds back.
+    pub fn pending_requests(&self) -> usize {
+        self.queue.iter().filter(|p| !self.pauses.contains_key(&p.type_url)).count()
+    }
+
+    /// How often the rate limit has held a request back.
+    pub fn rate_limited(&self) -> u64 {
+        self.rate_limited
+    }
+
+    /// The request of a poll: the only type of this mux, with the last version that was taken and the names in order.
+    pub fn poll_body(&self) -> Option<DiscoveryRequest> {
+        let (type_url, entry) = self.types.first()?;
+        let mut names = entry.watches.request_names();
+        names.sort_unstable();
+        Some(DiscoveryRequest {
+            version_info: match &entry.machine {
+                Machine::Sotw(sotw) => sotw.version().to_owned(),
+                Machine::Delta(_) => return None,
+            },
+            resource_names: names,
+            type_url: type_url.as_str().to_owned(),
+            ..DiscoveryRequest::default()
+        })
+    }
+
+    /// Takes a response. None if it concerns no type that was ever asked for: it is ignored.
+    pub fn on_response(&mut self, now: Now, response: Response) -> Option<Delivery> {
+        let (type_url, nonce, version, control_plane) = match &response {
+            Response::Sotw(r) => (&r.type_url, &r.nonce, &r.version_info, &r.control_plane),
+            Response::Delta(r) => (&r.type_url, &r.nonce, &r.system_version_info, &r.control_plane),
+        };
+        let type_url = TypeUrl::new(type_url.as_str());
+        let entry = self.types.get_mut(&type_url)?;
+        if let Some(control_plane) = control_plane {
+            control_plane.identifier.clone_into(&mut self.control_plane);
+        }
+        let (nonce, version) = (nonce.clone(), version.clone());
+        entry.received = Some(now.wall);
+        entry.nonce.clone_from(&nonce);
+        let mut delivery = Delivery {
+            type_url: type_url.clone(),
+            version,
+            updates: Vec::new(),
+            malformed: None,
+            nonce,
+            stream: self.stream,
+            received: Vec::new(),
+            removed: Vec::new(),
+            heartbeats: Vec::new(),
+            unwatched: None,
+        };
+        let parsed = match (&entry.machine, response) {
+            (Machine::Sotw(_), Response::Sotw(response)) if entry.watches.is_empty() => {
+                delivery.unwatched = Some(Unwatched { empty: response.resources.is_empty() });
+                return Some(delivery);
+            }
+            (Machine::Sotw(sotw), Response::Sotw(mut response)) => sotw.parse(&type_url, &mut response),
+            (Machine::Delta(delta), Response::Delta(mut response)) => delta.parse(&type_url, &mut response),
+            _ => return None,
+        };
+        let parsed = match parsed {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                delivery.malformed = Some(error);
+                return Some(delivery);
+            }
+        };
+        let keep = self.options.cached_types.contains(&type_url);
+        let mut received = Vec::with_capacity(parsed.resources.len());
+        let mut note = |resource: &Resource| {
+            received.push(Received {
+                name: resource.name.clone(),
+                version: resource.version.clone(),
+                ttl: resource.ttl,
+                kept: (keep && !resource.unresolved).then(|| resource.clone()),
+            });
+        };
+        let update = |added, removed, full_state| Update {
+            type_url: type_url.clone(),
+            version: delivery.version.clone(),
+            added,
+            removed,
+            full_state,
+            control_plane: self.control_plane.clone(),
+        };
+        let sotw = matches!(entry.machine, Machine::Sotw(_));
+        if sotw {
+            // A wildcard is given everything, in the order of the response; names are given what they name.
+            let wildcards: Vec<WatchId> = entry
+                .watches
+                .ids()
+                .filter(|id| self.options.deliver_all || entry.watches.interest(*id) == Some(&Interest::Wildcard))
+                .collect();
+            let mut updates = Vec::new();
+            for id in &wildcards {
+                let full_state = entry.watches.interest(*id) == Some(&Interest::Wildcard);
+                let removed = if full_state {
+                    let names: FxHashSet<String> = parsed
+                        .resources
+                        .iter()
+                        .map(|r| r.name.clone())
+                        .chain(parsed.heartbeats.iter().map(|h| h.name.clone()))
+                        .collect();
+                    entry.watches.full_state(*id, &names)
+                } else {
+                    Vec::new()
+                };
+                updates.push((*id, update(parsed.resources.clone(), removed, full_state)));
+            }
+            if self.options.deliver_all {
+                parsed.resources.iter().for_each(&mut note);
+            } else {
+                // The first of two with one name counts, for those who ask by name.
+                let mut seen = FxHashSet::default();
+                let unique = parsed.resources.into_iter().filter(|r| seen.insert(r.name.clone())).collect();
+                let mut routed = entry.watches.route(unique, &[], &mut note);
+                updates.extend(
+                    entry
+                        .watches
+                        .ids_in(&mut routed, &wildcards)
+                        .map(|(id, (added, removed))| (id, update(added, removed, false))),
+                );
+            }
+            delivery.updates = updates;
+        } else {
+            let empty = parsed.resources.is_empty() && parsed.removed.is_empty() && parsed.heartbeats.is_empty();
+            let routed = entry.watches.route(parsed.resources, &parsed.removed, &mut note);
+            delivery.updates =
+                routed.into_iter().map(|(id, (added, removed))| (id, update(added, removed, false))).collect();
+            if empty {
+                let wildcards = entry.watches.ids().filter(|id| {
+                    matches!(entry.watches.interest(*id), Some(Interest::Wildcard | Interest::Namespace(_)))
+                });
+                delivery.updates = wildcards.map(|id| (id, update(Vec::new(), Vec::new(), false))).collect();
+            }
+        }
+        delivery.received = received;
+        delivery.removed = parsed.removed;
+        delivery.heartbeats = parsed.heartbeats;
+        for (id, _) in &delivery.updates {
+            self.first_fetches.clear(id);
+        }
+        Some(delivery)
+    }
+
+    /// Ends a response: records what became of each resource, and queues the ACK or the NACK.
+    pub fn finish(&mut self, now: Now, delivery: Delivery, verdicts: &[(WatchId, Verdict)]) {
+        let Some(entry) = self.types.get_mut(&delivery.type_url) else { return };
+        // A response of a stream that has broken meanwhile is applied, but there is no one to answer.
+        let answerable = self.open && delivery.stream == self.stream;
+        if let Some(unwatched) = delivery.unwatched {
+            if let Machine::Sotw(sotw) = &mut entry.machine
+                && answerable
+            {
+                sotw.received(&delivery.nonce);
+                if unwatched.empty {
+                    sotw.accepted(&delivery.version);
+                } else {
+                    self.enqueue(&delivery.type_url);
+                }
+            }
+            return;
+        }
+        let error = delivery.malformed.clone().or_else(|| {
+            let mut texts: Vec<&str> = verdicts.iter().filter_map(|(_, v)| v.error()).collect();
+            texts.dedup();
+            (!texts.is_empty()).then(|| texts.join("\n"))
+        });
+        let unasked_too = self.options.deliver_all;
+        entry.record(now, &delivery, verdicts, error.as_deref(), unasked_too);
+        match &error {
+            None => {
+                entry.accepted = Some(now.wall);
+                entry.version.clone_from(&delivery.version);
+                entry.error.clear();
+            }
+            Some(error) => {
+                entry.rejected = Some(now.wall);
+                entry.error.clone_from(error);
+            }
+        }
+        match &mut entry.machine {
+            Machine::Sotw(sotw) => {
+                match &error {
+                    None => sotw.accepted(&delivery.version),
+                    Some(error) if answerable => sotw.rejected(error),
+                    Some(_) => {}
+                }
+                if answerable {
+                    sotw.received(&delivery.nonce);
+                    self.enqueue(&delivery.type_url);
+                }
+            }
+            Machine::Delta(_) if answerable => {
+                self.queue
+                    .push_back(Place { type_url: delivery.type_url, ack: Some(Ack { nonce: delivery.nonce, error }) });
+            }
+            Machine::Delta(_) => {}
+        }
+    }
+
+    /// When something comes due next: the first fetch of a subscription, or the TTL of a resource.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.types.values().filter_map(|t| t.ttls.next()).chain(self.first_fetches.next()).min()
+    }
+
+    /// Takes what has come due.
+    pub fn on_deadline(&mut self, now: Now) -> Expired {
+        let mut expired = Expired { timed_out: self.first_fetches.due(now.instant), removals: Vec::new() };
+        for id in &expired.timed_out {
+            let Some(entry) = self.watch_types.get(id).and_then(|t| self.types.get_mut(t)) else { continue };
+            if let Some(Interest::Names(names)) = entry.watches.interest(*id) {
+                names.iter().for_each(|name| entry.table.timed_out(name));
+            }
+        }
+        for (type_url, entry) in &mut self.types {
+            let names = entry.ttls.due(now.instant);
+            if names.is_empty() {
+                continue;
+            }
+            for (id, (_, removed)) in entry.watches.route(Vec::new(), &names, |_| {}) {
+                entry.watches.forget_given(id, &removed);
+                let update = Update {
+                    type_url: type_url.clone(),
+                    version: String::new(),
+                    added: Vec::new(),
+                    removed,
+                    full_state: false,
+                    control_plane: self.control_plane.clone(),
+                };
+                expired.removals.push((id, update));
+            }
+            for name in &names {
+                entry.table.gone(name, entry.watches.wants(name), now.wall);
+                if let Machine::Delta(delta) = &mut entry.machine {
+                    delta.gone(name);
+                }
+            }
+        }
+        expired
+    }
+
+    /// The last good resource of that name, for the types of [`MuxOptions::cached_types`].
+    pub fn cached(&self, type_url: &TypeUrl, name: &str) -> Option<&Resource> {
+        self.types.get(type_url)?.table.cached(name)
+    }
+
+    /// Whether a subscription still exists: the handler of another may have ended it.
+    pub fn is_subscribed(&self, id: WatchId) -> bool {
+        self.watch_types.contains_key(&id)
+    }
+
+    /// The subscriptions to one type.
+    pub fn subscribed_to(&self, type_url: &TypeUrl) -> Vec<WatchId> {
+        self.types.get(type_url).map(|t| t.watches.ids().collect()).unwrap_or_default()
+    }
+
+    /// How many subscriptions there are.
+    pub fn subscriptions(&self) -> usize {
+        self.watch_types.len()
+    }
+
+    /// `control_plane.identifier` of the last response that had one.
+    pub fn control_plane(&self) -> &str {
+        &self.control_plane
+    }
+
+    /// All that is known about all types.
+    pub fn snapshot(&self) -> Vec<TypeState> {
+        let state = |(type_url, t): (&TypeUrl, &Type)| TypeState {
+            type_url: type_url.clone(),
+            version: t.version.clone(),
+            nonce: t.nonce.clone(),
+            error: t.error.clone(),
+            received: t.received,
+            accepted: t.accepted,
+            rejected: t.rejected,
+            subscriptions: t.watches.len(),
+            paused: self.is_paused(type_url),
+            resources: t.table.snapshot(),
+        };
+        self.types.iter().map(state).collect()
+    }
+}
+
+impl Type {
+    fn new(protocol: Protocol, type_url: &TypeUrl) -> Type {
+        Type {
+            machine: match protocol {
+                Protocol::Sotw => Machine::Sotw(Box::new(Sotw::new(type_url))),
+                Protocol::Delta => Machine::Delta(Box::default()),
+            },
+            watches: Watches::default(),
+            table: Table::default(),
+            ttls: Deadlines::default(),
+            queued: false,
+            version: String::new(),
+            nonce: String::new(),
+            error: String::new(),
+            received: None,
+            accepted: None,
+            rejected: None,
+        }
+    }
+
+    fn has_something_to_say(&self) -> bool {
+        match &self.machine {
+            // On a fresh stream no names would mean all names: silence is what means none.
+            Machine::Sotw(sotw) => sotw.asked() || self.watches.wants_anything(),
+            Machine::Delta(delta) => delta.pending(),
+        }
+    }
+
+    /// Records what became of each resource of a response.
+    fn record(
+        &mut self,
+        now: Now,
+        delivery: &Delivery,
+        verdicts: &[(WatchId, Verdict)],
+        error: Option<&str>,
+        unasked_too: bool,
+    ) {
+        let rejecting: Vec<&(WatchId, Verdict)> = verdicts.iter().filter(|(_, v)| !v.is_accepted()).collect();
+        let by_name: FxHashMap<&str, &str> =
+            rejecting.iter().flat_map(|(_, v)| v.resources()).map(|r| (r.name.as_str(), r.message.as_str())).collect();
+        let whole: Vec<&(WatchId, Verdict)> =
+            rejecting.iter().filter(|(_, v)| v.resources().is_empty()).copied().collect();
+        for resource in &delivery.received {
+            // A handler may have dropped it while it was told.
+            if !(unasked_too || self.watches.wants(&resource.name) || self.watches.wants_everything()) {
+                continue;
+            }
+            let refused = by_name.get(resource.name.as_str()).copied().or_else(|| {
+                let by = whole.iter().find(|(id, _)| self.watches.is_interested(*id, &resource.name))?;
+                by.1.error()
+            });
+            if let Some(refused) = refused {
+                self.table.rejected(&resource.name, &resource.version, refused, now.wall);
+                continue;
+            }
+            self.table.accepted(&resource.name, &resource.version, resource.kept.clone(), now.wall);
+            if let Machine::Delta(delta) = &mut self.machine {
+                // The server is not told of what a refused response brought, good or not.
+                if error.is_none() {
+                    delta.accepted(&resource.name, &resource.version);
+                }
+                if !delta.holds(&resource.name) {
+                    continue;
+                }
+            }
+            self.set_ttl(now, &resource.name, resource.ttl);
+        }
+        for heartbeat in &delivery.heartbeats {
+            if self.table.holds(&heartbeat.name) {
+                self.set_ttl(now, &heartbeat.name, heartbeat.ttl);
+            }
+        }
+        if delivery.malformed.is_some() {
+            return;
+        }
+        for name in &delivery.removed {
+            self.ttls.clear(name);
+            self.table.gone(name, self.watches.wants(name), now.wall);
+            if let Machine::Delta(delta) = &mut self.machine
+                && error.is_none()
+            {
+                delta.gone(name);
+            }
+        }
+        // What a full state leaves out is gone.
+        let full = matches!(self.machine, Machine::Sotw(_)) && self.watches.wants_everything();
+        if full {
+            let names: FxHashSet<&str> = (delivery.received.iter().map(|r| r.name.as_str()))
+                .chain(delivery.heartbeats.iter().map(|h| h.name.as_str()))
+                .collect();
+            let gone: Vec<String> =
+                self.table.unasked().filter(|name| !names.contains(name)).map(str::to_owned).collect();
+            for name in gone {
+                self.ttls.clear(&name);
+                self.table.gone(&name, false, now.wall);
+            }
+            if error.is_none() {
+                let wildcards: Vec<WatchId> = verdicts.iter().map(|(id, _)| *id).collect();
+                for id in wildcards {
+                    self.watches.keep_given(id, &names);
+                }
+            }
+        }
+    }
+
+    fn set_ttl(&mut self, now: Now, name: &str, ttl: Option<Duration>) {
+        match ttl {
+            Some(ttl) => self.ttls.set(name.to_owned(), now.instant + ttl),
+            None => self.ttls.clear(&name.to_owned()),
+        }
+    }
+}
+
+/// The text of a NACK, cut as Envoy cuts it.
+fn nack_message(error: &str) -> String {
+    const LONGEST: usize = 4096;
+    if error.len() <= LONGEST {
+        return error.to_owned();
+    }
+    let mut end = LONGEST;
+    while !error.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}...(truncated)", &error[..end])
+}
+
+#[cfg(test)]
+mod tests;
