@@ -40,6 +40,8 @@ pub struct BootstrapConfig {
     pub upstream_bind: crate::cluster::BindConfig,
     /// `cluster_manager.local_cluster_name`.
     pub local_cluster_name: Option<Box<str>>,
+    /// `cluster_manager.outlier_detection.event_log_path`; None for no log.
+    pub outlier_event_log_path: Option<Box<str>>,
     /// `header_prefix`; default `x-envoy`.
     pub header_prefix: Box<str>,
     /// Bootstrap extensions, resolved by the registry.

@@ -12,8 +12,10 @@ use std::time::Duration;
 mod decode;
 mod endpoints;
 mod load_balancing;
+mod outlier;
 
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
+pub use outlier::OutlierDetectionConfig;
 
 /// One cluster.
 #[derive(Debug, Clone)]
@@ -56,8 +58,8 @@ pub struct ClusterConfig {
     pub ignore_health_on_host_removal: bool,
     /// Serialized `health_checks`.
     pub health_checks: Vec<bytes::Bytes>,
-    /// Serialized `outlier_detection`.
-    pub outlier_detection: Option<bytes::Bytes>,
+    /// `outlier_detection`; None for no detector.
+    pub outlier_detection: Option<OutlierDetectionConfig>,
     /// Cluster metadata as JSON.
     pub metadata: Option<Arc<serde_json::Value>>,
     /// `connection_pool_per_downstream_connection`.

@@ -12,7 +12,6 @@ const UNUSED: &[&str] = &[
     "drop_overloads",
     "ignore_health_on_host_removal",
     "ignore_new_hosts_until_first_hc",
-    "outlier_detection",
     "health_checks",
     "override_auto_sni_header",
     "track_timeout_budgets",

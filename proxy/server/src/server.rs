@@ -162,22 +162,32 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let registry = Registry::new(concurrency, stats_config);
     let stats = ServerStats::new(&registry, "server.");
     let runtime = RuntimeLoader::new(&config.runtime, &config.node.cluster);
+    let access_logs = AccessLogWriter::start(
+        &registry,
+        WriterOptions {
+            flush_interval: Duration::from_millis(options.file_flush_interval_msec),
+            flush_min_size: options.file_flush_min_size_kb as usize * 1024,
+            ..WriterOptions::default()
+        },
+    )
+    .map_err(|e| StartError::Other(format!("cannot start the access log thread: {e}")))?;
+    let outlier_events = match &config.outlier_event_log_path {
+        Some(path) => Some(
+            access_logs
+                .open(path)
+                .map_err(|e| StartError::Other(format!("cluster_manager.outlier_detection.event_log_path: {e}")))?,
+        ),
+        None => None,
+    };
     let clusters = ClusterManager::new(ClusterManagerOptions {
         registry: registry.clone(),
         upstream_bind: config.upstream_bind.clone(),
         control: control.handle().clone(),
+        outlier_events,
     });
     let (wants, wanted) = Wants::channel();
     let context = Context {
-        access_logs: AccessLogWriter::start(
-            &registry,
-            WriterOptions {
-                flush_interval: Duration::from_millis(options.file_flush_interval_msec),
-                flush_min_size: options.file_flush_min_size_kb as usize * 1024,
-                ..WriterOptions::default()
-            },
-        )
-        .map_err(|e| StartError::Other(format!("cannot start the access log thread: {e}")))?,
+        access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),
         contexts: TlsContexts::default(),
         global: Arc::default(),

@@ -3,7 +3,7 @@
 use crate::admin::{
     AddressStatus, AdminSources, CertificateSet, CertificateStatus, CircuitBreakerStatus, ClusterStatus,
     CommandLineOptions, ConfigDump, ConfigEntry, DrainListeners, EdsHealth, HealthFlags, HostStatus, InitManagerStatus,
-    ListenerStatus, LogLevel, MemoryStatus, RuntimeLayerStatus, ServerInfo, ServerState, SubjectAltName,
+    ListenerStatus, LogLevel, MemoryStatus, OutlierStatus, RuntimeLayerStatus, ServerInfo, ServerState, SubjectAltName,
 };
 use crate::log::Level;
 use crate::options::{DrainStrategy, IpVersion, Mode};
@@ -225,15 +225,32 @@ impl AddressStatus {
 fn cluster(cluster: &Arc<Cluster>) -> ClusterStatus {
     let config = &cluster.config;
     let state = cluster.state();
+    let outlier = cluster.outlier_detection();
+    let rates = outlier.map(|outlier| outlier.host_rates()).unwrap_or_default();
     ClusterStatus {
         name: cluster.name().to_string(),
         observability_name: cluster.observability_name.to_string(),
         added_via_api: config.added_via_api,
         eds_service_name: String::new(),
-        outlier: None,
+        outlier: outlier.map(|outlier| {
+            let [external, local] = outlier.rates();
+            OutlierStatus {
+                success_rate_average: external.average,
+                success_rate_ejection_threshold: external.threshold,
+                local_origin_success_rate_average: local.average,
+                local_origin_success_rate_ejection_threshold: local.threshold,
+            }
+        }),
         default_priority: thresholds(&config.circuit_breakers.default),
         high_priority: thresholds(&config.circuit_breakers.high),
-        hosts: state.priority_set.hosts().map(|h| host(h)).collect(),
+        hosts: state
+            .priority_set
+            .hosts()
+            .map(|h| {
+                let rates = rates.iter().find(|(id, _)| *id == h.id).map_or([-1.0; 2], |(_, rates)| *rates);
+                HostStatus { success_rate: rates[0], local_origin_success_rate: rates[1], ..host(h) }
+            })
+            .collect(),
     }
 }
 
@@ -265,7 +282,7 @@ fn host(host: &Host) -> HostStatus {
         rq_success: stats.rq_success.load(Relaxed),
         rq_timeout: stats.rq_timeout.load(Relaxed),
         rq_total: stats.rq_total.load(Relaxed),
-        health_flags: HealthFlags { eds, ..HealthFlags::default() },
+        health_flags: health_flags(host, eds),
         weight: host.weight(),
         region: host.locality.region.to_string(),
         zone: host.locality.zone.to_string(),
@@ -273,6 +290,22 @@ fn host(host: &Host) -> HostStatus {
         canary: host.canary,
         priority: host.priority.load(Relaxed),
         ..HostStatus::new(AddressStatus::of(&host.address))
+    }
+}
+
+fn health_flags(host: &Host, eds: EdsHealth) -> HealthFlags {
+    use nuncio_upstream::host::health_flag as flag;
+    let flags = host.health_flags();
+    let has = |flag: u32| flags & flag != 0;
+    HealthFlags {
+        failed_active_hc: has(flag::FAILED_ACTIVE_HC),
+        failed_outlier_check: has(flag::FAILED_OUTLIER_CHECK),
+        eds,
+        degraded_active_hc: has(flag::DEGRADED_ACTIVE_HC),
+        pending_dynamic_removal: has(flag::PENDING_DYNAMIC_REMOVAL),
+        pending_active_hc: has(flag::PENDING_ACTIVE_HC),
+        excluded_via_immediate_hc_fail: has(flag::EXCLUDED_VIA_IMMEDIATE_HC_FAIL),
+        active_hc_timeout: has(flag::ACTIVE_HC_TIMEOUT),
     }
 }
 

@@ -9,12 +9,14 @@ use crate::endpoints::Given;
 use crate::host::Host;
 use crate::host_set::PrioritySet;
 use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
+use crate::outlier::OutlierDetection;
 use crate::stats::ClusterStats;
 use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig};
+use nuncio_http::access_log::LogFile;
 use nuncio_net::socket::ConnectOptions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -48,6 +50,7 @@ pub struct Cluster {
     pub(crate) transport: Transport,
     /// How sockets to hosts are made.
     pub(crate) connect: ConnectOptions,
+    outlier: Option<Arc<OutlierDetection>>,
     weak: Weak<Cluster>,
     pub(crate) workers: Weak<worker::Workers>,
 }
@@ -78,7 +81,8 @@ pub enum ClusterError {
 }
 
 impl Cluster {
-    /// A cluster without hosts; `workers` are told of changes. `upstream_bind` is used where the cluster binds nothing.
+    /// A cluster without hosts; `workers` are told of changes. `upstream_bind` is used where the cluster binds nothing,
+    /// ejections are written to `outlier_events`.
     ///
     /// # Errors
     /// [`ClusterError`] when the configuration asks for what does not exist here, or its TLS files cannot be used.
@@ -88,6 +92,7 @@ impl Cluster {
         upstream_bind: &BindConfig,
         workers: Weak<worker::Workers>,
         fingerprint: u64,
+        outlier_events: Option<&Arc<LogFile>>,
     ) -> Result<Arc<Cluster>, ClusterError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -103,7 +108,12 @@ impl Cluster {
             .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
         let bind = if config.bind == BindConfig::default() { upstream_bind } else { &config.bind };
         let connect = ConnectOptions { bind: bind.clone(), keepalive: config.tcp_keepalive };
+        let outlier = config.outlier_detection.as_ref().map(|detection| {
+            let log = outlier_events.cloned();
+            Arc::new(OutlierDetection::new(detection, registry, stats.prefix(), &config.name, log))
+        });
         Ok(Arc::new_cyclic(|weak| Cluster {
+            outlier,
             weak: weak.clone(),
             connect,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -155,8 +165,16 @@ impl Cluster {
         self.removed.load(Ordering::Relaxed)
     }
 
+    /// Outlier detection where it is configured.
+    pub fn outlier_detection(&self) -> Option<&Arc<OutlierDetection>> {
+        self.outlier.as_ref()
+    }
+
     pub(crate) fn mark_removed(&self) {
         self.removed.store(true, Ordering::Relaxed);
+        if let Some(outlier) = &self.outlier {
+            outlier.stop();
+        }
         self.generation.fetch_add(1, Ordering::Release);
         self.notify_workers();
     }
@@ -178,6 +196,9 @@ impl Cluster {
         if now != before {
             self.stats.membership_change().inc();
         }
+        if let Some(outlier) = self.outlier.as_ref().filter(|_| now != before) {
+            outlier.set_hosts(&priority_set);
+        }
         let (total, healthy, degraded, excluded) = priority_set.membership();
         self.stats.membership_total().set(total as u64);
         self.stats.membership_healthy().set(healthy as u64);
@@ -194,6 +215,13 @@ impl Cluster {
     /// The cluster warms until endpoints are handed in, or it is told that none will come.
     pub(crate) fn wait_for_endpoints(&self, warming: Warming) {
         self.given().warming = Some(warming);
+    }
+
+    /// Publishes the hosts again, after the health of some has changed. For the control thread.
+    pub(crate) fn publish_health(&self) {
+        self.update(self.state().priority_set.refreshed());
+        // Connections to hosts that fail are drained.
+        self.notify_workers();
     }
 
     fn notify_workers(&self) {

@@ -6,11 +6,13 @@
 use crate::cluster::{Cluster, ClusterError};
 use crate::discovery;
 use crate::dns::Resolvers;
+use crate::outlier;
 use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
+use nuncio_http::access_log::LogFile;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
@@ -30,6 +32,8 @@ pub struct ClusterManagerOptions {
     pub upstream_bind: BindConfig,
     /// Where discovery (DNS) runs: the control thread's runtime.
     pub control: tokio::runtime::Handle,
+    /// Where ejections are logged (`cluster_manager.outlier_detection.event_log_path`).
+    pub outlier_events: Option<Arc<LogFile>>,
 }
 
 /// What [`ClusterManager::add_or_update`] did.
@@ -181,8 +185,10 @@ impl ClusterManager {
     ) -> Result<(Arc<Cluster>, discovery::Discovery), ClusterError> {
         let workers = Arc::downgrade(&self.workers);
         let options = &self.options;
-        let cluster = Cluster::new(config, &options.registry, &options.upstream_bind, workers, fingerprint)?;
+        let events = options.outlier_events.as_ref();
+        let cluster = Cluster::new(config, &options.registry, &options.upstream_bind, workers, fingerprint, events)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
+        outlier::start(&cluster, &options.control);
         Ok((cluster, discovery))
     }
 
@@ -378,6 +384,7 @@ mod tests {
             registry: registry.clone(),
             upstream_bind: BindConfig::default(),
             control: runtime.handle().clone(),
+            outlier_events: None,
         };
         (ClusterManager::new(options), registry, runtime)
     }

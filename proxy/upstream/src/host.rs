@@ -3,6 +3,7 @@
 //! Shared by all threads; pools and load balancers hold it by `Arc`. A host that is configured again with the same
 //! address keeps its object, so its counters and connections go on. Nothing here connects.
 
+use crate::outlier::HostMonitor;
 use nuncio_config::cluster::{HealthStatus, Locality};
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
@@ -124,6 +125,10 @@ pub struct Host {
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
     current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
+    /// How often it was ejected or failed its health check: pools then let go of what they had before.
+    failures: AtomicU32,
+    /// Set where its cluster detects outliers.
+    outlier: OnceLock<Arc<HostMonitor>>,
     /// Counters.
     pub stats: HostStats,
 }
@@ -179,6 +184,8 @@ impl Host {
             health_check: description.health_check,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+            outlier: OnceLock::new(),
             stats: HostStats::default(),
         };
         host.set_eds_health(description.health);
@@ -263,8 +270,28 @@ impl Host {
         self.removed.load(Relaxed)
     }
 
+    /// How often it was found to be failing.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Relaxed)
+    }
+
+    /// It was found to be failing: existing connections are not to be used for new requests.
+    pub(crate) fn note_failure(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn mark_removed(&self) {
         self.removed.store(true, Relaxed);
+    }
+
+    /// Where results of tries are reported; None where the cluster detects no outliers.
+    #[inline]
+    pub fn outlier_monitor(&self) -> Option<&HostMonitor> {
+        self.outlier.get().map(|monitor| &**monitor)
+    }
+
+    pub(crate) fn outlier_monitor_or(&self, make: impl FnOnce() -> HostMonitor) -> Arc<HostMonitor> {
+        self.outlier.get_or_init(|| Arc::new(make())).clone()
     }
 
     /// Where to connect to now; further addresses are tried after the first.

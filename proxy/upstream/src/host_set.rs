@@ -126,6 +126,16 @@ impl PrioritySet {
         self.host_sets.iter().flat_map(|set| &set.hosts)
     }
 
+    /// The same hosts, sorted anew by their health as it is now.
+    pub(crate) fn refreshed(&self) -> PrioritySet {
+        let refresh = |set: &HostSet| {
+            let weights: Vec<_> = set.localities.iter().map(|entry| (entry.locality.clone(), entry.weight)).collect();
+            let weights = Some(weights.as_slice()).filter(|weights| !weights.is_empty());
+            HostSet::new(set.hosts.clone(), weights, set.overprovisioning_factor)
+        };
+        PrioritySet { host_sets: self.host_sets.iter().map(refresh).collect() }
+    }
+
     /// Total, healthy, degraded and excluded hosts.
     pub fn membership(&self) -> (usize, usize, usize, usize) {
         self.host_sets.iter().fold((0, 0, 0, 0), |sum, set| {

@@ -18,6 +18,8 @@ pub mod transport;
 
 pub mod pool;
 
+pub mod outlier;
+
 mod discovery;
 mod dns;
 pub mod endpoints;
@@ -33,4 +35,5 @@ pub use cluster::{Cluster, ClusterError};
 pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
 pub use host::Host;
 pub use lb::LbContext;
+pub use outlier::OutlierResult;
 pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};

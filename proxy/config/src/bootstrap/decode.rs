@@ -76,6 +76,11 @@ impl BootstrapConfig {
                 })
                 .unwrap_or_default(),
             local_cluster_name,
+            outlier_event_log_path: manager
+                .and_then(|manager| manager.outlier_detection.as_ref())
+                .map(|detection| detection.event_log_path.as_str())
+                .filter(|path| !path.is_empty())
+                .map(Into::into),
             header_prefix: match message.header_prefix.as_str() {
                 "" => "x-envoy",
                 prefix => prefix,

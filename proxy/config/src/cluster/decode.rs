@@ -14,7 +14,7 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsLookupFamily, LbPolicy, TcpKeepalive, Thresholds, UpstreamHttpOptions, UpstreamProtocol,
+    DnsLookupFamily, LbPolicy, OutlierDetectionConfig, TcpKeepalive, Thresholds, UpstreamHttpOptions, UpstreamProtocol,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::decode::{Context, bool_value, json, serialized, type_name, u32_value};
@@ -86,7 +86,11 @@ impl ClusterConfig {
             close_connections_on_host_health_failure: message.close_connections_on_host_health_failure,
             ignore_health_on_host_removal: message.ignore_health_on_host_removal,
             health_checks: message.health_checks.iter().map(serialized).collect(),
-            outlier_detection: message.outlier_detection.as_ref().map(serialized),
+            outlier_detection: cx.optional(
+                "outlier_detection",
+                &message.outlier_detection,
+                OutlierDetectionConfig::decode,
+            ),
             metadata: json::metadata(&message.metadata),
             connection_pool_per_downstream_connection: message.connection_pool_per_downstream_connection,
             per_upstream_preconnect_ratio: ratio.map_or(1000, |ratio| (ratio.value * 1000.0).round() as u32),

@@ -39,6 +39,7 @@ const CLUSTERS: &[&str] = &[
       '@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, dns_failure_refresh_rate: {base_interval: 1s}}}}",
     "{name: c, type: STRICT_DNS, connect_timeout: 1s, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}",
     "{name: c, type: STATIC, http2_protocol_options: {}}",
+    "{name: c, type: STATIC, outlier_detection: {}}",
     "{name: c, cluster_type: {name: other.cluster}}",
     "{name: c, cluster_type: {name: other.cluster}, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided}}}]}}",
@@ -83,7 +84,6 @@ const CARRIED: &[&str] = &[
     "envoy.config.cluster.v3.Cluster.eds_cluster_config",
     "envoy.config.cluster.v3.Cluster.health_checks",
     "envoy.config.cluster.v3.Cluster.ignore_health_on_host_removal",
-    "envoy.config.cluster.v3.Cluster.outlier_detection",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
     "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.drop_overloads",
     "envoy.config.endpoint.v3.Endpoint.health_check_config",

@@ -22,7 +22,9 @@ use nuncio_net::connection::Connection;
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
 use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
-use nuncio_upstream::{Cluster, ClusterManager, Host, LbContext, PoolFailure, PooledStream, StreamOptions};
+use nuncio_upstream::{
+    Cluster, ClusterManager, Host, LbContext, OutlierResult, PoolFailure, PooledStream, StreamOptions,
+};
 use std::cell::RefCell;
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -245,6 +247,7 @@ impl TcpProxy {
             return Err(Failed::Final);
         };
         let result = self.open(cluster, &host, info).await;
+        report(&host, result.as_ref().err());
         let mut info = info.borrow_mut();
         let overflow = matches!(&result, Err(failure) if failure.reason == ResetReason::Overflow);
         if !overflow {
@@ -298,6 +301,18 @@ impl TcpProxy {
             info.upstream.meter.wire_bytes_sent = upstream.bytes.sent.get();
         }
         self.logs.log(&FormatContext { log_type, ..FormatContext::new(&info) });
+    }
+}
+
+/// Tells outlier detection how connecting went.
+fn report(host: &Host, failure: Option<&PoolFailure>) {
+    let Some(monitor) = host.outlier_monitor() else { return };
+    match failure.map(|failure| failure.reason) {
+        None => monitor.put_result(OutlierResult::ConnectSuccessFinal, None),
+        Some(ResetReason::ConnectionTimeout) => monitor.put_result(OutlierResult::Timeout, None),
+        Some(ResetReason::RemoteConnectionFailure) => monitor.put_result(OutlierResult::ConnectFailed, None),
+        // Limits and local failures say nothing about the host.
+        Some(_) => {}
     }
 }
 
@@ -428,6 +443,7 @@ mod tests {
                 registry: registry.clone(),
                 upstream_bind: BindConfig::default(),
                 control: tokio::runtime::Handle::current(),
+                outlier_events: None,
             });
             if let Some(addr) = upstream {
                 clusters.add(Arc::new(cluster(addr))).expect("a cluster");

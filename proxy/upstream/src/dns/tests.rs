@@ -76,6 +76,7 @@ impl Setup {
             registry: registry.clone(),
             upstream_bind: BindConfig::default(),
             control: tokio::runtime::Handle::current(),
+            outlier_events: None,
         });
         manager.add(Arc::new(config)).expect("a cluster");
         tokio::time::timeout(Duration::from_secs(10), manager.initialized()).await.expect("it initializes");

@@ -58,6 +58,8 @@ pub(super) struct HttpPool {
     inner: RefCell<Inner>,
     janitor: Arc<JanitorWake>,
     janitor_runs: Cell<bool>,
+    /// Failures of the host that connections have been drained for.
+    failures_seen: Cell<u32>,
     own: Weak<HttpPool>,
 }
 
@@ -138,6 +140,7 @@ impl HttpPool {
             inner: RefCell::default(),
             janitor: Arc::default(),
             janitor_runs: Cell::new(false),
+            failures_seen: Cell::new(host.failures()),
             own: own.clone(),
         })
     }
@@ -491,6 +494,12 @@ impl HttpPool {
     pub(super) fn drain_existing(self: &Rc<Self>) {
         self.drain();
         self.inner.borrow_mut().draining = false;
+    }
+
+    /// Whether the host was found to be failing since the last call.
+    pub(super) fn host_failed(&self) -> bool {
+        let failures = self.host.failures();
+        self.failures_seen.replace(failures) != failures
     }
 
     fn run_janitor(&self) {

@@ -297,7 +297,7 @@ impl Pools {
         self.map.borrow().is_empty()
     }
 
-    /// Drains the pools of hosts that are gone; all pools when the cluster is gone.
+    /// Drains the pools of hosts that are gone, and what those of failing hosts have; all pools when the cluster is gone.
     pub(crate) fn host_set_changed(&self, cluster: Option<&Cluster>) {
         let pools: Vec<_> = self.map.borrow().values().cloned().collect();
         let all = cluster.is_none_or(Cluster::is_removed);
@@ -305,7 +305,7 @@ impl Pools {
         for pool in pools {
             if all || pool.host.is_removed() {
                 pool.drain();
-            } else if every {
+            } else if pool.host_failed() || every {
                 pool.drain_existing();
             }
         }

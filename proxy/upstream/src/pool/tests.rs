@@ -26,6 +26,7 @@ impl Setup {
             registry: registry.clone(),
             upstream_bind: BindConfig::default(),
             control: tokio::runtime::Handle::current(),
+            outlier_events: None,
         });
         let mut config = config();
         let endpoint = |addr: &SocketAddr| Endpoint {

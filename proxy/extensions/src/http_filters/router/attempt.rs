@@ -11,7 +11,9 @@ use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::rewrite::update_authority;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_net::proxy_protocol_header::proxy_protocol_header;
-use nuncio_upstream::{Cluster, Host, PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};
+use nuncio_upstream::{
+    Cluster, Host, OutlierResult, PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream,
+};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -141,6 +143,10 @@ pub(crate) struct Attempt<'r> {
     /// Frames of the replay that were sent on this connection.
     replayed: usize,
     request_sent: bool,
+    /// The head of the response has arrived.
+    answered: bool,
+    /// And it is the whole response.
+    head_only: bool,
     request: &'r mut Request,
 }
 
@@ -164,8 +170,14 @@ impl<'r> Attempt<'r> {
         let started = Instant::now();
         let upstream = match connect(stream, request, &host, &mut per_try).await {
             Ok(upstream) => upstream,
-            Err(outcome) => return outcome,
+            Err(outcome) => {
+                report(&host, &outcome, false);
+                return outcome;
+            }
         };
+        if let Some(monitor) = host.outlier_monitor() {
+            monitor.put_result(OutlierResult::ConnectSuccess, None);
+        }
         let info = &mut stream.info.upstream;
         info.pool_ready = Some(started.elapsed());
         if info.hosts_attempted.is_empty() {
@@ -175,10 +187,23 @@ impl<'r> Attempt<'r> {
         info.connection_ids_attempted.push(upstream.connection().id);
         info.protocol = upstream.http_protocol();
         let per_try_idle = request.timeouts.per_try_idle.map(|d| (timer::sleep(d), d));
-        let mut attempt = Attempt { upstream, host, per_try, per_try_idle, replayed: 0, request_sent: false, request };
+        let mut attempt = Attempt {
+            upstream,
+            host,
+            per_try,
+            per_try_idle,
+            replayed: 0,
+            request_sent: false,
+            answered: false,
+            head_only: false,
+            request,
+        };
         let outcome = attempt.exchange(config, stream, number).await;
+        report(&attempt.host, &outcome, attempt.answered);
         stream.info.upstream.meter = attempt.upstream.bytes_meter();
-        if !matches!(outcome, Outcome::Done) {
+        // A whole response that is thrown away for another try leaves its connection usable.
+        let usable = matches!(outcome, Outcome::Done) || (matches!(outcome, Outcome::Retry) && attempt.head_only);
+        if !usable {
             attempt.upstream.reset(ResetReason::LocalReset);
         }
         outcome
@@ -349,7 +374,12 @@ impl<'r> Attempt<'r> {
     ) -> Option<Outcome> {
         let now = Instant::now();
         stream.info.upstream.first_rx = Some(now);
+        self.answered = true;
+        self.head_only = end;
         let status = head.status();
+        if let Some(monitor) = self.host.outlier_monitor() {
+            monitor.put_code(outcome_code(&head, status, stream.is_grpc()));
+        }
         if let Some(retry) = &mut self.request.retry {
             let verdict = retry.on_response(&head);
             if granted(stream, self.request, verdict) {
@@ -454,6 +484,46 @@ impl<'r> Attempt<'r> {
             true => stats.internal().time.upstream_rq_time().record(ms),
             false => stats.external().time.upstream_rq_time().record(ms),
         }
+    }
+}
+
+/// The code that outlier detection counts: gRPC errors in the head as the HTTP code that they stand for.
+fn outcome_code(head: &Headers, status: u16, grpc: bool) -> u16 {
+    if !grpc {
+        return status;
+    }
+    let code = head.get(&names::GRPC_STATUS).and_then(HeaderValue::to_str).and_then(|text| text.parse().ok());
+    code.map_or(status, grpc_to_http)
+}
+
+/// The HTTP code that a gRPC status stands for.
+fn grpc_to_http(code: u32) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// Tells outlier detection of a try that ended without a response, or broke off in one.
+fn report(host: &Host, outcome: &Outcome, answered: bool) {
+    let Some(monitor) = host.outlier_monitor() else { return };
+    match outcome {
+        // A full circuit breaker says nothing about the host.
+        Outcome::Failed(failure) if failure.reason == ResetReason::Overflow => {}
+        Outcome::Failed(failure) if failure.per_try_timeout => monitor.put_result(OutlierResult::Timeout, Some(504)),
+        Outcome::Failed(_) => monitor.put_result(OutlierResult::ConnectFailed, None),
+        Outcome::GlobalTimeout if !answered => monitor.put_result(OutlierResult::Timeout, Some(504)),
+        _ => {}
     }
 }
 
