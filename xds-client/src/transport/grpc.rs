@@ -23,11 +23,15 @@ use tokio::time::timeout;
 
 use super::{Connect, GrpcStatus, GrpcStream, GrpcTransport, LocalFuture};
 
-/// Streams that are opened before the server has said how many it allows.
-const STREAMS_BEFORE_SETTINGS: usize = 100;
+/// Streams that are opened before the server has said how many it allows. One too many would wait on that connection for
+/// as long as the others live, though another connection had room.
+const STREAMS_BEFORE_SETTINGS: usize = 1;
 /// HTTP/2 windows: per stream and per connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How much small DATA frames may cost in memory. Control planes send bursts of them, one for each stream; h2's own
+/// limit ends the connection at a few hundred.
+const SMALL_FRAMES: usize = 64 << 20;
 /// The five bytes before each message.
 const PREFIX: usize = 5;
 
@@ -218,6 +222,7 @@ impl ChannelShared {
                 .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
                 .initial_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .data_frame_budget(SMALL_FRAMES)
                 .enable_push(false)
                 .handshake::<_, Bytes>(io)
                 .await
