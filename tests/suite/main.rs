@@ -6,6 +6,7 @@ mod cases {
 }
 
 mod examples;
+mod h2spec;
 
 mod house {
     //! What must hold for the case files themselves.
