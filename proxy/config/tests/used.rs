@@ -8,12 +8,10 @@ use std::{fs, io};
 const UNUSED: &[&str] = &[
     "close_connections_on_host_health_failure",
     "cluster_name",
-    "connection_pool_per_downstream_connection",
     "drop_overloads",
     "ignore_health_on_host_removal",
     "ignore_new_hosts_until_first_hc",
     "health_checks",
-    "override_auto_sni_header",
     "track_timeout_budgets",
     "update_merge_window",
 ];

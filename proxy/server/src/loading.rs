@@ -59,10 +59,6 @@ pub fn load(options: &Options) -> Result<Bootstrap, Report> {
     let notices = notices(&loaded, options);
     let Loaded { mut bootstrap, source_map, .. } = loaded;
     apply_flags(&mut bootstrap, options);
-    let matchers = matcher_errors(&bootstrap);
-    if !matchers.is_empty() {
-        return Err(source_map.report(matchers));
-    }
     let mut context = Context::new(FieldPath::root());
     match BootstrapConfig::decode(&bootstrap, &mut context) {
         Ok(config) => Ok(Bootstrap {
@@ -74,17 +70,6 @@ pub fn load(options: &Options) -> Result<Bootstrap, Report> {
         }),
         Err(errors) => Err(source_map.report(errors)),
     }
-}
-
-/// A matcher tree over filter chains decides where connections go: leaving it out would send them to the wrong chain.
-fn matcher_errors(bootstrap: &Message) -> Vec<ConfigError> {
-    let listeners = bootstrap.static_resources.iter().flat_map(|r| r.listeners.iter().enumerate());
-    let path =
-        |i| FieldPath::root().field("static_resources").field("listeners").index(i).field("filter_chain_matcher");
-    listeners
-        .filter(|(_, listener)| listener.filter_chain_matcher.is_some())
-        .map(|(i, _)| ConfigError::new(path(i), "filter_chain_matcher is not implemented yet"))
-        .collect()
 }
 
 /// Flags override the node of the file and add tags. The node says what kind of proxy it is, as Envoy's does: control

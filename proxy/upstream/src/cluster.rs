@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig};
 use nuncio_http::access_log::LogFile;
+use nuncio_http::headers::{HeaderName, names};
 use nuncio_net::socket::ConnectOptions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -48,6 +49,7 @@ pub struct Cluster {
     removed: AtomicBool,
     pub(crate) given: Mutex<Given>,
     pub(crate) transport: Transport,
+    auto_sni_header: HeaderName,
     /// How sockets to hosts are made.
     pub(crate) connect: ConnectOptions,
     outlier: Option<Arc<OutlierDetection>>,
@@ -106,6 +108,7 @@ impl Cluster {
         let tables = LbTables::new(&config, &priority_set, &stats);
         let limits = [ResourcePriority::Default, ResourcePriority::High]
             .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
+        let auto_sni_header = config.http.override_auto_sni_header.as_deref().and_then(HeaderName::parse);
         let bind = if config.bind == BindConfig::default() { upstream_bind } else { &config.bind };
         let connect = ConnectOptions { bind: bind.clone(), keepalive: config.tcp_keepalive };
         let outlier = config.outlier_detection.as_ref().map(|detection| {
@@ -125,6 +128,7 @@ impl Cluster {
             given: Mutex::default(),
             fingerprint,
             transport,
+            auto_sni_header: auto_sni_header.unwrap_or(names::AUTHORITY),
             workers,
             stats,
             config,
@@ -140,6 +144,13 @@ impl Cluster {
     #[inline]
     pub fn name(&self) -> &Arc<str> {
         &self.config.name
+    }
+
+    /// The header whose value is the SNI of `auto_sni` (`override_auto_sni_header`); without it, or where it is empty, the
+    /// authority is.
+    #[inline]
+    pub fn auto_sni_header(&self) -> &HeaderName {
+        &self.auto_sni_header
     }
 
     /// Limits of `priority`.

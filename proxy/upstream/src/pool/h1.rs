@@ -75,10 +75,12 @@ impl H1Connection {
             Some(_) => self.counted.ended(Ended::Local, true),
             None => {
                 let complete = self.client.request_complete() && self.client.response_complete();
-                if complete && self.client.close_announced() {
+                let closed = self.client.peer_closed();
+                if complete && !closed && self.client.close_announced() {
                     stats.upstream_cx_close_notify().inc();
                 }
-                self.counted.ended(Ended::Local, !complete);
+                let who = if closed { Ended::Remote } else { Ended::Local };
+                self.counted.ended(who, !complete);
             }
         }
     }

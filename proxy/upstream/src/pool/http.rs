@@ -389,6 +389,8 @@ impl HttpPool {
             PoolProtocol::Http1 => false,
             PoolProtocol::Http2 => true,
             PoolProtocol::Auto => {
+                // Envoy counts such a connection once as TCP and once with its protocol.
+                stats.upstream_cx_total().inc();
                 let http2 = connected.info.negotiated(b"h2");
                 if http2 {
                     stats.upstream_cx_http2_total().inc();
@@ -460,11 +462,11 @@ impl HttpPool {
         self.connection_lost();
     }
 
-    /// A pool with its own SNI, or of a host that is gone, goes when it has no connection left.
+    /// A pool with its own SNI, of one downstream connection, or of a host that is gone, goes when it has no connection left.
     fn forget_if_empty(&self) {
         let unused = {
             let inner = self.inner.borrow();
-            (inner.draining || self.options != TransportOptions::default())
+            (inner.draining || self.options != TransportOptions::default() || self.key.downstream != 0)
                 && inner.idle.is_empty()
                 && inner.busy == 0
                 && inner.connecting == 0

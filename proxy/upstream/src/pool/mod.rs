@@ -44,6 +44,9 @@ pub struct StreamOptions<'a> {
     pub downstream_protocol: Option<Protocol>,
     /// `:authority`, or the header of `override_auto_sni_header`; used as SNI where the cluster has `auto_sni`.
     pub authority: Option<&'a str>,
+    /// Id of the downstream connection; it has pools of its own where the cluster asks for that
+    /// (`connection_pool_per_downstream_connection`).
+    pub downstream_connection: u64,
 }
 
 /// No stream could be had.
@@ -209,6 +212,8 @@ struct PoolKey {
     protocol: PoolProtocol,
     /// Hash of the transport options, 0 for the default ones. Equal hashes of different options count on.
     options: u64,
+    /// The downstream connection that it belongs to; 0 for all.
+    downstream: u64,
 }
 
 fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>) -> Result<Rc<HttpPool>, PoolFailure> {
@@ -231,7 +236,9 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
         Some(authority) if http.auto_sni && cluster.transport.is_secure(host) => sni_of(authority),
         _ => None,
     };
-    let mut key = PoolKey { host: host.id, priority: options.priority, protocol, options: 0 };
+    let own_pool = cluster.config.connection_pool_per_downstream_connection;
+    let downstream = if own_pool { options.downstream_connection } else { 0 };
+    let mut key = PoolKey { host: host.id, priority: options.priority, protocol, options: 0, downstream };
     if let Some(name) = server_name {
         let mut hasher = FxHasher::default();
         name.hash(&mut hasher);

@@ -578,11 +578,13 @@ async fn connect(
     host: &Arc<Host>,
     per_try: &mut Option<Sleep>,
 ) -> Result<PooledStream, Outcome> {
-    let authority = stream.request.get(&names::AUTHORITY).cloned();
+    let named = stream.request.get(request.cluster.auto_sni_header()).filter(|value| !value.as_bytes().is_empty());
+    let authority = named.or_else(|| stream.request.get(&names::AUTHORITY)).cloned();
     let options = StreamOptions {
         priority: request.priority,
         downstream_protocol: Some(stream.protocol()),
         authority: authority.as_ref().and_then(HeaderValue::to_str),
+        downstream_connection: stream.connection.info.id,
     };
     let cluster = request.cluster.clone();
     let tunnel = tunnel(stream, request);

@@ -99,6 +99,11 @@ impl Decoder {
                     if buf.is_empty() {
                         return Ok(Piece::NeedMore);
                     }
+                    // A chunk that is seen to end wrongly is not handed on.
+                    let after = usize::try_from(left).ok().and_then(|left| buf.get(left..)).unwrap_or_default();
+                    if !b"\r\n".starts_with(&after[..after.len().min(2)]) {
+                        return Err(errors::codec_error());
+                    }
                     let (data, left) = take(buf, left);
                     self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
                     if left == 0 && buf.starts_with(b"\r\n0\r\n\r\n") {

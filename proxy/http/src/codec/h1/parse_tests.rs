@@ -102,6 +102,7 @@ fn bad_requests_get_the_status_and_details_of_envoy() {
         ("tab", b"GET\t/ HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), codec_error),
         ("tab after target", b"GET /\tHTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), codec_error),
         ("control in target", b"GET /a\x01 HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), characters),
+        ("NUL in method", b"GE\0T / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), characters),
         ("NUL in target", b"GET /a\0 HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), characters),
         ("high byte in target", b"GET /\xc3\xa9 HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), codec_error),
         ("asterisk", b"GET * HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(), url),

@@ -119,6 +119,7 @@ fn parse_request_line(buf: &[u8], start: usize, config: &ServerConfig) -> Result
     match buf.get(at) {
         None if at - start <= 64 => return Ok(None),
         Some(b' ') if at > start => {}
+        Some(0) => return Err(errors::invalid_characters()),
         _ => return Err(errors::codec_error()),
     }
     if !config.allow_custom_methods && known_method(&buf[method.0..method.1]).is_none() {
