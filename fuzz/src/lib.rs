@@ -6,6 +6,7 @@
 pub mod h1;
 pub mod h2;
 pub mod routes;
+pub mod xds;
 
 /// A fuzz target: its name, which is its folder in `corpus/`, and the function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -20,4 +21,5 @@ pub const TARGETS: &[Target] = &[
     ("formatter", routes::formatter),
     ("path", routes::path),
     ("route_matcher", routes::route_matcher),
+    ("xds_stream", xds::stream),
 ];

@@ -282,8 +282,10 @@ impl Mux {
     pub fn subscribe(&mut self, now: Now, options: SubscriptionOptions) -> WatchId {
         let id = WatchId(self.next_watch);
         self.next_watch += 1;
-        if !options.initial_fetch_timeout.is_zero() {
-            self.first_fetches.set(id, now.instant + options.initial_fetch_timeout);
+        if !options.initial_fetch_timeout.is_zero()
+            && let Some(at) = now.instant.checked_add(options.initial_fetch_timeout)
+        {
+            self.first_fetches.set(id, at);
         }
         self.watch_types.insert(id, options.type_url.clone());
         let protocol = self.options.protocol;
@@ -855,8 +857,9 @@ impl Type {
     }
 
     fn set_ttl(&mut self, now: Now, name: &str, ttl: Option<Duration>) {
-        match ttl {
-            Some(ttl) => self.ttls.set(name.to_owned(), now.instant + ttl),
+        // A TTL beyond what a clock can say is none.
+        match ttl.and_then(|ttl| now.instant.checked_add(ttl)) {
+            Some(at) => self.ttls.set(name.to_owned(), at),
             None => self.ttls.clear(&name.to_owned()),
         }
     }
