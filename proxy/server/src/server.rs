@@ -179,17 +179,19 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         ),
         None => None,
     };
+    let contexts = TlsContexts::default();
     let clusters = ClusterManager::new(ClusterManagerOptions {
         registry: registry.clone(),
         upstream_bind: config.upstream_bind.clone(),
         control: control.handle().clone(),
         outlier_events,
+        tls_contexts: contexts.clone(),
     });
     let (wants, wanted) = Wants::channel();
     let context = Context {
         access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),
-        contexts: TlsContexts::default(),
+        contexts,
         global: Arc::default(),
         drain: DrainHandle::new(),
         routes: RouteTables::new(wants),

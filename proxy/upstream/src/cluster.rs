@@ -19,6 +19,7 @@ use nuncio_config::cluster::{BindConfig, ClusterConfig};
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_net::socket::ConnectOptions;
+use nuncio_net::tls::client::ClientTlsContext;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -151,6 +152,11 @@ impl Cluster {
     #[inline]
     pub fn auto_sni_header(&self) -> &HeaderName {
         &self.auto_sni_header
+    }
+
+    /// TLS contexts, for certificate listings and reloading.
+    pub fn tls_contexts(&self) -> impl Iterator<Item = &Arc<ClientTlsContext>> {
+        self.transport.contexts()
     }
 
     /// Limits of `priority`.

@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
 use nuncio_http::access_log::LogFile;
+use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
@@ -34,6 +35,8 @@ pub struct ClusterManagerOptions {
     pub control: tokio::runtime::Handle,
     /// Where ejections are logged (`cluster_manager.outlier_detection.event_log_path`).
     pub outlier_events: Option<Arc<LogFile>>,
+    /// Where the TLS contexts of clusters are listed and watched.
+    pub tls_contexts: TlsContexts,
 }
 
 /// What [`ClusterManager::add_or_update`] did.
@@ -188,6 +191,9 @@ impl ClusterManager {
         let events = options.outlier_events.as_ref();
         let cluster = Cluster::new(config, &options.registry, &options.upstream_bind, workers, fingerprint, events)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
+        for context in cluster.tls_contexts() {
+            options.tls_contexts.add(context);
+        }
         outlier::start(&cluster, &options.control);
         Ok((cluster, discovery))
     }
@@ -385,6 +391,7 @@ mod tests {
             upstream_bind: BindConfig::default(),
             control: runtime.handle().clone(),
             outlier_events: None,
+            tls_contexts: TlsContexts::default(),
         };
         (ClusterManager::new(options), registry, runtime)
     }

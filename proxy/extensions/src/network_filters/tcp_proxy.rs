@@ -444,6 +444,7 @@ mod tests {
                 upstream_bind: BindConfig::default(),
                 control: tokio::runtime::Handle::current(),
                 outlier_events: None,
+                tls_contexts: Default::default(),
             });
             if let Some(addr) = upstream {
                 clusters.add(Arc::new(cluster(addr))).expect("a cluster");

@@ -40,6 +40,12 @@ pub struct TlsContexts {
     inner: Arc<Inner>,
 }
 
+impl std::fmt::Debug for TlsContexts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TlsContexts").finish_non_exhaustive()
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     state: Mutex<Watched>,

@@ -20,9 +20,7 @@ pub(super) fn certs(call: &Call<'_>) -> AdminResponse {
 fn set_json(set: &CertificateSet, now: SystemTime) -> Value {
     let mut out = Map::new();
     for (name, list) in [("ca_cert", &set.ca), ("cert_chain", &set.chain)] {
-        if !list.is_empty() {
-            out.insert(name.into(), list.iter().map(|one| certificate_json(one, now)).collect());
-        }
+        out.insert(name.into(), list.iter().map(|one| certificate_json(one, now)).collect());
     }
     Value::Object(out)
 }
@@ -32,25 +30,21 @@ fn certificate_json(certificate: &CertificateStatus, now: SystemTime) -> Value {
     out.insert("path".into(), certificate.path.clone().into());
     out.insert("serial_number".into(), certificate.serial_number.clone().into());
     let names = &certificate.subject_alt_names;
-    if !names.is_empty() {
-        let rank = |name: &&SubjectAltName| match name {
-            SubjectAltName::Dns(_) => 0,
-            SubjectAltName::Uri(_) => 1,
-            SubjectAltName::Ip(_) => 2,
-        };
-        let mut names: Vec<_> = names.iter().collect();
-        names.sort_by_key(rank);
-        let name_json = |name: &SubjectAltName| match name {
-            SubjectAltName::Dns(name) => json!({ "dns": name }),
-            SubjectAltName::Uri(name) => json!({ "uri": name }),
-            SubjectAltName::Ip(name) => json!({ "ip_address": name }),
-        };
-        out.insert("subject_alt_names".into(), names.into_iter().map(name_json).collect());
-    }
+    let rank = |name: &&SubjectAltName| match name {
+        SubjectAltName::Dns(_) => 0,
+        SubjectAltName::Uri(_) => 1,
+        SubjectAltName::Ip(_) => 2,
+    };
+    let mut names: Vec<_> = names.iter().collect();
+    names.sort_by_key(rank);
+    let name_json = |name: &SubjectAltName| match name {
+        SubjectAltName::Dns(name) => json!({ "dns": name }),
+        SubjectAltName::Uri(name) => json!({ "uri": name }),
+        SubjectAltName::Ip(name) => json!({ "ip_address": name }),
+    };
+    out.insert("subject_alt_names".into(), names.into_iter().map(name_json).collect());
     let left = certificate.expiration_time.duration_since(now).unwrap_or_default().as_secs() / 86_400;
-    if left > 0 {
-        out.insert("days_until_expiration".into(), left.to_string().into());
-    }
+    out.insert("days_until_expiration".into(), left.to_string().into());
     out.insert("valid_from".into(), timestamp(certificate.valid_from).into());
     out.insert("expiration_time".into(), timestamp(certificate.expiration_time).into());
     Value::Object(out)
@@ -91,7 +85,7 @@ mod tests {
         };
         let set = CertificateSet { ca: vec![], chain: vec![one] };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_397_900);
-        let expected = json!({"cert_chain": [{
+        let expected = json!({"ca_cert": [], "cert_chain": [{
             "path": "cert.pem",
             "serial_number": "797c23",
             "subject_alt_names": [{"dns": "ex.test"}, {"uri": "spiffe://a/b"}, {"ip_address": "127.0.0.1"}],
@@ -101,7 +95,10 @@ mod tests {
         }]});
         assert_eq!(super::super::json::pretty(&set_json(&set, now)), super::super::json::pretty(&expected));
         sources.certificates.borrow_mut().push(set);
-        assert!(text_of(&get(&sources, "/certs")).starts_with("{\n \"certificates\": [\n  {\n   \"cert_chain\": [\n"));
+        assert!(
+            text_of(&get(&sources, "/certs"))
+                .starts_with("{\n \"certificates\": [\n  {\n   \"ca_cert\": [],\n   \"cert_chain\": [\n")
+        );
     }
 
     #[test]

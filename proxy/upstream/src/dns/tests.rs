@@ -77,6 +77,7 @@ impl Setup {
             upstream_bind: BindConfig::default(),
             control: tokio::runtime::Handle::current(),
             outlier_events: None,
+            tls_contexts: Default::default(),
         });
         manager.add(Arc::new(config)).expect("a cluster");
         tokio::time::timeout(Duration::from_secs(10), manager.initialized()).await.expect("it initializes");

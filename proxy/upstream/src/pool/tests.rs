@@ -27,6 +27,7 @@ impl Setup {
             upstream_bind: BindConfig::default(),
             control: tokio::runtime::Handle::current(),
             outlier_events: None,
+            tls_contexts: Default::default(),
         });
         let mut config = config();
         let endpoint = |addr: &SocketAddr| Endpoint {
