@@ -1,8 +1,9 @@
-//! The load generator and what surrounds it; `benches/latency.rs` is the program.
+//! The load generators and what surrounds them; the programs are in `benches/`.
 //!
-//! [`load`] sends (closed loop for the highest rate, open loop for latency), [`upstream`] answers, [`peers`] starts the
+//! [`bulk`] is large bodies; [`load`] sends (closed loop for the highest rate, open loop for latency), [`upstream`] answers, [`peers`] starts the
 //! proxies, [`procfs`] reads what they cost, [`report`] prints and keeps the figures.
 
+pub mod bulk;
 pub mod load;
 pub mod peers;
 pub mod procfs;

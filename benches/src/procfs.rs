@@ -24,9 +24,37 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
 /// # Errors
 /// The process is gone.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The part of the resident memory that no file holds, in KiB.
+///
+/// # Errors
+/// The process is gone.
+pub fn private_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "RssAnon:")
+}
+
+/// The highest resident memory since the start or since [`reset_peak`], in KiB.
+///
+/// # Errors
+/// The process is gone.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// Makes the highest resident memory the present one.
+///
+/// # Errors
+/// The process is gone.
+pub fn reset_peak(pid: u32) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("the peak cannot be reset")
+}
+
+fn status_kib(pid: u32, field: &'static str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the proxy is gone")?;
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).context("VmRSS")?;
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context("VmRSS")
+    let line = status.lines().find(|l| l.starts_with(field)).context(field)?;
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).context(field)
 }
 
 /// The cores that this process may use, in order.

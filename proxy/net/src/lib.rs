@@ -26,4 +26,4 @@ pub mod splice;
 
 mod sys;
 
-pub use sys::release_free_memory;
+pub use sys::{release_free_memory, release_program_pages};

@@ -7,6 +7,7 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// Gives memory that the calling thread has freed back to the system. After the start this is most of what reading the
@@ -14,6 +15,32 @@ use std::time::Duration;
 pub fn release_free_memory() {
     // SAFETY: takes no pointers; the allocator's own state is initialised on first use, and any thread may call it.
     unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
+/// Lets go of the program's pages that the start has touched and serving mostly does not (parsers, descriptors, the command
+/// line). They stay in the page cache and come back one by one when they are used. Without effect where the kernel
+/// does not tell the mappings.
+pub fn release_program_pages() {
+    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in maps.lines().filter_map(|line| clean_mapping(line, &exe)) {
+        // SAFETY: a private mapping of the program's file that nothing writes to (see `clean_mapping`): each page that is
+        // dropped is read from the file again when it is touched, with the same content. A failure changes nothing.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// The range of a line of `/proc/self/maps` if it is code or constants of `exe`. Constants are only those at the begin of
+/// the file: a later read-only mapping is what the loader has relocated and then protected, and exists nowhere else.
+fn clean_mapping(line: &str, exe: &Path) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (mode, offset) = (fields.next()?, fields.next()?);
+    let path = fields.nth(2)?;
+    let constants = mode == "r--p" && offset.bytes().all(|b| b == b'0');
+    let clean = Path::new(path) == exe && (mode == "r-xp" || constants);
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    clean.then_some((address(start)?, address(end)?))
 }
 
 /// Smoothed round-trip time of a TCP socket (`TCP_INFO`).
@@ -78,5 +105,29 @@ pub(crate) fn original_destination(socket: &impl AsRawFd, ipv6: bool) -> Option<
             Some(SocketAddr::from((v6.sin6_addr.s6_addr, u16::from_be(v6.sin6_port))))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_file_still_holds_is_let_go() {
+        let exe = Path::new("/usr/bin/nuncio");
+        let range = |line: &str| clean_mapping(line, exe);
+        let rest = "fe:00 9977866                    /usr/bin/nuncio";
+        assert_eq!(range(&format!("1000-2000 r--p 00000000 {rest}")), Some((0x1000, 0x2000)));
+        assert_eq!(range(&format!("2000-5000 r-xp 0050c000 {rest}")), Some((0x2000, 0x5000)));
+        assert_eq!(range(&format!("5000-6000 r--p 013a3000 {rest}")), None, "relocated");
+        assert_eq!(range(&format!("6000-7000 rw-p 0141c000 {rest}")), None, "written");
+        assert_eq!(range("7000-8000 r-xp 00026000 fe:00 326269    /usr/lib/libc.so.6"), None);
+        assert_eq!(range("8000-9000 rw-p 00000000 00:00 0 "), None);
+    }
+
+    #[test]
+    fn the_program_runs_on_after_its_pages_were_let_go() {
+        release_program_pages();
+        assert_eq!(format!("{:?}", std::hint::black_box([1, 2])), "[1, 2]");
     }
 }

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
+    // The allocator asks for huge pages, and one byte would then take 2 MiB. A failure costs memory only.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let args: Vec<String> = std::env::args().collect();
     let program = args.first().cloned().unwrap_or_else(|| "nuncio".to_owned());
     let options = match Options::parse_args(args) {

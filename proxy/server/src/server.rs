@@ -446,6 +446,7 @@ async fn serve(
         server.stats.initialization_time_ms().record(begun.elapsed().as_millis() as u64);
         server.set_state(State::Live);
         tracing::info!("all clusters initialized; serving with {} worker(s)", workers.len());
+        nuncio_net::release_program_pages();
         crate::signals::notify_ready();
         std::future::pending::<()>().await;
     };

@@ -6,7 +6,7 @@
 //! all rules cut out is removed at the end.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -88,8 +88,9 @@ enum Matcher {
 #[derive(Debug)]
 struct WellKnown {
     tag: &'static str,
-    regex: regex::Regex,
     source: String,
+    /// Compiled at the first name that may match: a process whose stats nobody reads needs none.
+    regex: OnceLock<Option<regex::bytes::Regex>>,
     /// A name without this cannot match.
     substring: memchr::memmem::Finder<'static>,
     /// A value that does not count.
@@ -177,19 +178,25 @@ const TOKENS: &[(&str, &str)] = &[
 ];
 
 static WELL_KNOWN: LazyLock<Vec<WellKnown>> = LazyLock::new(|| {
-    let compile = |&(tag, pattern, substring, except): &(&'static str, &str, &'static str, &'static str)| {
+    let rule = |&(tag, pattern, substring, except): &(&'static str, &str, &'static str, &'static str)| {
         let source = pattern
             .replace("<L>", r"(?:listener|cluster)\..*?")
             .replace("<A>", r"(?:(?:\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|\[[a-fA-F_\d]+\])_\d+)")
             .replace("<V>", r"[^\.]+")
             .replace("<C>", r"[\w-]+")
             .replace("<R>", r"[\w\-\.]+");
-        // The patterns are constants; a test compiles each of them.
-        let regex = regex::Regex::new(&source).ok()?;
-        Some(WellKnown { tag, regex, source, substring: memchr::memmem::Finder::new(substring), except })
+        WellKnown { tag, source, regex: OnceLock::new(), substring: memchr::memmem::Finder::new(substring), except }
     };
-    REGEXES.iter().filter_map(compile).collect()
+    REGEXES.iter().map(rule).collect()
 });
+
+impl WellKnown {
+    fn regex(&self) -> Option<&regex::bytes::Regex> {
+        // As in RE2, `\w` and `\d` are ASCII. The patterns are constants; a test compiles each of them.
+        let compile = || regex::bytes::RegexBuilder::new(&self.source).unicode(false).build().ok();
+        self.regex.get_or_init(compile).as_ref()
+    }
+}
 
 impl Default for TagExtractor {
     /// Envoy's default tags.
@@ -297,12 +304,12 @@ impl Matcher {
                     return None;
                 }
                 known.substring.find(name.as_bytes())?;
-                let captures = known.regex.captures(name)?;
-                let (cut, value) = (captures.get(1)?, captures.get(2)?);
-                if !known.except.is_empty() && value.as_str() == known.except {
+                let captures = known.regex()?.captures(name.as_bytes())?;
+                let (cut, value) = (captures.get(1)?, name.get(captures.get(2)?.range())?);
+                if !known.except.is_empty() && value == known.except {
                     return None;
                 }
-                Some((value.as_str(), (cut.start(), cut.end())))
+                Some((value, (cut.start(), cut.end())))
             }
             UserRegex(regex) => {
                 let captures = regex.captures(name).ok()??;
