@@ -1,30 +1,101 @@
-//! HTTP/2: the frame guard's counting, frames, and header blocks.
+//! HTTP/2: whole connections, and header blocks.
 
+use std::future::Future;
+use std::io;
 use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use nuncio_config::hcm::Http2Options;
-use nuncio_http::codec::h2::frame::{self, Head, Kind};
-use nuncio_http::codec::h2::guard::{FrameLimits, Tracker};
+use nuncio_base::stats::{Registry, StatsConfig};
+use nuncio_config::hcm::{Http2Options, UnderscoresAction};
+use nuncio_http::codec::StreamError;
+use nuncio_http::codec::h1::Limits;
+use nuncio_http::codec::h2::frame::PREFACE;
 use nuncio_http::codec::h2::hpack::{Decoder, Encoder, Field};
+use nuncio_http::codec::h2::{Config, H2Client, H2Server};
+use nuncio_http::codec::stats::Http2Stats;
 use nuncio_http::headers::{HeaderName, HeaderValue};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Counts `data` whole and in pieces whose size is its first byte: both must find the same. The other direction must not
-/// panic either.
+/// A byte stream that yields `data` in pieces and takes all that is written.
+struct Script<'a> {
+    data: &'a [u8],
+    step: usize,
+}
+
+impl AsyncRead for Script<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let n = self.step.min(self.data.len()).min(buf.remaining());
+        if n == 0 {
+            return Poll::Pending;
+        }
+        let (piece, rest) = self.data.split_at(n);
+        buf.put_slice(piece);
+        self.data = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Script<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn config() -> Rc<Config> {
+    let stats = Http2Stats::new(&Registry::new(1, StatsConfig::default()), "http2.");
+    Rc::new(Config {
+        options: Http2Options::default(),
+        limits: Limits { max_bytes: 60 * 1024, max_count: 100 },
+        underscores: UnderscoresAction::Allow,
+        stream_error_on_invalid_http_message: true,
+        buffer_limit: 0,
+        stats,
+    })
+}
+
+/// The requests that a server takes of `data`, and how the connection is left.
+fn serve(data: &[u8], step: usize) -> (Vec<String>, Option<Option<StreamError>>) {
+    let mut server = H2Server::new(Script { data, step }, config());
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut requests, mut held) = (Vec::new(), Vec::new());
+    // Each turn takes some bytes at least.
+    for _ in 0..=data.len() {
+        match server.poll_accept(&mut cx) {
+            Poll::Ready(Some(Ok(request))) => {
+                requests.push(format!("{:?} {}", request.headers, request.end_stream));
+                held.push(request.stream);
+            }
+            Poll::Ready(Some(Err(error))) => return (requests, Some(Some(error))),
+            Poll::Ready(None) => return (requests, Some(None)),
+            Poll::Pending => {}
+        }
+    }
+    (requests, None)
+}
+
+/// Serves `data` whole and in pieces whose size is its first byte: both must come to the same. A client that is
+/// answered with it must not panic either.
 pub fn frames(data: &[u8]) {
     let Some((step, data)) = data.split_first() else { return };
-    let limits = FrameLimits::from(&Http2Options::default());
-    for server in [true, false] {
-        let mut whole = Tracker::new(limits, server);
-        let result = whole.received(data);
-        let mut pieces = Tracker::new(limits, server);
-        for piece in data.chunks(usize::from(*step).max(1)) {
-            let _ = pieces.received(piece);
+    let step = usize::from(*step).max(1);
+    assert_eq!(serve(data, usize::MAX), serve(data, step));
+    let (_, mut client) = H2Client::new(Script { data: data.strip_prefix(&PREFACE[..]).unwrap_or(data), step }, config());
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..=data.len() {
+        if Pin::new(&mut client).poll(&mut cx).is_ready() {
+            break;
         }
-        assert_eq!(whole.violation(), pieces.violation());
-        assert_eq!(result.err(), whole.violation());
-        assert_eq!(whole.goaway_received, pieces.goaway_received);
-        Tracker::new(limits, server).sent(data);
     }
 }
 
@@ -77,30 +148,4 @@ fn written_and_read(
     });
     assert_eq!(result, Ok(()), "{:?}", Bytes::from(block));
     read
-}
-
-/// Reads one frame in all ways that its type has.
-pub fn frame(data: &[u8]) {
-    let Some((head, payload)) = data.split_first_chunk() else { return };
-    let head = Head { len: payload.len() as u32, ..Head::parse(head) };
-    if head.check(frame::DEFAULT_MAX_FRAME_SIZE).is_err() {
-        return;
-    }
-    if let Ok(content) = head.content(payload) {
-        assert!(content.end <= payload.len() && content.start <= content.end);
-    }
-    let _ = head.dependency(payload);
-    // What the head's check lets pass has the length that its type wants.
-    match head.kind {
-        Kind::RstStream => assert!(frame::rst_stream(payload).is_ok()),
-        Kind::Ping => assert!(frame::ping(payload).is_ok()),
-        Kind::GoAway => assert!(frame::go_away(payload).is_ok()),
-        Kind::WindowUpdate => {
-            let _ = frame::window_update(&head, payload);
-        }
-        Kind::Settings => frame::settings(payload).for_each(|(id, value)| {
-            let _ = frame::check_setting(id, value);
-        }),
-        _ => {}
-    }
 }

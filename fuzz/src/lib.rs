@@ -16,7 +16,6 @@ pub const TARGETS: &[Target] = &[
     ("h1_head", h1::head),
     ("h1_chunked", h1::chunked),
     ("h2_frames", h2::frames),
-    ("h2_frame", h2::frame),
     ("hpack", h2::header_blocks),
     ("formatter", routes::formatter),
     ("path", routes::path),

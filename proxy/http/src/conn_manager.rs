@@ -135,13 +135,6 @@ impl ConnectionContext {
         self.active.set(self.active.get() + 1);
     }
 
-    /// Wakes the connection's task.
-    pub(crate) fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
     pub(crate) fn active_streams(&self) -> u32 {
         self.active.get()
     }
@@ -251,7 +244,7 @@ impl Drop for ConnectionStats {
 pub struct HcmWorker {
     hcm: Arc<Hcm>,
     h1: Rc<ServerConfig>,
-    h2: Rc<h2::ServerConfig>,
+    h2: Rc<h2::Config>,
 }
 
 impl HcmWorker {
@@ -270,7 +263,7 @@ impl HcmWorker {
                 ignored.iter().any(|m| crate::matchers::string_matches(&m.0, value.as_bytes()))
             }));
         }
-        let h2 = h2::ServerConfig {
+        let h2 = h2::Config {
             stream_error_on_invalid_http_message: config
                 .http2
                 .stream_error_on_invalid_http_message

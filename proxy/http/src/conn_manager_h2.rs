@@ -2,26 +2,21 @@
 
 use crate::active_stream::ActiveStream;
 use crate::codec::StreamError;
-use crate::codec::h2::{H2Request, H2Server, PrematureResets, RefusedStream, ServerConfig};
+use crate::codec::h2::{Config, H2Request, H2Server, RefusedStream};
 use crate::conn_manager::ConnectionContext;
 use crate::headers::Headers;
-use h2::Reason;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_net::connection::Io;
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::time::Instant;
 
 enum Wake {
     Request(Box<H2Request>),
     /// Requests that the codec refused; nothing else has happened.
     Refused(Vec<StreamError>),
-    /// The peer resets most of what it asks for.
-    TooManyResets,
     /// A stream or the connection broke the protocol; the codec has answered.
     Error(StreamError),
     Ended,
@@ -31,16 +26,8 @@ enum Wake {
     DrainEnded,
 }
 
-/// What the streams tell their connection.
-#[derive(Default)]
-struct Streams {
-    resets: Cell<PrematureResets>,
-    /// The peer reset too many.
-    abort: Cell<bool>,
-}
-
 /// Serves HTTP/2 until the connection ends; true when the peer ended it.
-pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConfig>) -> bool {
+pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Config>) -> bool {
     let hcm = context.hcm.clone();
     let mut server = H2Server::new(io, config);
     let mut idle = hcm.config.idle_timeout.map(|d| (timer::sleep(d), d));
@@ -49,12 +36,8 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
     let mut draining: Option<Sleep> = None;
     let mut drain = Box::pin(async { context.drain_signal().draining().await });
     let mut drain_seen = false;
-    let streams = Rc::new(Streams::default());
     loop {
         let wake = poll_fn(|cx| {
-            if streams.abort.get() {
-                return Poll::Ready(Wake::TooManyResets);
-            }
             match server.poll_accept(cx) {
                 Poll::Ready(Some(Ok(request))) => return Poll::Ready(Wake::Request(Box::new(request))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Wake::Error(error)),
@@ -90,18 +73,16 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
         })
         .await;
         // They came before what was waited for.
-        let mut malformed = false;
         for error in server.take_rejected() {
             log_refused(context, error).await;
             if matches!(wake, Wake::Error(_)) {
-                malformed = true;
                 context.leave_unfinished();
             }
         }
         match wake {
             Wake::Request(request) => {
                 context.count_request();
-                tokio::task::spawn_local(serve_stream(context.clone(), streams.clone(), request));
+                tokio::task::spawn_local(serve_stream(context.clone(), request));
                 if let Some((sleep, delay)) = &mut idle {
                     sleep.reset(*delay);
                 }
@@ -111,22 +92,19 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
                     log_refused(context, error).await;
                 }
             }
-            Wake::TooManyResets => {
-                hcm.stats.downstream_rq_too_many_premature_resets().inc();
-                hcm.stats.downstream_cx_protocol_error().inc();
-                context.info.set_termination_details("too_many_premature_resets");
-                return false;
-            }
             Wake::Error(error) => {
                 tracing::debug!(target: "http2", "connection {}: {error}", context.info.id);
+                if server.has_too_many_resets() {
+                    hcm.stats.downstream_rq_too_many_premature_resets().inc();
+                    hcm.stats.downstream_cx_protocol_error().inc();
+                    return false;
+                }
                 if !error.details.is_empty() {
                     // Floods have counters of their own.
                     if !server.is_flooded() {
                         hcm.stats.downstream_cx_protocol_error().inc();
                     }
-                    context.info.set_termination_details(error.details);
-                    let late = malformed || server.is_flooded() || !server.has_begun();
-                    let remote = late && close_late(context, &mut server).await;
+                    let remote = close_late(context, &mut server).await;
                     farewell(&mut server).await;
                     return remote;
                 }
@@ -158,25 +136,17 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Se
             Wake::DrainEnded => {
                 draining = None;
                 if context.active_streams() == 0 {
-                    server.abrupt_shutdown(Reason::NO_ERROR);
+                    server.abrupt_shutdown();
                 }
             }
         }
     }
 }
 
-async fn serve_stream(context: Rc<ConnectionContext>, streams: Rc<Streams>, request: Box<H2Request>) {
+async fn serve_stream(context: Rc<ConnectionContext>, request: Box<H2Request>) {
     let H2Request { headers, end_stream, mut stream, .. } = *request;
     let _active = context.begin_stream();
-    let start = Instant::now();
     ActiveStream::new(&context, &mut stream, headers, end_stream).run(None).await;
-    let mut resets = streams.resets.get();
-    let too_many = resets.stream_closed(start.elapsed(), stream.reset_by_peer());
-    streams.resets.set(resets);
-    if too_many {
-        streams.abort.set(true);
-        context.wake();
-    }
 }
 
 /// Ends the socket in good order, which TLS wants.

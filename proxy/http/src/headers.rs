@@ -133,13 +133,6 @@ enum Repr {
     Custom(Bytes),
 }
 
-impl Known {
-    /// All interned names with their texts.
-    pub(crate) fn all() -> impl Iterator<Item = (Known, &'static str)> {
-        KNOWN.iter().copied().zip(KNOWN_TEXT.iter().copied())
-    }
-}
-
 /// A header name in lower case.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct HeaderName(Repr);

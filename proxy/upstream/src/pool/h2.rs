@@ -5,8 +5,8 @@ use super::http::HttpPool;
 use crate::stats::ClusterStats;
 use nuncio_base::timer;
 use nuncio_config::cluster::UpstreamHttpOptions;
-use nuncio_http::codec::h2::{ClientConfig, H2Client, H2ClientStream, H2Sender};
-use nuncio_http::codec::{ResetReason, StreamError};
+use nuncio_http::codec::ResetReason;
+use nuncio_http::codec::h2::{Config, H2Client, H2ClientStream, H2Sender};
 use nuncio_net::connection::{ConnectionInfo, Io};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -37,20 +37,14 @@ pub(super) struct H2Connection {
 }
 
 impl H2Connection {
-    /// Does the HTTP/2 handshake and starts the driver.
-    ///
-    /// # Errors
-    /// When the preface cannot be sent.
-    pub(super) async fn start(
+    /// Starts the driver, whose first words are the preface.
+    pub(super) fn start(
         pool: &Rc<HttpPool>,
         connected: Connected,
         counted: CountedConnection,
-        config: &ClientConfig,
-    ) -> Result<Rc<Self>, (StreamError, CountedConnection)> {
-        let (sender, client) = match H2Client::new(connected.io, config).await {
-            Ok(pair) => pair,
-            Err(error) => return Err((error, counted)),
-        };
+        config: &Rc<Config>,
+    ) -> Rc<Self> {
+        let (sender, client) = H2Client::new(connected.io, Rc::clone(config));
         let http = &counted.cluster.config.http;
         let start = counted.start();
         let connection = Rc::new(H2Connection {
@@ -73,7 +67,7 @@ impl H2Connection {
             connection: connection.clone(),
             sleep: None,
         });
-        Ok(connection)
+        connection
     }
 
     /// Whether one more stream may be opened.

@@ -44,7 +44,7 @@ pub(super) enum PoolProtocol {
 #[derive(Clone)]
 pub(super) struct Codecs {
     pub(super) h1: Rc<h1::ClientConfig>,
-    pub(super) h2: Rc<h2::ClientConfig>,
+    pub(super) h2: Rc<h2::Config>,
 }
 
 pub(super) struct HttpPool {
@@ -402,14 +402,7 @@ impl HttpPool {
             }
         };
         if http2 {
-            let connection = match H2Connection::start(self, connected, counted, &self.codecs.h2).await {
-                Ok(connection) => connection,
-                Err((error, counted)) => {
-                    let failure = ConnectFailure { reason: ResetReason::RemoteConnectionFailure, text: None };
-                    tracing::debug!(%error, "the HTTP/2 preface could not be sent");
-                    return self.connect_failed(&failure, counted);
-                }
-            };
+            let connection = H2Connection::start(self, connected, counted, &self.codecs.h2);
             self.inner.borrow_mut().multiplexed.push_front(connection);
             self.serve_pending();
             self.create_connections();

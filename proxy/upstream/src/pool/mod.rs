@@ -277,9 +277,11 @@ fn codecs(cluster: &Cluster) -> Codecs {
     let stats = Http2Stats::new(cluster.stats.registry(), &format!("{}http2.", cluster.stats.prefix()));
     Codecs {
         h1: Rc::new(nuncio_http::codec::h1::ClientConfig::new(&http.http1, limits(80), buffer_limit)),
-        h2: Rc::new(nuncio_http::codec::h2::ClientConfig {
+        h2: Rc::new(nuncio_http::codec::h2::Config {
             options: http.http2.clone(),
             limits: limits(60),
+            underscores: nuncio_config::hcm::UnderscoresAction::Allow,
+            stream_error_on_invalid_http_message: http.http2.stream_error_on_invalid_http_message.unwrap_or(false),
             buffer_limit,
             stats,
         }),

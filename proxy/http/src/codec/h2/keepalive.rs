@@ -1,17 +1,22 @@
-//! Keepalive pings of HTTP/2 connections: `connection_keepalive.interval` and `timeout`.
+//! Keepalive pings of HTTP/2 connections: `connection_keepalive`.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use nuncio_base::timer::{self, Sleep};
 use nuncio_config::hcm::Http2Options;
 
+use super::machine::Connection;
+
+/// Envoy's `interval_jitter` where it is not set, in percent.
+const JITTER: u32 = 15;
+
 /// Pings the peer of one connection.
+#[derive(Debug)]
 pub(super) struct Keepalive {
-    pings: PingPong,
+    /// Zero: only when a stream is opened after a silence.
     interval: Duration,
     timeout: Duration,
     sleep: Sleep,
@@ -19,43 +24,60 @@ pub(super) struct Keepalive {
 }
 
 impl Keepalive {
-    /// None when the options ask for no pings.
-    pub(super) fn new(options: &Http2Options, pings: Option<PingPong>) -> Option<Keepalive> {
+    /// None when the options ask for no pings at intervals.
+    pub(super) fn new(options: &Http2Options) -> Option<Keepalive> {
         let interval = options.keepalive_interval.filter(|i| !i.is_zero())?;
         Some(Keepalive {
-            pings: pings?,
             interval,
             timeout: options.keepalive_timeout,
-            sleep: timer::sleep(interval),
+            sleep: timer::sleep(jittered(interval)),
             waiting: false,
         })
     }
 
-    /// Ready when the peer did not answer in time.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Pings that are only sent when they are asked for.
+    pub(super) fn on_demand(options: &Http2Options) -> Keepalive {
+        let timeout = options.keepalive_timeout;
+        Keepalive { interval: Duration::ZERO, timeout, sleep: timer::sleep(timeout), waiting: false }
+    }
+
+    /// True when the peer did not answer in time.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, connection: &mut Connection) -> bool {
+        if std::mem::take(&mut connection.ping_wanted) && !self.waiting {
+            self.ping(connection);
+        }
         loop {
-            if self.waiting
-                && let Poll::Ready(answer) = self.pings.poll_pong(cx)
-            {
-                // An error is the connection's own end, which is seen elsewhere.
-                if answer.is_err() {
-                    return Poll::Pending;
-                }
+            if self.waiting && std::mem::take(&mut connection.pong) {
                 self.waiting = false;
-                self.sleep.reset(self.interval);
-                continue;
-            }
-            match Pin::new(&mut self.sleep).poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if self.waiting => return Poll::Ready(()),
-                Poll::Ready(()) => {
-                    if self.pings.send_ping(Ping::opaque()).is_err() {
-                        return Poll::Pending;
-                    }
-                    self.waiting = true;
-                    self.sleep.reset(self.timeout);
+                if !self.interval.is_zero() {
+                    self.sleep.reset(jittered(self.interval));
                 }
+            } else if self.waiting && std::mem::take(&mut connection.heard) {
+                // The answer may stand behind other frames: a peer that sends is alive.
+                self.sleep.reset(self.timeout);
             }
+            if !self.waiting && self.interval.is_zero() {
+                return false;
+            }
+            if Pin::new(&mut self.sleep).poll(cx).is_pending() {
+                return false;
+            }
+            if self.waiting {
+                return true;
+            }
+            self.ping(connection);
         }
     }
+
+    fn ping(&mut self, connection: &mut Connection) {
+        connection.keepalive_ping();
+        self.waiting = true;
+        self.sleep.reset(self.timeout);
+    }
+}
+
+/// Not all connections at once.
+fn jittered(interval: Duration) -> Duration {
+    let most = interval.as_millis() as u64 * u64::from(JITTER) / 100;
+    if most == 0 { interval } else { interval + Duration::from_millis(fastrand::u64(0..most)) }
 }

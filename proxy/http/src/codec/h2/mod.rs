@@ -1,24 +1,56 @@
-//! HTTP/2: the `h2` crate behind the codec traits, with Envoy's limits around it.
+//! HTTP/2: an own codec, so that header lists are converted once, flow control follows the consumer, and errors and
+//! limits are Envoy's.
 //!
-//! `guard` stands between the socket and `h2` and counts frames; `fields` converts header lists and checks requests;
-//! `keepalive` sends pings; `premature` judges rapid resets; `refused` stands for
-//! a stream that was refused; `server` and `client` are the two ends.
+//! `machine` is a connection without I/O, over `frame` and `hpack`; `driver` puts it on a byte stream, and `keepalive`
+//! gives it pings; `handle` is what both ends' streams have in common; `server` and `client` are the two ends. `premature`
+//! judges rapid resets; `refused` stands for a stream that was refused.
 
 pub mod client;
-mod fields;
+mod driver;
 pub mod frame;
-pub mod guard;
+mod handle;
 pub mod hpack;
 mod keepalive;
+mod machine;
 mod premature;
 mod refused;
 pub mod server;
-mod stream;
 
-pub use client::{ClientConfig, H2Client, H2ClientStream, H2Sender};
+use nuncio_config::hcm::{Http2Options, UnderscoresAction};
+
+use crate::codec::h1::parse::Limits;
+use crate::codec::stats::Http2Stats;
+
+pub use client::{H2Client, H2ClientStream, H2Sender};
+pub use frame::ErrorCode;
 pub use premature::PrematureResets;
 pub use refused::RefusedStream;
-pub use server::{H2Request, H2Server, H2ServerStream, ServerConfig};
+pub use server::{H2Request, H2Server, H2ServerStream};
 
+/// What all connections of a filter chain or of a cluster share.
+#[derive(Clone)]
+pub struct Config {
+    /// The options.
+    pub options: Http2Options,
+    /// Size of a head.
+    pub limits: Limits,
+    /// What is done with names that have underscores; of clients, nothing.
+    pub underscores: UnderscoresAction,
+    /// An invalid message resets its stream instead of ending the connection.
+    pub stream_error_on_invalid_http_message: bool,
+    /// High watermark of what waits to be written; 0 for the codec's own.
+    pub buffer_limit: usize,
+    /// Counters.
+    pub stats: Http2Stats,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod machine_tests;
 #[cfg(test)]
 mod tests;
