@@ -90,7 +90,7 @@ pub fn frames(data: &[u8]) {
     let Some((step, data)) = data.split_first() else { return };
     let step = usize::from(*step).max(1);
     assert_eq!(serve(data, usize::MAX), serve(data, step));
-    let (_, mut client) = H2Client::new(Script { data: data.strip_prefix(&PREFACE[..]).unwrap_or(data), step }, config());
+    let (_, mut client) = H2Client::new(Script { data: data.strip_prefix(PREFACE).unwrap_or(data), step }, config());
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..=data.len() {
         if Pin::new(&mut client).poll(&mut cx).is_ready() {

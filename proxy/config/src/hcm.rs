@@ -264,6 +264,8 @@ pub struct Http2Options {
     pub keepalive_interval: Option<Duration>,
     /// `connection_keepalive.timeout`.
     pub keepalive_timeout: Duration,
+    /// `connection_keepalive.interval_jitter`, per mille.
+    pub keepalive_jitter: u32,
     /// `connection_keepalive.connection_idle_interval`.
     pub keepalive_idle_interval: Option<Duration>,
     /// `max_header_field_size_kb`.
@@ -286,6 +288,7 @@ impl Default for Http2Options {
             stream_error_on_invalid_http_message: None,
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(20),
+            keepalive_jitter: 150,
             keepalive_idle_interval: None,
             max_header_field_size_kb: None,
         }

@@ -93,6 +93,9 @@ impl Http2Options {
                 options.keepalive_interval = cx.duration("interval", &keepalive.interval);
                 options.keepalive_timeout =
                     cx.duration("timeout", &keepalive.timeout).unwrap_or(Duration::from_secs(20));
+                if let Some(jitter) = &keepalive.interval_jitter {
+                    options.keepalive_jitter = (jitter.value.clamp(0.0, 100.0) * 10.0) as u32;
+                }
                 options.keepalive_idle_interval =
                     cx.timeout("connection_idle_interval", &keepalive.connection_idle_interval, None);
             });

@@ -10,14 +10,13 @@ use nuncio_config::hcm::Http2Options;
 
 use super::machine::Connection;
 
-/// Envoy's `interval_jitter` where it is not set, in percent.
-const JITTER: u32 = 15;
-
 /// Pings the peer of one connection.
 #[derive(Debug)]
 pub(super) struct Keepalive {
     /// Zero: only when a stream is opened after a silence.
     interval: Duration,
+    /// Thousandths of the interval that is added at most.
+    jitter: u32,
     timeout: Duration,
     sleep: Sleep,
     waiting: bool,
@@ -29,8 +28,9 @@ impl Keepalive {
         let interval = options.keepalive_interval.filter(|i| !i.is_zero())?;
         Some(Keepalive {
             interval,
+            jitter: options.keepalive_jitter,
             timeout: options.keepalive_timeout,
-            sleep: timer::sleep(jittered(interval)),
+            sleep: timer::sleep(jittered(interval, options.keepalive_jitter)),
             waiting: false,
         })
     }
@@ -38,7 +38,7 @@ impl Keepalive {
     /// Pings that are only sent when they are asked for.
     pub(super) fn on_demand(options: &Http2Options) -> Keepalive {
         let timeout = options.keepalive_timeout;
-        Keepalive { interval: Duration::ZERO, timeout, sleep: timer::sleep(timeout), waiting: false }
+        Keepalive { interval: Duration::ZERO, jitter: 0, timeout, sleep: timer::sleep(timeout), waiting: false }
     }
 
     /// True when the peer did not answer in time.
@@ -50,7 +50,7 @@ impl Keepalive {
             if self.waiting && std::mem::take(&mut connection.pong) {
                 self.waiting = false;
                 if !self.interval.is_zero() {
-                    self.sleep.reset(jittered(self.interval));
+                    self.sleep.reset(jittered(self.interval, self.jitter));
                 }
             } else if self.waiting && std::mem::take(&mut connection.heard) {
                 // The answer may stand behind other frames: a peer that sends is alive.
@@ -77,7 +77,7 @@ impl Keepalive {
 }
 
 /// Not all connections at once.
-fn jittered(interval: Duration) -> Duration {
-    let most = interval.as_millis() as u64 * u64::from(JITTER) / 100;
+fn jittered(interval: Duration, per_mille: u32) -> Duration {
+    let most = interval.as_millis() as u64 * u64::from(per_mille) / 1000;
     if most == 0 { interval } else { interval + Duration::from_millis(fastrand::u64(0..most)) }
 }

@@ -9,39 +9,39 @@ use crate::codec::stats::Http2Stats;
 pub(in crate::codec::h2) enum Flood {
     /// `max_consecutive_inbound_frames_with_empty_payload`
     #[error("Too many consecutive frames with an empty payload")]
-    EmptyFrames,
+    Empty,
     /// `max_inbound_priority_frames_per_stream`
     #[error("Too many PRIORITY frames")]
-    PriorityFrames,
+    Priority,
     /// `max_inbound_window_update_frames_per_data_frame_sent`
     #[error("Too many WINDOW_UPDATE frames")]
-    WindowUpdateFrames,
+    WindowUpdate,
     /// `max_outbound_frames`
     #[error("Too many frames in the outbound queue.")]
-    OutboundFrames,
+    Outbound,
     /// `max_outbound_control_frames`
     #[error("Too many control frames in the outbound queue.")]
-    OutboundControlFrames,
+    OutboundControl,
 }
 
 impl Flood {
     /// Envoy's response code details.
     pub(in crate::codec::h2) fn details(self) -> &'static str {
         match self {
-            Flood::EmptyFrames => "http2.inbound_empty_frames_flood",
-            Flood::OutboundFrames | Flood::OutboundControlFrames => "http2.outbound_frames_flood",
-            Flood::PriorityFrames | Flood::WindowUpdateFrames => "http2.unknown.nghttp2.error",
+            Flood::Empty => "http2.inbound_empty_frames_flood",
+            Flood::Outbound | Flood::OutboundControl => "http2.outbound_frames_flood",
+            Flood::Priority | Flood::WindowUpdate => "http2.unknown.nghttp2.error",
         }
     }
 
     /// Counts it.
     pub(super) fn count(self, stats: &Http2Stats) {
         match self {
-            Flood::EmptyFrames => stats.inbound_empty_frames_flood(),
-            Flood::PriorityFrames => stats.inbound_priority_frames_flood(),
-            Flood::WindowUpdateFrames => stats.inbound_window_update_frames_flood(),
-            Flood::OutboundFrames => stats.outbound_flood(),
-            Flood::OutboundControlFrames => stats.outbound_control_flood(),
+            Flood::Empty => stats.inbound_empty_frames_flood(),
+            Flood::Priority => stats.inbound_priority_frames_flood(),
+            Flood::WindowUpdate => stats.inbound_window_update_frames_flood(),
+            Flood::Outbound => stats.outbound_flood(),
+            Flood::OutboundControl => stats.outbound_control_flood(),
         }
         .inc();
     }
@@ -110,14 +110,14 @@ impl Constraints {
             return Ok(());
         }
         self.consecutive_empty += 1;
-        if self.consecutive_empty > self.limits.empty { Err(Flood::EmptyFrames) } else { Ok(()) }
+        if self.consecutive_empty > self.limits.empty { Err(Flood::Empty) } else { Ok(()) }
     }
 
     /// PRIORITY came.
     pub(super) fn priority(&mut self) -> Result<(), Flood> {
         self.priority += 1;
         let most = u64::from(self.limits.priority) * (1 + self.opened_streams);
-        if self.priority > most { Err(Flood::PriorityFrames) } else { Ok(()) }
+        if self.priority > most { Err(Flood::Priority) } else { Ok(()) }
     }
 
     /// WINDOW_UPDATE came.
@@ -125,6 +125,6 @@ impl Constraints {
     pub(super) fn window_update(&mut self) -> Result<(), Flood> {
         self.window_updates += 1;
         let most = 5 + 2 * (self.opened_streams + u64::from(self.limits.window_update) * self.outbound_data);
-        if self.window_updates > most { Err(Flood::WindowUpdateFrames) } else { Ok(()) }
+        if self.window_updates > most { Err(Flood::WindowUpdate) } else { Ok(()) }
     }
 }

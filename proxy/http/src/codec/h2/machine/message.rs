@@ -148,7 +148,7 @@ impl<'a> HeadReader<'a> {
             }
         } else {
             self.regular = true;
-            match self.regular(&name, &value, size) {
+            match self.regular(&name, &value) {
                 Ok(true) => {}
                 Ok(false) => return ControlFlow::Continue(()),
                 Err(flow) => return flow,
@@ -199,18 +199,16 @@ impl<'a> HeadReader<'a> {
 
     /// False: the field is left out.
     #[inline]
-    fn regular(&mut self, name: &HeaderName, value: &HeaderValue, _size: usize) -> Result<bool, ControlFlow<()>> {
+    fn regular(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, ControlFlow<()>> {
         let v = value.as_bytes();
         match name.known() {
-            None => {
-                if self.rules.underscores != UnderscoresAction::Allow && name.as_bytes().contains(&b'_') {
-                    if self.rules.underscores == UnderscoresAction::DropHeader {
-                        self.rules.stats.dropped_headers_with_underscores().inc();
-                        return Ok(false);
-                    }
-                    self.rules.stats.requests_rejected_with_underscores_in_headers().inc();
-                    return Err(self.refuse(errors::unexpected_underscore(), false));
+            None if self.rules.underscores != UnderscoresAction::Allow && name.as_bytes().contains(&b'_') => {
+                if self.rules.underscores == UnderscoresAction::DropHeader {
+                    self.rules.stats.dropped_headers_with_underscores().inc();
+                    return Ok(false);
                 }
+                self.rules.stats.requests_rejected_with_underscores_in_headers().inc();
+                return Err(self.refuse(errors::unexpected_underscore(), false));
             }
             Some(Known::CONTENT_LENGTH) if self.kind != Kind::Trailers => {
                 // Two, even if equal, are refused: which one counts is anybody's guess.

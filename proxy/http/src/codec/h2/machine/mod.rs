@@ -1,17 +1,19 @@
 //! An HTTP/2 connection without I/O and without a clock: bytes go in, bytes come out, streams change.
 //!
-//! `inbound` takes frames apart, `message` judges header lists, `outbound` makes frames and shares the windows out,
+//! `inbound` takes frames apart, `heads` those that carry header blocks, `message` judges header lists, `outbound` makes frames and shares the windows out, `send` is where messages are handed in, `receive` is where bodies are taken,
 //! `streams` keeps the streams, `limits` counts frames against Envoy's bounds, `output` queues. The driver feeds and
 //! writes it; stream handles work on it directly, as all of them live on one thread. What is an error, and whether it
 //! ends a stream or the connection and with which words, follows Envoy with nghttp2; where nghttp2 lets pass what RFC 9113
 //! forbids (numbers of streams that go back, frames on closed streams) this is stricter.
 
+mod heads;
 mod inbound;
 mod limits;
 mod message;
 mod outbound;
 mod output;
 mod receive;
+mod send;
 mod streams;
 
 use std::collections::VecDeque;
@@ -27,13 +29,14 @@ use super::hpack::{Decoder, Encoder};
 use super::premature::PrematureResets;
 use crate::codec::StreamError;
 use crate::headers::Headers;
-use inbound::{Block, DataFrame};
+use heads::Block;
+use inbound::DataFrame;
 use limits::Constraints;
 use streams::{Stream, Streams};
 
 pub(super) use limits::Flood;
-pub(super) use outbound::reset_code;
 pub(super) use output::{MAX_SLICES, Output};
+pub(super) use send::reset_code;
 
 /// The server's own pings, which are no keepalive: after its answer the peer knows of the first GOAWAY.
 const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
