@@ -51,6 +51,8 @@ impl std::fmt::Debug for Config {
 }
 
 #[cfg(test)]
+mod interop_tests;
+#[cfg(test)]
 mod machine_tests;
 #[cfg(test)]
 mod tests;

@@ -59,13 +59,13 @@ fn headers(lines: &[(&str, &str)]) -> Headers {
     headers
 }
 
-fn response(status: u16, lines: &[(&str, &str)]) -> Headers {
+pub(super) fn response(status: u16, lines: &[(&str, &str)]) -> Headers {
     let mut h = headers(lines);
     h.set(names::STATUS, status_value(status));
     h
 }
 
-fn get(path: &str) -> Headers {
+pub(super) fn get(path: &str) -> Headers {
     headers(&[(":authority", "h"), (":path", path), (":method", "GET"), (":scheme", "http")])
 }
 
@@ -73,7 +73,7 @@ fn show(headers: &Headers) -> String {
     headers.iter().map(|(n, v)| format!("{n}: {}", v.as_bytes().escape_ascii())).collect::<Vec<_>>().join("|")
 }
 
-async fn run<F: Future>(test: F) -> F::Output {
+pub(super) async fn run<F: Future>(test: F) -> F::Output {
     LocalSet::new()
         .run_until(async { tokio::time::timeout(Duration::from_secs(10), test).await.expect("in time") })
         .await
@@ -83,7 +83,7 @@ async fn frame(stream: &mut impl Stream) -> Result<Frame, StreamError> {
     poll_fn(|cx| stream.poll_frame(cx)).await
 }
 
-async fn body(stream: &mut impl Stream) -> Result<(usize, Headers), StreamError> {
+pub(super) async fn body(stream: &mut impl Stream) -> Result<(usize, Headers), StreamError> {
     let mut n = 0;
     loop {
         match frame(stream).await? {
@@ -99,7 +99,10 @@ async fn body(stream: &mut impl Stream) -> Result<(usize, Headers), StreamError>
 }
 
 /// Answers each request with `answer`, until the connection ends.
-fn serve<F, Fut>(mut server: H2Server<DuplexStream>, answer: F) -> tokio::task::JoinHandle<Option<StreamError>>
+pub(super) fn serve<F, Fut>(
+    mut server: H2Server<DuplexStream>,
+    answer: F,
+) -> tokio::task::JoinHandle<Option<StreamError>>
 where
     F: Fn(H2Request) -> Fut + 'static,
     Fut: Future<Output = ()> + 'static,
