@@ -28,18 +28,17 @@ async fn echo(mut request: H2Request) {
         return;
     }
     stream.send_headers(&response(200, &[("x-method", "seen")]), request.end_stream).expect("sent");
-    while !request.end_stream {
+    let mut done = request.end_stream;
+    while !done {
         poll_fn(|cx| stream.poll_capacity(cx)).await.expect("capacity");
         match poll_fn(|cx| stream.poll_frame(cx)).await.expect("a frame") {
             Frame::Data(data, end) => {
                 stream.send_data(data, end).expect("sent");
-                if end {
-                    break;
-                }
+                done = end;
             }
             Frame::Trailers(trailers) => {
                 stream.send_trailers(&trailers).expect("sent");
-                break;
+                done = true;
             }
         }
     }
