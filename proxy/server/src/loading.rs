@@ -3,7 +3,10 @@
 use crate::options::Options;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as Message;
+use envoy_types::pb::envoy::config::core::v3::{BuildVersion, node::UserAgentVersionType};
 use envoy_types::pb::envoy::config::metrics::v3::{TagSpecifier, tag_specifier::TagValue};
+use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use nuncio_config::bootstrap::BootstrapConfig;
 use nuncio_config::decode::Context;
 use nuncio_config::diagnostics::{ConfigError, Report};
@@ -75,7 +78,9 @@ pub fn load(options: &Options) -> Result<Bootstrap, Report> {
 /// Flags override the node of the file and add tags. The node says what kind of proxy it is, as Envoy's does: control
 /// planes choose by it.
 fn apply_flags(bootstrap: &mut Message, options: &Options) {
-    bootstrap.node.get_or_insert_default().user_agent_name = "envoy".into();
+    let node = bootstrap.node.get_or_insert_default();
+    node.user_agent_name = "envoy".into();
+    node.user_agent_version_type = Some(UserAgentVersionType::UserAgentBuildVersion(user_agent_build_version()));
     if options.service_node.is_some() || options.service_cluster.is_some() || options.service_zone.is_some() {
         let node = bootstrap.node.get_or_insert_default();
         if let Some(id) = &options.service_node {
@@ -94,6 +99,23 @@ fn apply_flags(bootstrap: &mut Message, options: &Options) {
             .get_or_insert_default()
             .stats_tags
             .push(TagSpecifier { tag_name: name.to_owned(), tag_value: Some(TagValue::FixedValue(value.to_owned())) });
+    }
+}
+
+/// The version of Envoy that is spoken, and what the binary is made of.
+fn user_agent_build_version() -> BuildVersion {
+    let mut numbers = crate::options::ENVOY_VERSION.split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = [
+        ("revision.sha", crate::options::REVISION),
+        ("revision.status", crate::options::REVISION_STATUS),
+        ("build.type", "RELEASE"),
+        ("ssl.version", crate::options::TLS_LIBRARY),
+    ];
+    BuildVersion {
+        version: Some(SemanticVersion { major_number: next(), minor_number: next(), patch: next() }),
+        metadata: Some(Struct { fields: fields.map(|(name, value)| (name.to_owned(), text(value))).into() }),
     }
 }
 

@@ -218,6 +218,18 @@ pub enum DrainStrategy {
     Immediate,
 }
 
+/// Commit that the binary was made from, forty zeros where that is not known.
+pub const REVISION: &str = env!("NUNCIO_REVISION");
+/// Whether the sources were those of the commit: `Clean` or `Modified`.
+pub const REVISION_STATUS: &str = env!("NUNCIO_REVISION_STATUS");
+/// The TLS library.
+pub const TLS_LIBRARY: &str = "AWS-LC";
+
+/// Revision, version of Envoy that is spoken, state of the sources, kind of build and TLS library, as Envoy joins them.
+pub fn build_version() -> String {
+    format!("{REVISION}/{ENVOY_VERSION}/{REVISION_STATUS}/RELEASE/{TLS_LIBRARY}")
+}
+
 impl Options {
     /// Parses arguments, the program's name first. The error is ready to print; `true` beside it means that it is not
     /// an error (`--help`).
@@ -230,11 +242,7 @@ impl Options {
 
     /// The text of `--version`. Its first `x.y.z` is the Envoy version that is spoken: tools look for it.
     pub fn version_text(program: &str) -> String {
-        let revision = "0".repeat(40);
-        format!(
-            "{program}  version: {revision}/{ENVOY_VERSION}/Clean/RELEASE/AWS-LC\nNuncio {}\n",
-            env!("CARGO_PKG_VERSION").replace('.', "-")
-        )
+        format!("{program}  version: {}\nNuncio {}\n", build_version(), env!("CARGO_PKG_VERSION").replace('.', "-"))
     }
 
     /// Lines about given flags that have no effect.

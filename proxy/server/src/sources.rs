@@ -65,10 +65,9 @@ impl AdminSources for Sources<'_> {
 
     fn server_info(&self) -> ServerInfo {
         let s = self.server;
-        let version = format!("{}/{}/Clean/RELEASE/AWS-LC", "0".repeat(40), crate::options::ENVOY_VERSION);
         let uptime = s.started.elapsed();
         ServerInfo {
-            version,
+            version: crate::options::build_version(),
             uptime_current_epoch: uptime,
             uptime_all_epochs: uptime,
             options: options(s),

@@ -47,7 +47,7 @@ impl ListenerConfig {
         check_codecs(cx, message, filter_chains.iter().map(|chain| &**chain).chain(default_filter_chain.as_ref()));
         let deprecated_bind = message.deprecated_v1.as_ref().and_then(|v1| bool_value(&v1.bind_to_port));
         Some(ListenerConfig {
-            name: message.name.as_str().into(),
+            name: name(message),
             stat_prefix: (!message.stat_prefix.is_empty()).then(|| message.stat_prefix.as_str().into()),
             filter_chains,
             default_filter_chain: default_filter_chain.map(Arc::new),
@@ -80,6 +80,14 @@ impl ListenerConfig {
             path: cx.path_text(),
             addresses: addresses?,
         })
+    }
+}
+
+/// A listener without a name gets one that nothing else has, as in Envoy.
+fn name(message: &pb::Listener) -> Arc<str> {
+    match message.name.as_str() {
+        "" => String::from_utf8_lossy(&nuncio_base::random::uuid_v4()).into(),
+        name => name.into(),
     }
 }
 

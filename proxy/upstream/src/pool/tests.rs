@@ -326,7 +326,7 @@ async fn idle_connections_are_closed_after_the_idle_timeout() {
 async fn a_removed_cluster_closes_its_idle_connections() {
     let (listener, address) = listen().await;
     run(async {
-        let setup = Setup::new(&[address], |_| {});
+        let setup = Setup::new(&[address], |config| config.added_via_api = true);
         let server = tokio::task::spawn_local(async move {
             let (mut socket, _) = listener.accept().await.expect("a connection");
             answer(&mut socket, OK).await;

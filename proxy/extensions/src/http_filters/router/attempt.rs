@@ -143,6 +143,10 @@ pub(crate) struct Attempt<'r> {
     /// Frames of the replay that were sent on this connection.
     replayed: usize,
     request_sent: bool,
+    /// The request waits for the upstream to take more.
+    request_paused: bool,
+    /// The response waits for downstream to take more.
+    response_paused: bool,
     /// The head of the response has arrived.
     answered: bool,
     /// And it is the whole response.
@@ -194,6 +198,8 @@ impl<'r> Attempt<'r> {
             per_try_idle,
             replayed: 0,
             request_sent: false,
+            request_paused: false,
+            response_paused: false,
             answered: false,
             head_only: false,
             request,
@@ -259,9 +265,12 @@ impl<'r> Attempt<'r> {
     fn poll_request(&mut self, stream: &mut ActiveStream<'_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         while !self.request_sent {
             match self.upstream.poll_capacity(cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => self.pause_request(stream, false),
                 Poll::Ready(Err(error)) => return Poll::Ready(self.failed(&error)),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.pause_request(stream, true);
+                    break;
+                }
             }
             let frame = match self.next_replayed() {
                 Some(frame) => frame,
@@ -302,6 +311,36 @@ impl<'r> Attempt<'r> {
             }
         }
         Poll::Pending
+    }
+
+    /// Counts the beginning and the end of waits for the upstream.
+    #[inline]
+    fn pause_request(&mut self, stream: &ActiveStream<'_>, paused: bool) {
+        if std::mem::replace(&mut self.request_paused, paused) == paused {
+            return;
+        }
+        let (downstream, upstream) = (&stream.connection.hcm.stats, &self.request.cluster.stats);
+        if paused {
+            downstream.downstream_flow_control_paused_reading_total().inc();
+            upstream.upstream_flow_control_backed_up_total().inc();
+        } else {
+            downstream.downstream_flow_control_resumed_reading_total().inc();
+            upstream.upstream_flow_control_drained_total().inc();
+        }
+    }
+
+    /// Counts the beginning and the end of waits for downstream.
+    #[inline]
+    fn pause_response(&mut self, paused: bool) {
+        if std::mem::replace(&mut self.response_paused, paused) == paused {
+            return;
+        }
+        let upstream = &self.request.cluster.stats;
+        if paused {
+            upstream.upstream_flow_control_paused_reading_total().inc();
+        } else {
+            upstream.upstream_flow_control_resumed_reading_total().inc();
+        }
     }
 
     fn next_replayed(&mut self) -> Option<Frame> {
@@ -445,9 +484,12 @@ impl<'r> Attempt<'r> {
         }
         loop {
             match stream.poll_response_capacity(cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => self.pause_response(false),
                 Poll::Ready(Err(abort)) => return Poll::Ready(Outcome::Abort(abort)),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.pause_response(true);
+                    break;
+                }
             }
             match self.upstream.poll_frame(cx) {
                 Poll::Ready(Ok(frame)) => {
