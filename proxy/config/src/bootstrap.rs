@@ -3,6 +3,7 @@
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
 use crate::cluster::ClusterConfig;
+use crate::config_source::DynamicResources;
 use crate::listener::{ListenerConfig, SocketOption};
 use crate::matchers::StringMatcher;
 use crate::typed_config::TypedConfig;
@@ -34,8 +35,8 @@ pub struct BootstrapConfig {
     pub runtime: Vec<RuntimeLayer>,
     /// Overload manager, serialized.
     pub overload_manager: Option<bytes::Bytes>,
-    /// `dynamic_resources`, serialized; a later part of the proxy uses it.
-    pub dynamic_resources: Option<bytes::Bytes>,
+    /// What is fetched while the process runs.
+    pub dynamic: DynamicResources,
     /// Source address of all upstream connections.
     pub upstream_bind: crate::cluster::BindConfig,
     /// `cluster_manager.local_cluster_name`.

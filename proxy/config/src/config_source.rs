@@ -148,6 +148,11 @@ pub struct DynamicResources {
 }
 
 impl DynamicResources {
+    /// Whether anything is fetched.
+    pub fn is_used(&self) -> bool {
+        self.lds.is_some() || self.cds.is_some() || self.ads.is_some()
+    }
+
     pub(crate) fn decode(cx: &mut Context, message: &PbDynamicResources) -> Option<Self> {
         let ads = cx.optional("ads_config", &message.ads_config, ApiConfigSource::decode);
         let own = |cx: &mut Context, source: &pb::ConfigSource| {

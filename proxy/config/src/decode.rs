@@ -33,6 +33,7 @@ pub struct Context {
     base: FieldPath,
     stack: Vec<Segment>,
     clusters: Option<FxHashSet<Arc<str>>>,
+    cluster_check: Option<ClusterCheck>,
     secrets: FxHashMap<Box<str>, Vec<StaticSecret>>,
     regexes: FxHashMap<Box<str>, regex::bytes::Regex>,
     /// Id of the node as a flag gives it; the file's counts where it is empty.
@@ -41,6 +42,16 @@ pub struct Context {
     pub node_cluster: Box<str>,
     /// The bootstrap as it was encoded when it was loaded; encoded anew where this is empty.
     pub encoded: Bytes,
+}
+
+/// Says whether a cluster exists.
+#[derive(Clone)]
+struct ClusterCheck(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for ClusterCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterCheck")
+    }
 }
 
 /// A secret of `static_resources.secrets`.
@@ -77,6 +88,11 @@ impl Context {
     /// Tells which clusters exist. Without it, references to clusters are not checked.
     pub fn set_clusters(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
         self.clusters = Some(names.into_iter().collect());
+    }
+
+    /// Asks `exists` which clusters exist, where they change while the process runs.
+    pub fn set_cluster_check(&mut self, exists: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        self.cluster_check = Some(ClusterCheck(Arc::new(exists)));
     }
 
     /// Makes a secret known to `SdsSecretConfig`s that name it without a config source. False when one of the same
@@ -276,7 +292,11 @@ impl Context {
 
     /// Whether clusters are known and `name` is none of them.
     pub fn is_unknown_cluster(&self, name: &str) -> bool {
-        self.clusters.as_ref().is_some_and(|known| !known.contains(name))
+        match (&self.clusters, &self.cluster_check) {
+            (Some(known), _) => !known.contains(name),
+            (None, Some(check)) => !(check.0)(name),
+            (None, None) => false,
+        }
     }
 
     /// Reports a reference to a cluster that does not exist, with the closest name that does.

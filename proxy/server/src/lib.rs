@@ -16,6 +16,7 @@ mod listener_log;
 pub mod listeners;
 mod memory;
 pub mod named_routes;
+pub mod resources;
 pub mod runtime;
 pub mod server;
 pub mod signals;

@@ -14,6 +14,7 @@ use crate::loading::Bootstrap;
 use crate::log::Log;
 use crate::named_routes::RouteTables;
 use crate::options::{DrainStrategy as Strategy, IpVersion, Options};
+use crate::resources::Resources;
 use crate::runtime::RuntimeLoader;
 use crate::stats::{ListenerManagerStats, RuntimeStats, ServerStats};
 use crate::worker::{Worker, WorkerCommand};
@@ -68,6 +69,11 @@ impl Context {
         FactoryContext { clusters: self.clusters.clone(), stats: self.registry.clone() }
     }
 
+    /// The process's own address as text.
+    pub fn local_address(&self) -> String {
+        String::from_utf8_lossy(self.local.address.as_bytes()).into_owned()
+    }
+
     /// Notes a part of the configuration that needs a control plane.
     pub fn dynamic_notice(&self, path: &str, what: &str) {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{path}: {what}; none is connected"));
@@ -102,6 +108,8 @@ pub struct Server {
     pub listeners: ListenerManager,
     /// What the first listeners wait for.
     pub init: InitTargets,
+    /// What is shown of resources that were fetched.
+    pub resources: Resources,
     /// The log.
     pub log: Log,
     /// `server.`
@@ -229,11 +237,15 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     }
     let mut bootstrap = bootstrap;
     bootstrap.release();
-    nuncio_config::descriptors::release();
+    if !bootstrap.config.dynamic.is_used() {
+        // Resources that are fetched are read with them.
+        nuncio_config::descriptors::release();
+    }
     nuncio_net::release_free_memory();
     let server = Arc::new(Server {
         listeners: ListenerManager::new(ListenerManagerStats::new(&context.registry, "listener_manager."), concurrency),
         init,
+        resources: Resources::default(),
         runtime_stats: RuntimeStats::new(&context.registry, "runtime."),
         context,
         options,
@@ -438,22 +450,22 @@ async fn serve(
     }
     crate::signals::spawn_watchers(&server);
     let initialized = async {
-        let discovery = Discovery::start(&server, wanted);
-        discovery.clusters().await;
+        let discovery = Discovery::start(&server, wanted)?;
+        discovery.clusters().await?;
         server.set_state(State::Initializing);
-        discovery.listeners().await;
+        discovery.listeners().await?;
         server.listeners.start_workers(workers.iter().map(|worker| worker.commands.clone()));
         server.stats.initialization_time_ms().record(begun.elapsed().as_millis() as u64);
         server.set_state(State::Live);
         tracing::info!("all clusters initialized; serving with {} worker(s)", workers.len());
         nuncio_net::release_program_pages();
         crate::signals::notify_ready();
-        std::future::pending::<()>().await;
+        std::future::pending::<Result<(), String>>().await
     };
-    tokio::select! {
-        () = initialized => {}
-        () = until_ended(&server, &mut signals) => {}
-    }
+    let outcome = tokio::select! {
+        failed = initialized => failed,
+        () = until_ended(&server, &mut signals) => Ok(()),
+    };
     for listener in server.listeners.running() {
         listener.stop();
         listener.close_connections();
@@ -464,7 +476,7 @@ async fn serve(
     }
     server.context.access_logs.flush(Duration::from_secs(5));
     tracing::info!("exiting");
-    Ok(())
+    outcome
 }
 
 /// Returns when the process may end: after a drain, or at once when asked so.

@@ -16,8 +16,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use nuncio::listeners::ListenerManager;
 use nuncio::log::Log;
 use nuncio::options::Options;
+use nuncio::stats::ListenerManagerStats;
 use nuncio::{hcm_builder, loading, server};
 use nuncio_config::listener::NetworkFilterConfig;
 use nuncio_extensions::registry;
@@ -178,7 +180,10 @@ impl Proxy {
             nuncio_net::address::Address::Ip(address) => address,
             other => panic!("listens at {other}"),
         };
-        Arc::get_mut(&mut bound.server).unwrap().listeners = vec![listener];
+        let stats = ListenerManagerStats::new(&bound.server.context.registry, "listener_manager.");
+        let listeners = ListenerManager::new(stats, 1);
+        listeners.add_static(listener);
+        Arc::get_mut(&mut bound.server).unwrap().listeners = listeners;
         let (stop, stopped) = oneshot::channel();
         let run = move || bound.run_until(async move { stopped.await.unwrap_or_default() }).unwrap();
         Proxy { address, stop, thread: std::thread::spawn(run) }
@@ -193,7 +198,7 @@ impl Proxy {
 /// The first listener of the server, built as the server builds it, with filters that no configuration names.
 fn with_filters(server: &server::Server, filters: usize) -> Arc<Listener> {
     let context = &server.context;
-    let config = server.listeners[0].config();
+    let config = server.listeners.active()[0].config();
     let parts = ListenerParts {
         registry: &context.registry,
         global: context.global.clone(),
@@ -206,9 +211,10 @@ fn with_filters(server: &server::Server, filters: usize) -> Arc<Listener> {
                 chain.push(format!("reader-{i}").into(), Reader);
             }
             let mut errors = Vec::new();
-            let hcm = hcm_builder::assemble(hcm, chain, Vec::new(), "listener.test.", context, &mut errors).unwrap();
+            let (hcm, routes) =
+                hcm_builder::assemble(hcm, chain, Vec::new(), "listener.test.", context, &mut errors).unwrap();
             let buffer_limit = config.per_connection_buffer_limit_bytes as usize;
-            Ok(Arc::new(hcm_builder::HttpFactory { hcm: Arc::new(hcm), buffer_limit }))
+            Ok(Arc::new(hcm_builder::HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes }))
         },
         listener_filter: &|_| Err("no listener filters here".to_owned()),
         access_logs: Vec::new(),

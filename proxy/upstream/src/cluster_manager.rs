@@ -300,6 +300,16 @@ impl ClusterManager {
         all
     }
 
+    /// Counts an update of the hosts of a cluster that was in use already (`cluster_updated`).
+    pub fn count_update(&self) {
+        self.stats.cluster_updated().inc();
+    }
+
+    /// Whether every cluster is visible.
+    pub fn is_warm(&self) -> bool {
+        self.control().warming.is_empty()
+    }
+
     /// Number of clusters.
     pub fn len(&self) -> usize {
         self.control().order.len()

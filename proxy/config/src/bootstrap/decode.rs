@@ -18,6 +18,7 @@ use super::{
 use crate::access_log::{AccessLogConfig, AccessLogSink, LogFormat, LogFormatKind};
 use crate::address::Address;
 use crate::cluster::{BindConfig, ClusterConfig, Locality};
+use crate::config_source::DynamicResources;
 use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted};
 use crate::diagnostics::ConfigError;
 use crate::listener::{ListenerConfig, SocketOption};
@@ -67,7 +68,9 @@ impl BootstrapConfig {
             stats_flush_on_admin,
             runtime: cx.optional("layered_runtime", &message.layered_runtime, runtime_layers).unwrap_or_default(),
             overload_manager: message.overload_manager.as_ref().map(serialized),
-            dynamic_resources: message.dynamic_resources.as_ref().map(serialized),
+            dynamic: cx
+                .optional("dynamic_resources", &message.dynamic_resources, DynamicResources::decode)
+                .unwrap_or_default(),
             upstream_bind: manager
                 .and_then(|manager| {
                     cx.at("cluster_manager", |cx| {

@@ -37,14 +37,27 @@ pub struct Findings {
 
 /// Visits the message in `bytes` and all messages in it.
 pub fn inspect(descriptor: &MessageDescriptor, bytes: &[u8], allow_unknown: bool) -> Findings {
-    let mut visit =
-        Visit { constraints: Constraints::new(), table: Table::get(), allow_unknown, findings: Findings::default() };
-    visit.message(descriptor, bytes, Way::Top(&FieldPath::root()), true, true);
-    visit.findings
+    Inspector::default().inspect(descriptor, bytes, allow_unknown)
 }
 
-struct Visit {
+/// Inspects many messages: the rules of each type are read once.
+#[derive(Default)]
+pub struct Inspector {
     constraints: Constraints,
+}
+
+impl Inspector {
+    /// As [`inspect`].
+    pub fn inspect(&mut self, descriptor: &MessageDescriptor, bytes: &[u8], allow_unknown: bool) -> Findings {
+        let constraints = &mut self.constraints;
+        let mut visit = Visit { constraints, table: Table::get(), allow_unknown, findings: Findings::default() };
+        visit.message(descriptor, bytes, Way::Top(&FieldPath::root()), true, true);
+        visit.findings
+    }
+}
+
+struct Visit<'v> {
+    constraints: &'v mut Constraints,
     table: &'static Table,
     allow_unknown: bool,
     findings: Findings,
@@ -95,7 +108,7 @@ impl Way<'_> {
     }
 }
 
-impl Visit {
+impl Visit<'_> {
     /// `checked`: whether constraints count here; `supported`: whether this is not inside a field that is ignored.
     fn message(&mut self, descriptor: &MessageDescriptor, bytes: &[u8], way: Way<'_>, checked: bool, supported: bool) {
         let message = match Shallow::read(descriptor, bytes) {

@@ -27,7 +27,7 @@ use crate::descriptors;
 use crate::diagnostics::{ConfigError, Report};
 use crate::paths::FieldPath;
 
-pub use inspect::{Findings, IgnoredField, inspect};
+pub use inspect::{Findings, IgnoredField, Inspector, inspect};
 pub use source_map::SourceMap;
 pub use walk::UnknownField;
 pub(crate) use wire::Shallow;

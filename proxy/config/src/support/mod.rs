@@ -17,8 +17,9 @@ use rustc_hash::FxHashMap;
 pub use document::document;
 
 /// The files: title and text.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 11] = [
     ("Bootstrap, admin, runtime, statistics", include_str!("../../support/bootstrap.txt")),
+    ("Discovery (xDS)", include_str!("../../support/discovery.txt")),
     ("Core types", include_str!("../../support/core.txt")),
     ("Listeners and listener filters", include_str!("../../support/listeners.txt")),
     ("TLS", include_str!("../../support/tls.txt")),

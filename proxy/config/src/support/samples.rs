@@ -80,7 +80,6 @@ const CARRIED: &[&str] = &[
     "envoy.config.cluster.v3.Cluster.CommonLbConfig.ignore_new_hosts_until_first_hc",
     "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
     "envoy.config.cluster.v3.Cluster.close_connections_on_host_health_failure",
-    "envoy.config.cluster.v3.Cluster.eds_cluster_config",
     "envoy.config.cluster.v3.Cluster.health_checks",
     "envoy.config.cluster.v3.Cluster.ignore_health_on_host_removal",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",

@@ -157,6 +157,15 @@ impl ListenerManager {
         table.all().map(view).collect()
     }
 
+    /// Whether the listener of this name has this configuration already, or may not be changed.
+    pub fn is_same(&self, name: &str, fingerprint: u64) -> bool {
+        Self::is_same_in(&self.table(), name, fingerprint)
+    }
+
+    fn is_same_in(table: &Table, name: &str, fingerprint: u64) -> bool {
+        table.get(name).is_some_and(|managed| !managed.dynamic || managed.newest() == Some(fingerprint))
+    }
+
     /// What listeners that warm wait for, by listener.
     pub fn unready(&self) -> Vec<(Arc<str>, Vec<String>)> {
         let table = self.table();
@@ -190,7 +199,7 @@ impl ListenerManager {
         let (active, known) = {
             let table = self.table();
             match table.get(&config.name) {
-                Some(managed) if !managed.dynamic || managed.newest() == Some(fingerprint) => {
+                Some(_) if Self::is_same_in(&table, &config.name, fingerprint) => {
                     return Ok(ListenerOutcome::Unchanged);
                 }
                 Some(managed) => (managed.active.as_ref().map(|active| active.listener.clone()), true),
@@ -298,6 +307,7 @@ impl ListenerManager {
             Some(Promoted::InPlace(listener, prepared)) => {
                 let gone = listener.apply(prepared, server.drain_strategy(), server.drain_time());
                 self.stats.listener_in_place_updated().inc();
+                self.stats.listener_create_success().add(self.workers().len() as u64);
                 drain::chains(server, gone);
             }
             Some(Promoted::New(listener, old)) => {

@@ -1,44 +1,255 @@
 //! Where the discovery client meets the configuration: the only part of the proxy that knows that resources are fetched.
+//!
+//! ```text
+//! clusters of the bootstrap -> their endpoints -> CDS -> endpoints of its clusters -> LDS -> routes, secrets -> workers
+//! ```
+//!
+//! Each kind of resource has a file with its handler, which reads what came (`decode`), hands it to its manager, and
+//! answers with what was wrong. `source` turns a `ConfigSource` into a source of the client. All of it runs on the
+//! control thread.
 
+mod clusters;
+mod decode;
+mod endpoints;
+mod files;
+mod listeners;
+mod node;
+mod routes;
+mod source;
+mod stats;
+mod transport;
+pub mod view;
 pub mod wants;
 
+use crate::init::InitTarget;
 use crate::server::Server;
+use clusters::ClusterHandler;
+use decode::{Decoder, text};
+use listeners::ListenerHandler;
 use nuncio_config::cluster::Discovery as ClusterDiscovery;
+use nuncio_config::config_source::{ConfigSource, SourceKind};
+use source::Sources;
+use stats::{Counted, Reloads};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use wants::Want;
+use xds_client::{
+    Client, ClientOptions, Interest, Pause, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl,
+};
 
 /// Everything that is fetched while the server runs.
 pub struct Discovery {
-    server: Arc<Server>,
-    wanted: UnboundedReceiver<Want>,
+    inner: Rc<Inner>,
+    reader: tokio::task::AbortHandle,
+}
+
+/// What handlers share.
+pub(crate) struct Inner {
+    pub(crate) server: Arc<Server>,
+    client: Client,
+    sources: Sources,
+    decoder: Decoder,
+    wanted: RefCell<UnboundedReceiver<Want>>,
+    /// Routes wait until clusters are there.
+    routes_may_start: Cell<bool>,
+    held: RefCell<Vec<Want>>,
+    clusters: RefCell<Option<Subscription>>,
+    listeners: RefCell<Option<Subscription>>,
+    /// By name of the cluster; the newest object's last.
+    endpoints: RefCell<HashMap<Arc<str>, Vec<endpoints::Watch>>>,
+    /// By id of the table.
+    routes: RefCell<HashMap<u64, Subscription>>,
+    /// Clusters of the bootstrap and of the first answer are warm.
+    first_clusters_done: Cell<bool>,
+    /// Acknowledgements of CDS wait while new clusters warm.
+    warming: RefCell<Option<Pause>>,
+}
+
+impl Inner {
+    /// Where clusters come from, for a `self` in one of them.
+    fn origin_of_clusters(&self) -> Option<Source> {
+        self.origin(self.server.bootstrap.config.dynamic.cds.as_ref())
+    }
+
+    /// Where listeners come from, for a `self` in one of them.
+    fn origin_of_listeners(&self) -> Option<Source> {
+        self.origin(self.server.bootstrap.config.dynamic.lds.as_ref())
+    }
+
+    fn origin(&self, source: Option<&ConfigSource>) -> Option<Source> {
+        let source = source.filter(|source| source.kind != SourceKind::SelfSource)?;
+        self.sources.resolve(source, "", None).ok()
+    }
+
+    /// Takes what the configuration has asked for since the last call.
+    fn take_wants(self: &Rc<Self>) {
+        loop {
+            let Ok(want) = self.wanted.borrow_mut().try_recv() else { return };
+            self.take(want);
+        }
+    }
+
+    fn take(self: &Rc<Self>, want: Want) {
+        match want {
+            Want::Routes(_) if !self.routes_may_start.get() => self.held.borrow_mut().push(want),
+            Want::Routes(routes) => {
+                if let Some(routes) = routes.upgrade() {
+                    routes::watch(self, &routes);
+                }
+            }
+            Want::RoutesGone(id) => routes::forget(self, id),
+        }
+    }
+
+    /// After the first clusters, the acknowledgement of an update of clusters waits until the new ones are warm.
+    fn hold_clusters_until_warm(self: &Rc<Self>) {
+        let clusters = self.server.context.clusters.clone();
+        if !self.first_clusters_done.get() || clusters.is_warm() || self.warming.borrow().is_some() {
+            return;
+        }
+        self.warming.replace(Some(self.client.pause(&[TypeUrl::CLUSTER])));
+        let inner = Rc::downgrade(self);
+        tokio::task::spawn_local(async move {
+            clusters.initialized().await;
+            if let Some(inner) = inner.upgrade() {
+                let pause = inner.warming.take();
+                drop(pause);
+            }
+        });
+    }
+
+    fn subscribe_wildcard(
+        &self,
+        source: &ConfigSource,
+        type_url: TypeUrl,
+        prefix: &str,
+        handler: Rc<dyn ResourceHandler>,
+    ) -> Result<Subscription, String> {
+        let from = self.sources.resolve(source, prefix, None)?;
+        let options = SubscriptionOptions {
+            type_url,
+            interest: Interest::Wildcard,
+            initial_fetch_timeout: source.initial_fetch_timeout,
+        };
+        let stats = Rc::new(Counted::new(&self.server.context.registry, prefix));
+        self.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())
+    }
 }
 
 impl Discovery {
-    /// Begins to fetch.
-    pub fn start(server: &Arc<Server>, wanted: UnboundedReceiver<Want>) -> Discovery {
-        Discovery { server: server.clone(), wanted }
+    /// Prepares everything; nothing is fetched yet.
+    ///
+    /// # Errors
+    /// The aggregated source cannot be used.
+    pub fn start(server: &Arc<Server>, wanted: UnboundedReceiver<Want>) -> Result<Discovery, String> {
+        let seed = nuncio_base::random::u64();
+        let client = Client::new(ClientOptions { node: node::node(&server.bootstrap.node), seed });
+        let sources = Sources::new(server);
+        if let Some(ads) = &server.bootstrap.config.dynamic.ads {
+            let source = sources.grpc(ads, "").map_err(|e| format!("dynamic_resources.ads_config: {e}"))?;
+            client.set_ads(source);
+        }
+        let inner = Rc::new(Inner {
+            server: server.clone(),
+            client,
+            sources,
+            decoder: Decoder::new(server),
+            wanted: RefCell::new(wanted),
+            routes_may_start: Cell::new(false),
+            held: RefCell::default(),
+            clusters: RefCell::default(),
+            listeners: RefCell::default(),
+            endpoints: RefCell::default(),
+            routes: RefCell::default(),
+            first_clusters_done: Cell::new(false),
+            warming: RefCell::default(),
+        });
+        view::set(&inner);
+        let reader = tokio::task::spawn_local({
+            let inner = Rc::downgrade(&inner);
+            async move {
+                loop {
+                    let next = std::future::poll_fn(|cx| match inner.upgrade() {
+                        Some(inner) => inner.wanted.borrow_mut().poll_recv(cx),
+                        None => std::task::Poll::Ready(None),
+                    });
+                    let Some(want) = next.await else { return };
+                    let Some(inner) = inner.upgrade() else { return };
+                    inner.take(want);
+                }
+            }
+        });
+        Ok(Discovery { inner, reader: reader.abort_handle() })
     }
 
-    /// Waits until the first clusters have their hosts.
-    pub async fn clusters(&self) {
-        for cluster in self.server.context.clusters.clusters() {
+    /// Fetches clusters and their endpoints; returns when the first of all have come or are waited for no longer.
+    ///
+    /// # Errors
+    /// A source that cannot be used.
+    pub async fn clusters(&self) -> Result<(), String> {
+        let (inner, server) = (&self.inner, &self.inner.server);
+        let clusters = &server.context.clusters;
+        clusters.primary_initialized().await;
+        inner.client.start_ads();
+        let pause = inner.client.pause(&[TypeUrl::CLUSTER_LOAD_ASSIGNMENT]);
+        for cluster in clusters.clusters() {
             if matches!(cluster.config.discovery, ClusterDiscovery::Eds { .. }) {
-                cluster.give_up_waiting();
+                endpoints::watch(inner, &cluster)
+                    .map_err(|error| format!("{}.eds_cluster_config: {error}", cluster.config.path))?;
             }
         }
-        self.server.context.clusters.initialized().await;
+        drop(pause);
+        clusters.initialized().await;
+        if let Some(source) = &server.bootstrap.config.dynamic.cds {
+            let target = InitTarget::new("CDS");
+            let reloads = Reloads::new(&server.context.registry, "cluster_manager.cds.");
+            let handler = Rc::new(ClusterHandler { inner: Rc::downgrade(inner), target: target.clone(), reloads });
+            let subscription = inner
+                .subscribe_wildcard(source, TypeUrl::CLUSTER, "cluster_manager.cds.", handler)
+                .map_err(|error| format!("dynamic_resources.cds_config: {error}"))?;
+            inner.clusters.replace(Some(subscription));
+            target.ready().await;
+            clusters.initialized().await;
+        }
+        inner.first_clusters_done.set(true);
+        Ok(())
     }
 
-    /// Waits until the first listeners have what they need.
-    pub async fn listeners(mut self) {
-        while let Ok(want) = self.wanted.try_recv() {
-            if let Want::Routes(routes) = want
-                && let Some(routes) = routes.upgrade()
-            {
-                routes.target.set_ready();
-            }
+    /// Fetches listeners and what they need; returns when the first of all have come or are waited for no longer.
+    ///
+    /// # Errors
+    /// A source that cannot be used.
+    pub async fn listeners(&self) -> Result<(), String> {
+        let (inner, server) = (&self.inner, &self.inner.server);
+        inner.routes_may_start.set(true);
+        let pause = inner.client.pause(&[TypeUrl::ROUTE_CONFIGURATION]);
+        for want in inner.held.take() {
+            inner.take(want);
         }
-        self.server.init.all_ready().await;
+        inner.take_wants();
+        drop(pause);
+        if let Some(source) = &server.bootstrap.config.dynamic.lds {
+            let target = InitTarget::new("LDS");
+            server.init.add(&target);
+            let handler = Rc::new(ListenerHandler { inner: Rc::downgrade(inner), target });
+            let subscription = inner
+                .subscribe_wildcard(source, TypeUrl::LISTENER, "listener_manager.lds.", handler)
+                .map_err(|error| format!("dynamic_resources.lds_config: {error}"))?;
+            inner.listeners.replace(Some(subscription));
+        }
+        server.init.all_ready().await;
+        Ok(())
+    }
+}
+
+impl Drop for Discovery {
+    fn drop(&mut self) {
+        self.reader.abort();
+        // Subscriptions have handlers with weak references only; what is left ends with the client.
+        self.inner.clusters.take();
+        self.inner.listeners.take();
     }
 }

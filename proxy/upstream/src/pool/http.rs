@@ -239,7 +239,9 @@ impl HttpPool {
         }
         let mut inner = self.inner.borrow_mut();
         inner.busy -= 1;
-        if connection.draining || inner.draining || !connection.client.is_reusable() {
+        // Who waits is served even when the pool drains: a new connection would be closed just the same.
+        let unwanted = inner.draining && inner.pending.is_empty();
+        if connection.draining || unwanted || !connection.client.is_reusable() {
             drop(inner);
             connection.count_end();
             drop(connection);

@@ -343,6 +343,29 @@ async fn a_removed_cluster_closes_its_idle_connections() {
 }
 
 #[tokio::test]
+async fn a_request_that_waits_is_served_although_its_host_was_removed() {
+    run(async {
+        let (listener, address) = listen().await;
+        let setup = Setup::new(&[address], |_| {});
+        let cluster = setup.cluster();
+        let mut waits = Box::pin(setup.stream());
+        // The request is in the queue, and nothing is connected yet.
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        cluster.update(Default::default());
+        worker::of(&cluster).pools.host_set_changed(Some(&cluster));
+        let server = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            answer(&mut socket, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        };
+        let client = async { exchange(&mut waits.await.expect("a stream")).await };
+        let (status, ()) = tokio::join!(client, server);
+        assert_eq!(status.unwrap(), 200);
+        assert_eq!(setup.count("upstream_cx_total"), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn http2_streams_share_a_connection() {
     let (listener, address) = listen().await;
     run(async {

@@ -1,0 +1,176 @@
+//! What the admin interface shows of resources that were fetched: versions, times, messages, and what was refused.
+//!
+//! Written by the discovery client's handlers, read by `/config_dump`. The objects themselves are with their managers.
+
+use crate::listeners::Origin;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// The last try to apply a resource, which failed (`UpdateFailureState`).
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Why.
+    pub details: String,
+    /// When.
+    pub last_attempt: SystemTime,
+    /// Version of what was refused.
+    pub version: String,
+    /// What was refused.
+    pub bytes: Bytes,
+}
+
+impl Failure {
+    /// Failed just now.
+    pub fn new(details: &str, version: &str, bytes: &Bytes) -> Failure {
+        Failure {
+            details: details.to_owned(),
+            last_attempt: SystemTime::now(),
+            version: version.to_owned(),
+            bytes: bytes.clone(),
+        }
+    }
+}
+
+/// Resources of one type, by name.
+#[derive(Debug, Default)]
+pub struct Kind {
+    /// Version of the last response.
+    pub version: String,
+    origins: BTreeMap<String, Vec<(u64, Origin)>>,
+    failures: BTreeMap<String, Failure>,
+}
+
+impl Kind {
+    /// The object `id` was made from this; of the others of this name, those that `in_use` says are remembered.
+    pub fn set(&mut self, name: &str, id: u64, origin: Origin, in_use: impl Fn(u64) -> bool) {
+        let all = self.origins.entry(name.to_owned()).or_default();
+        all.retain(|(other, _)| in_use(*other));
+        all.push((id, origin));
+        self.failures.remove(name);
+    }
+
+    /// Where the object `id` came from.
+    pub fn origin(&self, name: &str, id: u64) -> Option<&Origin> {
+        self.origins.get(name)?.iter().find(|(other, _)| *other == id).map(|(_, origin)| origin)
+    }
+
+    /// A version of this resource was refused.
+    pub fn fail(&mut self, name: &str, failure: Failure) {
+        self.failures.insert(name.to_owned(), failure);
+    }
+
+    /// The last version was taken.
+    pub fn clear_failure(&mut self, name: &str) {
+        self.failures.remove(name);
+    }
+
+    /// The resource is gone.
+    pub fn remove(&mut self, name: &str) {
+        self.origins.remove(name);
+        self.failures.remove(name);
+    }
+
+    /// What was refused.
+    pub fn failures(&self) -> impl Iterator<Item = (&String, &Failure)> {
+        self.failures.iter()
+    }
+
+    /// What was refused of this name.
+    pub fn failure(&self, name: &str) -> Option<&Failure> {
+        self.failures.get(name)
+    }
+}
+
+/// A route table that was fetched.
+#[derive(Debug, Clone, Default)]
+pub struct RoutesView {
+    /// Its name.
+    pub name: String,
+    /// What is in use.
+    pub origin: Option<Origin>,
+    /// What was refused last.
+    pub failure: Option<Failure>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Resources {
+    clusters: Mutex<Kind>,
+    listeners: Mutex<Kind>,
+    routes: Mutex<BTreeMap<u64, RoutesView>>,
+    secrets: Mutex<Kind>,
+    endpoints: Mutex<BTreeMap<String, (String, SystemTime)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Resources {
+    /// Clusters; ids are those of the cluster objects.
+    pub fn clusters(&self) -> MutexGuard<'_, Kind> {
+        lock(&self.clusters)
+    }
+
+    /// Listeners: failures and the version; origins are with their manager.
+    pub fn listeners(&self) -> MutexGuard<'_, Kind> {
+        lock(&self.listeners)
+    }
+
+    /// Secrets; ids are those of the secrets.
+    pub fn secrets(&self) -> MutexGuard<'_, Kind> {
+        lock(&self.secrets)
+    }
+
+    /// Route tables.
+    pub fn routes(&self) -> Vec<RoutesView> {
+        lock(&self.routes).values().cloned().collect()
+    }
+
+    /// Whether the table `id` was made from these bytes.
+    pub fn routes_are(&self, id: u64, bytes: &Bytes) -> bool {
+        let mut routes = lock(&self.routes);
+        let Some(view) = routes.get_mut(&id) else { return false };
+        let same = view.origin.as_ref().is_some_and(|origin| origin.bytes == *bytes);
+        if same {
+            view.failure = None;
+        }
+        same
+    }
+
+    /// The table `id` was made from this.
+    pub fn set_routes(&self, id: u64, name: &str, origin: Origin) {
+        let view = RoutesView { name: name.to_owned(), origin: Some(origin), failure: None };
+        lock(&self.routes).insert(id, view);
+    }
+
+    /// This was refused for the table `id`.
+    pub fn fail_routes(&self, id: u64, name: &str, failure: Failure) {
+        let mut routes = lock(&self.routes);
+        let view = routes.entry(id).or_default();
+        view.name = name.to_owned();
+        view.failure = Some(failure);
+    }
+
+    /// The table is gone.
+    pub fn forget_routes(&self, id: u64) {
+        lock(&self.routes).remove(&id);
+    }
+
+    /// Version of the endpoints of a cluster.
+    pub fn set_endpoints_version(&self, cluster: &str, version: &str) {
+        lock(&self.endpoints).insert(cluster.to_owned(), (version.to_owned(), SystemTime::now()));
+    }
+
+    /// Version of the endpoints of a cluster and when they came.
+    pub fn endpoints_version(&self, cluster: &str) -> Option<(String, SystemTime)> {
+        lock(&self.endpoints).get(cluster).cloned()
+    }
+
+    /// The cluster is gone.
+    pub fn forget_endpoints(&self, cluster: &str) {
+        lock(&self.endpoints).remove(cluster);
+    }
+}

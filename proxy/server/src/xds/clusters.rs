@@ -1,0 +1,112 @@
+//! CDS: clusters come, change and go.
+
+use super::decode::fingerprint;
+use super::stats::Reloads;
+use super::{Inner, endpoints};
+use crate::init::InitTarget;
+use crate::listeners::Origin;
+use crate::resources::Failure;
+use nuncio_config::cluster::Discovery;
+use nuncio_upstream::cluster_manager::AddOutcome;
+use std::collections::HashSet;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::SystemTime;
+use xds_client::{FetchFailure, Resource, ResourceError, ResourceHandler, TypeUrl, Update, Verdict};
+
+/// Takes clusters.
+pub(super) struct ClusterHandler {
+    pub(super) inner: Weak<Inner>,
+    pub(super) target: Arc<InitTarget>,
+    pub(super) reloads: Reloads,
+}
+
+impl ResourceHandler for ClusterHandler {
+    fn on_update(&self, update: Update) -> Verdict {
+        let Some(inner) = self.inner.upgrade() else { return Verdict::accept() };
+        // The endpoints of all new clusters are asked for at once.
+        let pause = inner.client.pause(&[TypeUrl::CLUSTER_LOAD_ASSIGNMENT]);
+        let mut errors = Vec::new();
+        let mut seen = HashSet::new();
+        for resource in &update.added {
+            let done = match seen.insert(resource.name.as_str()) {
+                true => apply(&inner, resource),
+                false => Err(format!("duplicate cluster {} found", resource.name)),
+            };
+            if let Err(message) = done {
+                inner
+                    .server
+                    .resources
+                    .clusters()
+                    .fail(&resource.name, Failure::new(&message, &resource.version, &resource.body));
+                errors.push(ResourceError { name: resource.name.clone(), message });
+            }
+        }
+        for name in &update.removed {
+            if inner.server.context.clusters.remove(name) {
+                tracing::debug!(target: "upstream", "cluster '{name}' was removed");
+            }
+            inner.server.resources.clusters().remove(name);
+            endpoints::forget(&inner, name);
+            inner.server.resources.forget_endpoints(name);
+        }
+        inner.server.resources.clusters().version = update.version.clone();
+        tracing::info!(
+            target: "upstream",
+            "cds: add {} cluster(s), remove {} cluster(s)",
+            update.added.len(),
+            update.removed.len()
+        );
+        drop(pause);
+        self.reloads.count();
+        inner.hold_clusters_until_warm();
+        self.target.set_ready();
+        verdict("Error adding/updating cluster(s) ", errors)
+    }
+
+    fn on_failure(&self, why: FetchFailure) {
+        if why != FetchFailure::ConnectionFailure {
+            self.target.set_ready();
+        }
+    }
+}
+
+fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
+    let hash = fingerprint(&resource.body);
+    let clusters = &inner.server.context.clusters;
+    // What came before in the same words needs no reading.
+    if let Some(present) = clusters.newest(&resource.name)
+        && present.fingerprint == hash
+        && present.config.added_via_api
+    {
+        inner.server.resources.clusters().clear_failure(&resource.name);
+        return Ok(());
+    }
+    let config = inner.decoder.cluster(resource)?;
+    let (outcome, cluster) = clusters.add_or_update(Arc::new(config), hash).map_err(|error| error.to_string())?;
+    if outcome == AddOutcome::Unchanged {
+        return Ok(());
+    }
+    let origin = Origin { version: resource.version.clone(), bytes: resource.body.clone(), updated: SystemTime::now() };
+    let active = clusters.cluster(cluster.name()).map(|active| active.id);
+    inner.server.resources.clusters().set(cluster.name(), cluster.id, origin, |id| Some(id) == active);
+    if matches!(cluster.config.discovery, Discovery::Eds { .. })
+        && let Err(message) = endpoints::watch(inner, &cluster)
+    {
+        // The cluster that was there before stays; this one must not wait for ever.
+        cluster.give_up_waiting();
+        return Err(message);
+    }
+    Ok(())
+}
+
+/// Envoy's text of a NACK: all bad resources with their reasons.
+pub(super) fn verdict(prefix: &str, errors: Vec<ResourceError>) -> Verdict {
+    if errors.is_empty() {
+        return Verdict::accept();
+    }
+    let all: Vec<_> = errors.iter().map(|error| format!("{}: {}", error.name, error.message)).collect();
+    let message = format!("{prefix}{}", all.join(", "));
+    tracing::warn!(target: "config", "{message}");
+    Verdict::reject_resources(message, errors)
+}

@@ -1,0 +1,122 @@
+//! From the bytes of a resource to the configuration: constraints, the support table, unknown fields, decoding.
+//!
+//! All errors of a resource come back as one text, each with its path, for the NACK and for people.
+
+use crate::server::Server;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as PbRoutes;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
+use nuncio_config::decode::{Context, StaticSecret};
+use nuncio_config::descriptors;
+use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::ingest::Inspector;
+use nuncio_config::listener::ListenerConfig;
+use nuncio_config::paths::FieldPath;
+use nuncio_config::route::RouteConfiguration;
+use prost::Message;
+use std::cell::RefCell;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use xds_client::Resource;
+
+/// Reads resources. Keeps the rules of the types that it has seen.
+pub(crate) struct Decoder {
+    server: Arc<Server>,
+    inspector: RefCell<Option<Inspector>>,
+    secrets: Vec<(String, StaticSecret)>,
+}
+
+impl Decoder {
+    pub(crate) fn new(server: &Arc<Server>) -> Decoder {
+        // These bytes were encoded by this process.
+        let bootstrap = Bootstrap::decode(server.bootstrap.bytes.clone()).unwrap_or_default();
+        let secrets = bootstrap.static_resources.unwrap_or_default().secrets;
+        let mut cx = Context::default();
+        let decode = |secret: &Secret| {
+            let decoded = cx.run(|cx| StaticSecret::decode(cx, secret)).ok()?;
+            Some((secret.name.clone(), decoded))
+        };
+        Decoder {
+            server: server.clone(),
+            inspector: RefCell::default(),
+            secrets: secrets.iter().filter_map(decode).collect(),
+        }
+    }
+
+    /// The message in a resource, with all its constraints kept.
+    pub(crate) fn message<M: Message + Default>(&self, resource: &Resource) -> Result<M, String> {
+        let Some(descriptor) = descriptors::message(resource.type_url.message()) else {
+            return Err(format!("unknown type {}", resource.type_url));
+        };
+        let options = &self.server.options;
+        let mut inspector = self.inspector.borrow_mut();
+        let findings = inspector.get_or_insert_with(Inspector::default).inspect(
+            &descriptor,
+            &resource.body,
+            !options.reject_unknown_dynamic_fields,
+        );
+        if !findings.errors.is_empty() {
+            return Err(text(&findings.errors));
+        }
+        if !findings.unknown.is_empty() && !options.ignore_unknown_dynamic_fields {
+            self.server.stats.dynamic_unknown_fields().add(findings.unknown.len() as u64);
+            for field in &findings.unknown {
+                tracing::debug!(target: "config", resource = resource.name, "{}: unknown field, passed over", field.path);
+            }
+        }
+        for field in &findings.ignored {
+            tracing::debug!(target: "config", resource = resource.name, "{} has no effect: {}", field.path, field.reason);
+        }
+        M::decode(resource.body.clone()).map_err(|error| error.to_string())
+    }
+
+    fn context(&self) -> Context {
+        let mut cx = Context::new(FieldPath::root());
+        for (name, secret) in &self.secrets {
+            cx.add_secret(name, secret.clone());
+        }
+        let clusters = self.server.context.clusters.clone();
+        cx.set_cluster_check(move |name| clusters.cluster(name).is_some());
+        cx
+    }
+
+    pub(crate) fn cluster(&self, resource: &Resource) -> Result<ClusterConfig, String> {
+        let message: Cluster = self.message(resource)?;
+        let mut cluster = ClusterConfig::decode(&message, &mut self.context()).map_err(|errors| text(&errors))?;
+        cluster.added_via_api = true;
+        Ok(cluster)
+    }
+
+    pub(crate) fn endpoints(&self, resource: &Resource) -> Result<ClusterLoadAssignment, String> {
+        let message: PbAssignment = self.message(resource)?;
+        ClusterLoadAssignment::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+
+    pub(crate) fn listener(&self, resource: &Resource) -> Result<ListenerConfig, String> {
+        let message: Listener = self.message(resource)?;
+        ListenerConfig::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+
+    pub(crate) fn routes(&self, resource: &Resource) -> Result<RouteConfiguration, String> {
+        let message: PbRoutes = self.message(resource)?;
+        RouteConfiguration::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+}
+
+/// All errors in one line. The words come first, so that the text begins as Envoy's does; the path stands behind them.
+pub(crate) fn text(errors: &[ConfigError]) -> String {
+    let one = |error: &ConfigError| {
+        let bare = ConfigError { path: FieldPath::root(), ..error.clone() };
+        if error.path.is_root() { bare.to_string() } else { format!("{bare} (in {})", error.path) }
+    };
+    errors.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Tells two versions of a resource apart.
+pub(crate) fn fingerprint(body: &[u8]) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(body)
+}

@@ -1,0 +1,154 @@
+//! EDS: each cluster that takes its endpoints from outside has a subscription of its own, which touches only its hosts.
+
+use super::stats::EndpointsCounted;
+use super::{Inner, text};
+use nuncio_config::cluster::Discovery;
+use nuncio_config::config_source::ConfigSource;
+use nuncio_config::paths::FieldPath;
+use nuncio_upstream::Cluster;
+use nuncio_upstream::endpoints::EndpointsOutcome;
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use tokio::task::AbortHandle;
+use xds_client::{
+    FetchFailure, Interest, ResourceHandler, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict,
+};
+
+/// The subscription of one cluster object.
+pub(super) struct Watch {
+    cluster: u64,
+    _subscription: Subscription,
+}
+
+/// Subscribes to the endpoints of `cluster`.
+pub(super) fn watch(inner: &Rc<Inner>, cluster: &Arc<Cluster>) -> Result<(), String> {
+    let Discovery::Eds { service_name, source } = &cluster.config.discovery else { return Ok(()) };
+    let path = FieldPath::parse(&cluster.config.path).field("eds_cluster_config").field("eds_config");
+    let source = ConfigSource::parse(source, path).map_err(|errors| text(&errors))?;
+    let handler = Rc::new(EndpointsHandler {
+        inner: Rc::downgrade(inner),
+        cluster: Arc::downgrade(cluster),
+        service_name: service_name.to_string(),
+        stale: RefCell::default(),
+    });
+    let options = SubscriptionOptions {
+        type_url: TypeUrl::CLUSTER_LOAD_ASSIGNMENT,
+        interest: Interest::Names(vec![service_name.to_string()]),
+        initial_fetch_timeout: source.initial_fetch_timeout,
+    };
+    let stats = Rc::new(EndpointsCounted::new(&inner.server.context.registry, cluster));
+    let from = inner.sources.resolve(&source, cluster.stats.prefix(), inner.origin_of_clusters())?;
+    let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
+    let watch = Watch { cluster: cluster.id, _subscription: subscription };
+    inner.endpoints.borrow_mut().entry(cluster.name().clone()).or_default().push(watch);
+    Ok(())
+}
+
+/// Ends the subscriptions of a cluster that is gone.
+pub(super) fn forget(inner: &Inner, name: &str) {
+    let gone = inner.endpoints.borrow_mut().remove(name);
+    // Dropped when the map is free again: an end may call back.
+    drop(gone);
+}
+
+/// Ends the subscriptions of clusters in whose place `cluster` is.
+fn forget_older(inner: &Inner, cluster: &Cluster) {
+    let mut gone = Vec::new();
+    if let Some(watches) = inner.endpoints.borrow_mut().get_mut(cluster.name()) {
+        let newest = watches.iter().position(|watch| watch.cluster == cluster.id).unwrap_or(0);
+        gone.extend(watches.drain(..newest));
+    }
+    drop(gone);
+}
+
+struct EndpointsHandler {
+    inner: Weak<Inner>,
+    cluster: std::sync::Weak<Cluster>,
+    service_name: String,
+    /// Gives the endpoints up when no update comes in time (`endpoint_stale_after`).
+    stale: RefCell<Option<AbortHandle>>,
+}
+
+impl EndpointsHandler {
+    fn apply(&self, inner: &Rc<Inner>, cluster: &Arc<Cluster>, update: &Update) -> Result<(), String> {
+        if update.added.is_empty() {
+            let expired = update.version.is_empty() && update.removed.contains(&self.service_name);
+            if expired {
+                cluster.set_endpoints(Arc::default());
+            }
+            cluster.stats.update_empty().inc();
+            cluster.give_up_waiting();
+            return Ok(());
+        }
+        // A file may hold the endpoints of others, too.
+        let Some(resource) = update.added.iter().find(|resource| resource.name == self.service_name) else {
+            let other = update.added.first().map_or("", |resource| resource.name.as_str());
+            return Err(format!("Unexpected EDS cluster (expecting {}): {other}", self.service_name));
+        };
+        let assignment = Arc::new(inner.decoder.endpoints(resource)?);
+        let stale_after = assignment.stale_after;
+        let in_use = !cluster.waits_for_endpoints();
+        if cluster.set_endpoints(assignment) == EndpointsOutcome::Rebuilt && in_use {
+            inner.server.context.clusters.count_update();
+        }
+        inner.server.resources.set_endpoints_version(cluster.name(), &resource.version);
+        let timer = stale_after.map(|time| {
+            let cluster = self.cluster.clone();
+            let task = tokio::task::spawn_local(async move {
+                tokio::time::sleep(time).await;
+                if let Some(cluster) = cluster.upgrade() {
+                    cluster.stats.assignment_stale().inc();
+                    cluster.set_endpoints(Arc::default());
+                }
+            });
+            task.abort_handle()
+        });
+        if let Some(old) = self.stale.replace(timer) {
+            old.abort();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EndpointsHandler {
+    fn drop(&mut self) {
+        if let Some(timer) = self.stale.take() {
+            timer.abort();
+        }
+    }
+}
+
+impl ResourceHandler for EndpointsHandler {
+    fn on_update(&self, update: Update) -> Verdict {
+        let (Some(inner), Some(cluster)) = (self.inner.upgrade(), self.cluster.upgrade()) else {
+            return Verdict::accept();
+        };
+        let done = self.apply(&inner, &cluster, &update);
+        cluster.give_up_waiting();
+        forget_older(&inner, &cluster);
+        match done {
+            Ok(()) => Verdict::accept(),
+            Err(message) => {
+                tracing::warn!(target: "config", "endpoints of '{}' are refused: {message}", self.service_name);
+                Verdict::reject(message)
+            }
+        }
+    }
+
+    fn on_failure(&self, why: FetchFailure) {
+        let (Some(inner), Some(cluster)) = (self.inner.upgrade(), self.cluster.upgrade()) else { return };
+        if why == FetchFailure::ConnectionFailure || !cluster.waits_for_endpoints() {
+            return;
+        }
+        if why == FetchFailure::FetchTimedOut
+            && let Some(resource) = inner.client.cached(&TypeUrl::CLUSTER_LOAD_ASSIGNMENT, &self.service_name)
+            && let Ok(assignment) = inner.decoder.endpoints(&resource)
+        {
+            cluster.stats.assignment_use_cached().inc();
+            cluster.set_endpoints(Arc::new(assignment));
+        }
+        cluster.give_up_waiting();
+        forget_older(&inner, &cluster);
+    }
+}

@@ -1,0 +1,70 @@
+//! Who this proxy says it is: the node of the bootstrap, with the version that control planes choose by.
+
+use crate::options::ENVOY_VERSION;
+use envoy_types::pb::envoy::config::core::v3 as pb;
+use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use nuncio_extensions::registry;
+use prost::Message as _;
+
+/// The node as servers are told it. Extensions are those that exist here.
+pub(crate) fn node(bootstrap: &[u8]) -> pb::Node {
+    // These bytes were encoded by this process.
+    let mut node = pb::Node::decode(bootstrap).unwrap_or_default();
+    node.user_agent_name = "envoy".to_owned();
+    let mut numbers = ENVOY_VERSION.split('.').map(|number| number.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let version = SemanticVersion { major_number: next(), minor_number: next(), patch: next() };
+    let metadata = [
+        ("build.type", "RELEASE"),
+        ("revision.sha", env!("CARGO_PKG_VERSION")),
+        ("revision.status", "Clean"),
+        ("ssl.version", "AWS-LC"),
+    ];
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let build = pb::BuildVersion {
+        version: Some(version),
+        metadata: Some(Struct {
+            fields: metadata.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect(),
+        }),
+    };
+    node.user_agent_version_type = Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build));
+    node.extensions = extensions();
+    node
+}
+
+fn extensions() -> Vec<pb::Extension> {
+    let http = registry::HTTP_FILTERS.iter().map(|entry| ("envoy.filters.http", entry.name, entry.message));
+    let of = |category: &'static str, list: &'static [(&'static str, &'static str)]| {
+        list.iter().map(move |(name, message)| (category, *name, *message))
+    };
+    let all = http
+        .chain(of("envoy.filters.network", registry::NETWORK_FILTERS))
+        .chain(of("envoy.filters.listener", registry::LISTENER_FILTERS))
+        .chain(of("envoy.access_loggers", registry::ACCESS_LOGGERS))
+        .chain(of("envoy.transport_sockets.downstream", registry::TRANSPORT_SOCKETS));
+    all.map(|(category, name, message)| pb::Extension {
+        name: name.to_owned(),
+        category: category.to_owned(),
+        type_urls: vec![message.to_owned()],
+        ..Default::default()
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_told_an_envoy_version_and_what_the_bootstrap_says() {
+        let own = pb::Node { id: "a".into(), cluster: "b".into(), ..Default::default() };
+        let node = node(&own.encode_to_vec());
+        assert_eq!((node.id.as_str(), node.cluster.as_str(), node.user_agent_name.as_str()), ("a", "b", "envoy"));
+        let Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build)) = node.user_agent_version_type else {
+            panic!("a build version");
+        };
+        assert!(build.version.is_some_and(|version| version.major_number >= 1 && version.minor_number >= 40));
+        assert!(node.extensions.iter().any(|e| e.name == "envoy.filters.http.router"));
+    }
+}

@@ -1,0 +1,144 @@
+//! From a `ConfigSource` to a source of the discovery client: files, streams and polls through the proxy's clusters.
+
+use super::files;
+use super::stats::ControlPlane;
+use super::transport::{self, ClusterConnect};
+use crate::server::Server;
+use nuncio_config::config_source::{Api, ApiConfigSource, ConfigSource, GrpcService, GrpcTarget, SourceKind};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use xds_client::transport::grpc::{Channel, ChannelOptions};
+use xds_client::{Backoff, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
+
+/// Makes sources. Channels to one control plane are shared.
+pub(crate) struct Sources {
+    server: Arc<Server>,
+    channels: RefCell<HashMap<String, Channel>>,
+}
+
+impl Sources {
+    pub(crate) fn new(server: &Arc<Server>) -> Sources {
+        Sources { server: server.clone(), channels: RefCell::default() }
+    }
+
+    /// The source that `config` means. `prefix` is that of the stats of who asks; `own` is where the message with `config`
+    /// came from, for `self`.
+    pub(crate) fn resolve(&self, config: &ConfigSource, prefix: &str, own: Option<Source>) -> Result<Source, String> {
+        match &config.kind {
+            SourceKind::Ads => Ok(Source::Ads),
+            SourceKind::SelfSource => own.ok_or_else(|| "self is used in a resource that was not fetched".to_owned()),
+            SourceKind::Path { path, watched_directory } => {
+                if !path.exists() {
+                    return Err(format!(
+                        "paths must refer to an existing path in the system: '{}' does not exist",
+                        path.display()
+                    ));
+                }
+                Ok(Source::Path(Rc::new(PathSource {
+                    path: path.clone(),
+                    watched_directory: watched_directory.clone(),
+                    parse: Rc::new(files::parse),
+                })))
+            }
+            SourceKind::Api(api) => self.api(api, prefix),
+        }
+    }
+
+    fn api(&self, config: &ApiConfigSource, prefix: &str) -> Result<Source, String> {
+        match &config.api {
+            Api::Grpc { aggregated: true, .. } => Ok(Source::Ads),
+            Api::Grpc { .. } => Ok(Source::Grpc(Rc::new(self.grpc(config, prefix)?))),
+            Api::Rest { cluster, refresh_delay, request_timeout } => {
+                self.check_cluster(cluster)?;
+                Ok(Source::Rest(Rc::new(RestSource {
+                    name: cluster.to_string(),
+                    transport: Rc::new(transport::ClusterRest::new(&self.server, cluster)),
+                    codec: Rc::new(files::Json),
+                    refresh_delay: *refresh_delay,
+                    request_timeout: *request_timeout,
+                })))
+            }
+        }
+    }
+
+    /// The stream that `config` describes; `prefix` is that of its stats.
+    pub(crate) fn grpc(&self, config: &ApiConfigSource, prefix: &str) -> Result<GrpcSource, String> {
+        let Api::Grpc { delta, service, .. } = &config.api else {
+            return Err("a stream needs api_type GRPC or DELTA_GRPC".to_owned());
+        };
+        let backoff = service.backoff.map_or_else(Backoff::default, |(base, max)| Backoff { base, max });
+        let (name, channel) = self.channel(service)?;
+        Ok(GrpcSource {
+            name,
+            protocol: if *delta { Protocol::Delta } else { Protocol::Sotw },
+            transport: Rc::new(channel),
+            node_on_first_message_only: config.set_node_on_first_message_only,
+            rate_limit: config
+                .rate_limit
+                .map(|limit| RateLimit { max_tokens: limit.max_tokens, fill_rate: limit.fill_rate }),
+            backoff,
+            cache_endpoints: true,
+            stats: Rc::new(ControlPlane::new(&self.server.context.registry, prefix)),
+        })
+    }
+
+    /// The connections to a control plane: one set for all streams that are configured alike.
+    fn channel(&self, service: &GrpcService) -> Result<(String, Channel), String> {
+        let key = format!("{service:?}");
+        let mut channels = self.channels.borrow_mut();
+        match &service.target {
+            GrpcTarget::Envoy { cluster, authority, max_receive_message_length, skip_envoy_headers } => {
+                self.check_cluster(cluster)?;
+                let name = cluster.to_string();
+                if let Some(known) = channels.get(&key) {
+                    return Ok((name, known.clone()));
+                }
+                let mut options = ChannelOptions::new(if authority.is_empty() { &**cluster } else { authority });
+                if !skip_envoy_headers {
+                    let own = self.server.context.local_address();
+                    options.metadata.push(("x-envoy-internal".to_owned(), "true".to_owned()));
+                    options.metadata.push(("x-forwarded-for".to_owned(), own));
+                }
+                options.metadata.extend(service.initial_metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())));
+                if let Some(max) = max_receive_message_length {
+                    options.max_message_size = *max as usize;
+                }
+                let connect = ClusterConnect::new(&self.server, cluster);
+                options.tls = connect.is_secure();
+                let channel = Channel::new(Box::new(connect), options);
+                channels.insert(key, channel.clone());
+                Ok((name, channel))
+            }
+            GrpcTarget::Google { uri, tls, .. } => {
+                let name = uri.to_string();
+                if let Some(known) = channels.get(&key) {
+                    return Ok((name, known.clone()));
+                }
+                let target = transport::Target::parse(uri, tls.as_ref(), &self.server.context.registry)?;
+                let mut options = ChannelOptions::new(target.authority());
+                options.metadata.extend(service.initial_metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())));
+                options.tls = tls.is_some();
+                let channel = Channel::new(Box::new(target), options);
+                channels.insert(key, channel.clone());
+                Ok((name, channel))
+            }
+        }
+    }
+
+    /// What configuration is fetched from must be there before any configuration is fetched.
+    fn check_cluster(&self, name: &str) -> Result<(), String> {
+        let found = self.server.context.clusters.cluster(name).is_some_and(|cluster| {
+            let eds = matches!(cluster.config.discovery, nuncio_config::cluster::Discovery::Eds { .. });
+            !cluster.config.added_via_api && !eds
+        });
+        if found {
+            return Ok(());
+        }
+        Err(format!(
+            "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: '{name}' does not exist, \
+             was added via api, or is an EDS cluster"
+        ))
+    }
+}
