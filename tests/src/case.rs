@@ -252,8 +252,13 @@ pub enum TcpStep {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Flood {
-    /// Which frames.
+    /// Which frames, by a name of the harness.
+    #[serde(default)]
     pub sort: String,
+    /// Which frames, written out: `HEADERS 5 1 8284 86` is a type (name or number), flags, a stream and the payload in
+    /// hexadecimal digits, where `00x9` stands for nine bytes; `3* PING 0 0 00x8` stands for three of them.
+    #[serde(default)]
+    pub frames: Vec<String>,
     /// How many.
     #[serde(default = "once")]
     pub count: u32,

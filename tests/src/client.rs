@@ -127,7 +127,7 @@ async fn conversation(step: &Step, proxy: &Proxy, certs: &Certs, listener: &str)
     } else if let Some(requests) = &step.h2 {
         http2(io, requests, step).await?
     } else if let Some(flood) = &step.flood {
-        flooded(io, &frames::flood(&flood.sort, flood.count)?, step.watch_close.unwrap_or(1.0)).await
+        flooded(io, &frames::bytes(flood)?, step.watch_close.unwrap_or(1.0)).await
     } else if let Some(share) = &step.share {
         shares(io, share).await?
     } else {

@@ -1,6 +1,8 @@
 //! Raw HTTP/2 frames for what no well-behaved client library sends: floods and protocol errors.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+
+use crate::case::Flood;
 
 /// A client's preface with an empty SETTINGS frame.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -17,6 +19,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
@@ -30,12 +33,19 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The preface and `count` frames of one sort.
+/// The preface, and the frames of a case.
 ///
 /// # Errors
-/// An unknown sort.
-pub fn flood(sort: &str, count: u32) -> Result<Vec<u8>> {
+/// An unknown sort, or a frame that is not written as it should be.
+pub fn bytes(flood: &Flood) -> Result<Vec<u8>> {
     let mut out = PREFACE.to_vec();
+    if !flood.frames.is_empty() {
+        for text in &flood.frames {
+            written(text, &mut out).with_context(|| format!("frame {text:?}"))?;
+        }
+        return Ok(out);
+    }
+    let (sort, count) = (flood.sort.as_str(), flood.count);
     let open = frame(HEADERS, END_HEADERS, 1, POST);
     match sort {
         "ping" => (0..count).for_each(|_| out.extend(frame(PING, 0, 0, &[0; 8]))),
@@ -112,6 +122,39 @@ pub fn flood(sort: &str, count: u32) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// A frame that is written out.
+fn written(text: &str, out: &mut Vec<u8>) -> Result<()> {
+    let (times, text) = match text.split_once('*') {
+        Some((times, text)) => (times.trim().parse()?, text),
+        None => (1, text),
+    };
+    let mut words = text.split_whitespace();
+    let mut word = || words.next().context("too short");
+    let kind = match word()? {
+        "DATA" => DATA,
+        "HEADERS" => HEADERS,
+        "PRIORITY" => PRIORITY,
+        "RST_STREAM" => RST_STREAM,
+        "SETTINGS" => SETTINGS,
+        "PUSH_PROMISE" => PUSH_PROMISE,
+        "PING" => PING,
+        "GOAWAY" => GOAWAY,
+        "WINDOW_UPDATE" => WINDOW_UPDATE,
+        "CONTINUATION" => CONTINUATION,
+        number => number.parse()?,
+    };
+    let (flags, stream) = (word()?.parse()?, word()?.parse()?);
+    let mut payload = Vec::new();
+    for word in words {
+        let (digits, repeat) = word.split_once('x').unwrap_or((word, "1"));
+        let piece = (0..digits.len()).step_by(2);
+        let piece = piece.map(|i| Ok(u8::from_str_radix(digits.get(i..i + 2).context("odd digits")?, 16)?));
+        payload.extend(piece.collect::<Result<Vec<u8>>>()?.repeat(repeat.parse()?));
+    }
+    out.extend(frame(kind, flags, stream, &payload).repeat(times));
+    Ok(())
+}
+
 /// The frames that came back, by name: those that say how a connection or a stream ended, and whether streams got a
 /// response.
 pub fn summary(bytes: &[u8]) -> Vec<String> {
@@ -125,7 +168,7 @@ pub fn summary(bytes: &[u8]) -> Vec<String> {
         match kind {
             HEADERS => out.push(format!("HEADERS on {stream}")),
             RST_STREAM => out.push(format!("RST_STREAM on {stream}, code {}", code(0))),
-            7 => out.push(format!("GOAWAY code {}", code(4))),
+            GOAWAY => out.push(format!("GOAWAY code {}", code(4))),
             _ => {}
         }
         rest = &rest[9 + length..];
@@ -136,6 +179,16 @@ pub fn summary(bytes: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_are_written_out() {
+        let mut out = Vec::new();
+        written("2* PING 1 0 0001x2 ffx4", &mut out).unwrap();
+        assert_eq!(out, frame(PING, 1, 0, &[0, 1, 0, 1, 255, 255, 255, 255]).repeat(2));
+        for wrong in ["PING", "PING 0 0 123", "NONE 0 0", "PING 0 0 zz", "x* PING 0 0"] {
+            assert!(written(wrong, &mut out).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn frames_are_summed_up() {
