@@ -120,7 +120,7 @@ impl Connection {
                     if head.length > 0 {
                         return Ok(());
                     }
-                    return Err(Fail::GoAway(ErrorCode::FRAME_SIZE_ERROR, ""));
+                    return Err(Fail::GoAway(ErrorCode::PROTOCOL_ERROR, "DATA: insufficient padding space"));
                 }
                 let pad = padded.then(|| usize::from(buf[frame::HEADER_SIZE]));
                 advance(buf, frame::HEADER_SIZE + usize::from(padded));
@@ -283,17 +283,8 @@ impl Connection {
         if payload.len() != 5 {
             return Err(Fail::GoAway(ErrorCode::FRAME_SIZE_ERROR, ""));
         }
-        if head.stream == 0 {
-            return Err(Fail::Quiet);
-        }
+        // What it says is not looked at, nor whether it makes sense.
         self.count_frame(head);
-        if frame::number(payload) & 0x7fff_ffff == head.stream {
-            // RFC 7540 5.3.1: a stream error.
-            return match self.streams.find(head.stream) {
-                Some(key) => self.reset_stream(key, ErrorCode::PROTOCOL_ERROR),
-                None => self.send_rst(head.stream, ErrorCode::PROTOCOL_ERROR),
-            };
-        }
         Ok(())
     }
 
@@ -327,11 +318,12 @@ impl Connection {
             if !payload.is_empty() {
                 return Err(wrong_size());
             }
-            if !self.settings_acked {
-                self.settings_acked = true;
-                let table = self.config.options.hpack_table_size as usize;
-                self.decoder.set_max_table_size(table);
+            if self.settings_acked {
+                // SETTINGS are sent once.
+                return Err(Fail::Quiet);
             }
+            self.settings_acked = true;
+            self.decoder.set_max_table_size(self.config.options.hpack_table_size as usize);
             return Ok(());
         }
         if !payload.len().is_multiple_of(6) {
