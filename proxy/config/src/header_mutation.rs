@@ -1,8 +1,10 @@
 //! `request_headers_to_add` and its relatives. Values are format strings, compiled by the HTTP floor.
 
+use envoy_types::pb::envoy::config::common::mutation_rules::v3 as rules;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use crate::decode::{Context, lower};
+use crate::matchers::StringMatcher;
 
 /// `HeaderValueOption.append_action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,33 @@ pub struct HeaderMutations {
     pub response_add: Vec<HeaderValueOption>,
     /// Response headers to remove, lower-cased.
     pub response_remove: Vec<Box<str>>,
+}
+
+/// `envoy.config.common.mutation_rules.v3.HeaderMutation`: one step of a list that is applied in order.
+#[derive(Debug, Clone)]
+pub enum HeaderMutation {
+    /// Remove this header, lower-cased.
+    Remove(Box<str>),
+    /// Add or overwrite.
+    Append(HeaderValueOption),
+    /// Remove the headers with such names.
+    RemoveOnMatch(StringMatcher),
+}
+
+impl HeaderMutation {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &rules::HeaderMutation) -> Option<Self> {
+        use rules::header_mutation::Action;
+        match message.action.as_ref()? {
+            Action::Remove(name) => cx.at("remove", |cx| removal(cx, name)).map(HeaderMutation::Remove),
+            Action::Append(option) => {
+                cx.at("append", |cx| HeaderValueOption::decode(cx, option)).map(HeaderMutation::Append)
+            }
+            Action::RemoveOnMatch(matcher) => cx
+                .at("remove_on_match", |cx| cx.required("key_matcher", &matcher.key_matcher, StringMatcher::decode))
+                .map(HeaderMutation::RemoveOnMatch),
+        }
+    }
 }
 
 impl HeaderValueOption {

@@ -4,6 +4,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3 as percent;
+use envoy_types::pb::xds::core::v3 as xds;
 use ipnet::IpNet;
 use regex::bytes::Regex;
 use std::net::IpAddr;
@@ -232,15 +233,23 @@ impl RuntimeFlag {
 
 /// A `CidrRange`, its host bits cleared.
 pub fn cidr_range(cx: &mut Context, message: &core::CidrRange) -> Option<CidrRange> {
-    let length = message.prefix_len.as_ref().map_or(0, |value| value.value);
-    let Ok(address) = message.address_prefix.parse::<IpAddr>() else {
-        cx.error_at("address_prefix", format!("malformed IP address: {}", message.address_prefix));
+    range(cx, &message.address_prefix, message.prefix_len.as_ref().map_or(0, |value| value.value))
+}
+
+/// `xds.core.v3.CidrRange`, the same message under another name.
+pub fn xds_cidr_range(cx: &mut Context, message: &xds::CidrRange) -> Option<CidrRange> {
+    range(cx, &message.address_prefix, message.prefix_len.as_ref().map_or(0, |value| value.value))
+}
+
+fn range(cx: &mut Context, address: &str, length: u32) -> Option<CidrRange> {
+    let Ok(parsed) = address.parse::<IpAddr>() else {
+        cx.error_at("address_prefix", format!("malformed IP address: {address}"));
         return None;
     };
     // A length beyond the address' own is cut to it, as in Envoy.
-    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let longest = if parsed.is_ipv4() { 32 } else { 128 };
     let length = u8::try_from(length).unwrap_or(longest).min(longest);
-    Some(IpNet::new(address, length).ok()?.trunc())
+    Some(IpNet::new(parsed, length).ok()?.trunc())
 }
 
 #[cfg(test)]

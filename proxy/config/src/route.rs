@@ -1,9 +1,9 @@
 //! Route configuration (`envoy.config.route.v3`). The HTTP floor builds its index from these types.
 
 use crate::data_source::DataSource;
-use crate::header_mutation::HeaderMutations;
+use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
-use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, StringMatcher};
+use crate::matchers::{CidrRange, CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, StringMatcher};
 use crate::typed_config::TypedConfig;
 use regex::bytes::Regex;
 use std::sync::Arc;
@@ -11,7 +11,14 @@ use std::time::Duration;
 
 mod action;
 mod decode;
+mod internal_redirect;
 mod metadata;
+mod retry;
+mod uri_template;
+
+pub use internal_redirect::{InternalRedirectPolicy, RedirectPredicate};
+pub use retry::{RateLimitedBackOff, RetryHostPredicate, RetryOn, RetryPolicy};
+pub use uri_template::{RewritePiece, UriTemplate, UriTemplateRewrite};
 
 /// `RouteConfiguration`.
 #[derive(Debug, Clone)]
@@ -38,7 +45,7 @@ pub struct RouteConfiguration {
     pub ignore_path_parameters_in_path_matching: bool,
     /// Header consulted instead of the host.
     pub vhost_header: Option<Box<str>>,
-    /// Serialized `request_mirror_policies`, for the router to come.
+    /// Mirrors of the virtual hosts without their own.
     pub request_mirror_policies: Vec<MirrorPolicy>,
     /// Path in the configuration.
     pub path: Box<str>,
@@ -157,6 +164,31 @@ pub struct RouteMatch {
     pub tls_context: Option<TlsContextMatch>,
     /// Dynamic metadata conditions.
     pub dynamic_metadata: Vec<MetadataMatcher>,
+    /// Filter state conditions, all must hold.
+    pub filter_state: Vec<FilterStateMatcher>,
+}
+
+/// `FilterStateMatcher`.
+#[derive(Debug, Clone)]
+pub struct FilterStateMatcher {
+    /// Key of the object.
+    pub key: Box<str>,
+    /// What it must satisfy.
+    pub value: FilterStateCondition,
+}
+
+/// The condition of a [`FilterStateMatcher`].
+#[derive(Debug, Clone)]
+pub enum FilterStateCondition {
+    /// The object as text.
+    String(StringMatcher),
+    /// The object as an IP address within one of these ranges, or within none of them.
+    Address {
+        /// Ranges.
+        ranges: Vec<CidrRange>,
+        /// `invert_match`.
+        invert: bool,
+    },
 }
 
 /// `TlsContextMatchOptions`.
@@ -216,9 +248,7 @@ pub enum PathMatch {
     /// `connect_matcher`.
     Connect,
     /// `path_match_policy` with a URI template.
-    Template(Box<str>),
-    /// Another `path_match_policy`.
-    Extension(TypedConfig),
+    Template(UriTemplate),
 }
 
 /// The action of a route.
@@ -364,6 +394,8 @@ pub struct WeightedClusters {
     pub total: u32,
     /// `header_name`: request header with the random value.
     pub random_value_header: Option<Box<str>>,
+    /// `use_hash_policy`: the hash of the route's policies takes the place of the random value.
+    pub use_hash_policy: bool,
     /// `runtime_key_prefix`.
     pub runtime_key_prefix: Box<str>,
 }
@@ -398,8 +430,8 @@ pub enum PathRewrite {
     Regex(RegexRewrite),
     /// Replace the path, keep the query (`path_rewrite` format string).
     Format(Box<str>),
-    /// Policy with a URI template.
-    Template(Box<str>),
+    /// `path_rewrite_policy` with a URI template.
+    Template(Box<UriTemplateRewrite>),
 }
 
 /// Host rewrite of a forwarded request.
@@ -496,59 +528,10 @@ pub struct MirrorPolicy {
     pub trace_sampled: Option<bool>,
     /// Do not append `-shadow`.
     pub disable_shadow_host_suffix_append: bool,
-}
-
-/// `InternalRedirectPolicy`.
-#[derive(Debug, Clone)]
-pub struct InternalRedirectPolicy {
-    /// Default 1.
-    pub max_internal_redirects: u32,
-    /// Default 302 only.
-    pub redirect_response_codes: Vec<u16>,
-    /// Predicates.
-    pub predicates: Vec<TypedConfig>,
-    /// Cross-scheme redirects.
-    pub allow_cross_scheme_redirect: bool,
-    /// Headers copied from the response.
-    pub response_headers_to_copy: Vec<Box<str>>,
-}
-
-/// `RetryPolicy`.
-#[derive(Debug, Clone)]
-pub struct RetryPolicy {
-    /// Conditions by name, as in `retry_on`, split at commas.
-    pub retry_on: Vec<Box<str>>,
-    /// Default 1.
-    pub num_retries: u32,
-    /// None: the route timeout rules.
-    pub per_try_timeout: Option<Duration>,
-    /// `per_try_idle_timeout`.
-    pub per_try_idle_timeout: Option<Duration>,
-    /// Statuses for `retriable-status-codes`.
-    pub retriable_status_codes: Vec<u16>,
-    /// Default 25 ms.
-    pub back_off_base: Duration,
-    /// Default ten times the base.
-    pub back_off_max: Duration,
-    /// Host predicates.
-    pub retry_host_predicate: Vec<TypedConfig>,
-    /// Attempts at host selection; default 1.
-    pub host_selection_retry_max_attempts: u32,
-    /// Priority plugin.
-    pub retry_priority: Option<TypedConfig>,
-    /// Response headers that make a response retriable.
-    pub retriable_headers: Vec<HeaderMatcher>,
-    /// Request headers of which one must match for a retry.
-    pub retriable_request_headers: Vec<HeaderMatcher>,
-    /// `rate_limited_retry_back_off`: reset headers (name, seconds or unix timestamp) and maximum.
-    pub rate_limited_back_off: Option<RateLimitedBackOff>,
-}
-
-/// `RateLimitedRetryBackOff`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RateLimitedBackOff {
-    /// Lower-cased header name; true for UNIX_TIMESTAMP.
-    pub reset_headers: Vec<(Box<str>, bool)>,
-    /// Default 300 s.
-    pub max_interval: Duration,
+    /// Host of the mirrored request; nothing is appended to it.
+    pub host_rewrite_literal: Option<Box<str>>,
+    /// Changes of the mirrored request's headers, in order.
+    pub header_mutations: Vec<HeaderMutation>,
+    /// Path in the configuration.
+    pub path: Box<str>,
 }

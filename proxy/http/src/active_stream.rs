@@ -12,7 +12,10 @@
 //! reports it, the terminal filter returns, and the stream answers or resets.
 
 mod prepare;
+mod recreate;
 mod replies;
+
+pub use recreate::Redirects;
 
 use crate::codec::{Frame, Protocol, ResetReason, ServerStream, StreamError};
 use crate::conn_manager::ConnectionContext;
@@ -73,6 +76,8 @@ pub struct ActiveStream<'a> {
     pub tls_redirect: Option<HeaderValue>,
     /// The request comes from an internal address.
     pub internal: bool,
+    /// Internal redirects that the request has gone through.
+    pub redirects: Redirects,
     downstream: &'a mut dyn ServerStream,
     chain: &'a FilterChain,
     slots: SmallVec<[Slot; 4]>,
@@ -88,6 +93,8 @@ pub struct ActiveStream<'a> {
     rx_reset: bool,
     timers: Timers,
     abort: Option<Abort>,
+    /// The body with which the stream begins anew.
+    recreated: Option<VecDeque<Frame>>,
 }
 
 impl<'a> ActiveStream<'a> {
@@ -125,6 +132,7 @@ impl<'a> ActiveStream<'a> {
             route: None,
             tls_redirect: None,
             internal: false,
+            redirects: Redirects::default(),
             downstream,
             chain: &hcm.chain,
             slots: SmallVec::new(),
@@ -136,6 +144,7 @@ impl<'a> ActiveStream<'a> {
             rx_reset: false,
             timers,
             abort: None,
+            recreated: None,
         };
         if end_stream {
             stream.info.request_complete = Some(stream.info.start);
@@ -147,11 +156,14 @@ impl<'a> ActiveStream<'a> {
     pub(crate) async fn run(mut self, malformed: Option<StreamError>) {
         match malformed {
             Some(error) => self.answer_malformed(&error),
-            None => {
+            None => loop {
                 if self.prepare() && self.decode_headers().await {
                     self.serve().await;
                 }
-            }
+                if !self.begin_anew() {
+                    break;
+                }
+            },
         }
         self.finish().await;
     }

@@ -3,6 +3,7 @@
 //! Reading order: what a message is (`headers`, `body`), how it arrives and leaves (`codec`), what is known about a
 //! stream (`stream_info`), how filters see it (`filter`). Knows no clusters: the router filter, two floors up, does.
 
+pub mod grpc_timeout;
 pub mod headers;
 
 pub mod codec;

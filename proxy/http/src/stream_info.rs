@@ -2,6 +2,7 @@
 //! stats and formatters read it. Envoy's `StreamInfo`.
 
 use crate::codec::{BytesMeter, Protocol};
+use crate::route::ActiveRoute;
 use nuncio_net::connection::ConnectionInfo;
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -244,5 +245,16 @@ impl StreamInfo {
             traced: false,
             local_reply_body: None,
         }
+    }
+
+    /// Writes down which route was found; None where there is none.
+    pub(crate) fn note_route(&mut self, route: Option<&ActiveRoute>) {
+        let entry = route.map(ActiveRoute::entry);
+        self.upstream.cluster = route.and_then(|route| route.cluster().cloned());
+        self.upstream.cluster_alt_name.clone_from(&self.upstream.cluster);
+        self.route_name = entry.map(|entry| entry.name().clone()).filter(|name| !name.is_empty());
+        self.virtual_host = entry.map(|entry| entry.virtual_host().name().clone());
+        self.virtual_cluster = route.and_then(|route| route.virtual_cluster()).map(|cluster| cluster.name.clone());
+        self.route_metadata = entry.and_then(|entry| entry.config().metadata.clone());
     }
 }

@@ -112,7 +112,7 @@ fn route_table(
             named_routes::empty_routes("scoped")?
         }
     };
-    let table = keep(named_routes::build(routes), errors)?;
+    let table = keep(named_routes::build(routes, &context.registry), errors)?;
     Some((Arc::new(ArcSwap::from_pointee(table)), None))
 }
 

@@ -7,10 +7,11 @@ use crate::init::InitTarget;
 use crate::xds::wants::{Want, Wants};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use nuncio_base::stats::Registry;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
-use nuncio_http::route::RouteTable;
+use nuncio_http::route::{BuildContext, RouteTable};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,6 +30,7 @@ pub struct NamedRoutes {
     pub table: Arc<ArcSwap<RouteTable>>,
     /// Ready once the first routes have come.
     pub target: Arc<InitTarget>,
+    registry: Registry,
     wants: Wants,
 }
 
@@ -44,14 +46,14 @@ impl NamedRoutes {
     /// # Errors
     /// Everything that is wrong; the old routes stay.
     pub fn set(&self, routes: Arc<RouteConfiguration>) -> Result<(), Vec<ConfigError>> {
-        self.table.store(Arc::new(build(routes)?));
+        self.table.store(Arc::new(build(routes, &self.registry)?));
         self.target.set_ready();
         Ok(())
     }
 
     /// Every request is a 404 from now on.
     pub fn clear(&self) {
-        if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes).ok()) {
+        if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes, &self.registry).ok()) {
             self.table.store(Arc::new(table));
         }
     }
@@ -62,13 +64,14 @@ type Key = (Box<str>, Bytes);
 /// All tables by name and source.
 pub struct RouteTables {
     by_key: Mutex<HashMap<Key, Weak<NamedRoutes>>>,
+    registry: Registry,
     wants: Wants,
 }
 
 impl RouteTables {
-    /// No tables yet.
-    pub fn new(wants: Wants) -> RouteTables {
-        RouteTables { by_key: Mutex::default(), wants }
+    /// No tables yet. Statistics of routes will live in `registry`.
+    pub fn new(wants: Wants, registry: Registry) -> RouteTables {
+        RouteTables { by_key: Mutex::default(), registry, wants }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<NamedRoutes>>> {
@@ -83,7 +86,7 @@ impl RouteTables {
         if let Some(found) = by_key.get(&key).and_then(Weak::upgrade) {
             return Some(found);
         }
-        let table = build(empty_routes(name)?).ok()?;
+        let table = build(empty_routes(name)?, &self.registry).ok()?;
         let made = Arc::new(NamedRoutes {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
@@ -91,6 +94,7 @@ impl RouteTables {
             stat_prefix: stat_prefix.to_owned(),
             table: Arc::new(ArcSwap::from_pointee(table)),
             target: InitTarget::new(format!("RdsRouteConfigSubscription {name}")),
+            registry: self.registry.clone(),
             wants: self.wants.clone(),
         });
         if by_key.len() >= 64 && by_key.len().is_power_of_two() {
@@ -107,8 +111,8 @@ impl RouteTables {
 ///
 /// # Errors
 /// Everything that is wrong, with paths.
-pub fn build(routes: Arc<RouteConfiguration>) -> Result<RouteTable, Vec<ConfigError>> {
-    RouteTable::build(routes).map_err(|found| {
+pub fn build(routes: Arc<RouteConfiguration>, registry: &Registry) -> Result<RouteTable, Vec<ConfigError>> {
+    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: None }).map_err(|found| {
         found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)).collect()
     })
 }
@@ -124,10 +128,14 @@ pub fn empty_routes(name: &str) -> Option<Arc<RouteConfiguration>> {
 mod tests {
     use super::*;
 
+    fn registry() -> Registry {
+        Registry::new(1, nuncio_base::stats::StatsConfig::default())
+    }
+
     #[test]
     fn a_name_has_one_table_per_source_and_both_ends_of_its_life_are_told() {
         let (wants, mut wanted) = Wants::channel();
-        let tables = RouteTables::new(wants);
+        let tables = RouteTables::new(wants, registry());
         let (ads, file) = (Bytes::from_static(b"ads"), Bytes::from_static(b"file"));
         let one = tables.get("r", &ads, "http.a.").expect("a table");
         let again = tables.get("r", &ads, "http.b.").expect("a table");
@@ -143,7 +151,7 @@ mod tests {
 
     #[test]
     fn bad_routes_leave_the_old_ones_in_use() {
-        let tables = RouteTables::new(Wants::channel().0);
+        let tables = RouteTables::new(Wants::channel().0, registry());
         let routes = tables.get("r", &Bytes::new(), "").expect("a table");
         let mut wrong = (*empty_routes("r").expect("routes")).clone();
         wrong.vhost_header = Some("not a header".into());

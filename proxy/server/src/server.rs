@@ -202,7 +202,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         contexts,
         global: Arc::default(),
         drain: DrainHandle::new(),
-        routes: RouteTables::new(wants),
+        routes: RouteTables::new(wants, registry.clone()),
         notices: Mutex::default(),
         runtime: runtime.clone(),
         registry,

@@ -10,14 +10,14 @@ use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use pb::route_action as action;
 
 use super::{
-    ClusterSpecifier, ConnectConfig, HashPolicy, HashPolicyKind, HostRewrite, InternalRedirectPolicy,
-    MaxStreamDuration, MirrorPolicy, PathMatch, PathRewrite, PerFilterConfig, RateLimitedBackOff, RegexRewrite,
-    RetryPolicy, RouteAction, RouteUpgrade, WeightedClusterEntry, WeightedClusters,
+    ClusterSpecifier, ConnectConfig, HashPolicy, HashPolicyKind, HostRewrite, MaxStreamDuration, MirrorPolicy,
+    PathMatch, PathRewrite, PerFilterConfig, RegexRewrite, RetryPolicy, RouteAction, RouteUpgrade, UriTemplateRewrite,
+    WeightedClusterEntry, WeightedClusters, internal_redirect,
 };
 use crate::decode::{Context, bool_value, json, lower, serialized, type_name, u32_value};
-use crate::header_mutation::HeaderMutations;
+use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
-use crate::matchers::{HeaderMatcher, RuntimeFraction, unanchored};
+use crate::matchers::{RuntimeFraction, unanchored};
 
 /// What a route inherits from the levels above it.
 pub(super) struct Inherited<'a> {
@@ -76,7 +76,7 @@ impl RouteAction {
             upgrades,
             max_stream_duration,
             request_mirror_policies: mirrors,
-            internal_redirect_policy: internal_redirect(cx, message),
+            internal_redirect_policy: internal_redirect::decode(cx, message),
             hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
             max_grpc_timeout: cx.duration("max_grpc_timeout", &message.max_grpc_timeout),
             grpc_timeout_offset: cx.duration("grpc_timeout_offset", &message.grpc_timeout_offset),
@@ -148,10 +148,15 @@ impl WeightedClusters {
             Some(RandomValueSpecifier::HeaderName(name)) => Some(lower(name)),
             _ => None,
         };
+        let use_hash_policy = match &message.random_value_specifier {
+            Some(RandomValueSpecifier::UseHashPolicy(value)) => value.value,
+            _ => false,
+        };
         Some(WeightedClusters {
             clusters,
             total,
             random_value_header,
+            use_hash_policy,
             runtime_key_prefix: message.runtime_key_prefix.as_str().into(),
         })
     }
@@ -213,7 +218,7 @@ fn path_rewrite(cx: &mut Context, message: &pb::RouteAction, path: &PathMatch) -
     if message.prefix_rewrite.is_empty() {
         return Some(PathRewrite::None);
     }
-    if matches!(path, PathMatch::Template(_) | PathMatch::Extension(_)) {
+    if matches!(path, PathMatch::Template(_)) {
         cx.error_at("prefix_rewrite", "Cannot use prefix_rewrite with matcher extension");
         return None;
     }
@@ -227,11 +232,13 @@ fn rewrite_policy(cx: &mut Context, policy: &core::TypedExtensionConfig, path: &
         return None;
     }
     let rewrite: UriTemplateRewriteConfig = cx.at("typed_config", |cx| cx.unpack(any))?;
-    if !matches!(path, PathMatch::Template(_)) {
+    let PathMatch::Template(template) = path else {
         cx.error("unable to use envoy.path.rewrite.uri_template.uri_template_rewriter extension without envoy.path.match.uri_template.uri_template_matcher extension");
         return None;
-    }
-    Some(PathRewrite::Template(rewrite.path_template_rewrite.into()))
+    };
+    let rewrite =
+        cx.at("typed_config", |cx| UriTemplateRewrite::decode(cx, &rewrite.path_template_rewrite, template))?;
+    Some(PathRewrite::Template(Box::new(rewrite)))
 }
 
 fn host_rewrite(cx: &mut Context, message: &pb::RouteAction) -> Option<HostRewrite> {
@@ -318,6 +325,14 @@ impl MirrorPolicy {
             runtime_fraction: message.runtime_fraction.as_ref().map(RuntimeFraction::decode),
             trace_sampled: bool_value(&message.trace_sampled),
             disable_shadow_host_suffix_append: message.disable_shadow_host_suffix_append,
+            host_rewrite_literal: (!message.host_rewrite_literal.is_empty())
+                .then(|| message.host_rewrite_literal.as_str().into()),
+            header_mutations: cx.each(
+                "request_headers_mutations",
+                &message.request_headers_mutations,
+                HeaderMutation::decode,
+            ),
+            path: cx.path_text(),
         })
     }
 }
@@ -348,109 +363,5 @@ impl HashPolicy {
             Specifier::FilterState(state) => HashPolicyKind::FilterState(state.key.as_str().into()),
         };
         Some(HashPolicy { terminal: message.terminal, kind })
-    }
-}
-
-fn internal_redirect(cx: &mut Context, message: &pb::RouteAction) -> Option<InternalRedirectPolicy> {
-    let deprecated = || {
-        (message.internal_redirect_action() == action::InternalRedirectAction::HandleInternalRedirect).then(|| {
-            InternalRedirectPolicy {
-                max_internal_redirects: u32_value(&message.max_internal_redirects).unwrap_or(1),
-                redirect_response_codes: vec![302],
-                predicates: Vec::new(),
-                allow_cross_scheme_redirect: false,
-                response_headers_to_copy: Vec::new(),
-            }
-        })
-    };
-    let decoded = cx.optional("internal_redirect_policy", &message.internal_redirect_policy, |cx, policy| {
-        let mut codes: Vec<u16> = policy
-            .redirect_response_codes
-            .iter()
-            .filter_map(|code| u16::try_from(*code).ok())
-            .filter(|code| matches!(code, 301 | 302 | 303 | 307 | 308))
-            .collect();
-        if policy.redirect_response_codes.is_empty() {
-            codes.push(302);
-        }
-        Some(InternalRedirectPolicy {
-            max_internal_redirects: u32_value(&policy.max_internal_redirects).unwrap_or(1),
-            redirect_response_codes: codes,
-            predicates: cx.each("predicates", &policy.predicates, |cx, predicate| Some(cx.extension(predicate))),
-            allow_cross_scheme_redirect: policy.allow_cross_scheme_redirect,
-            response_headers_to_copy: policy.response_headers_to_copy.iter().map(|name| lower(name)).collect(),
-        })
-    });
-    decoded.or_else(deprecated)
-}
-
-impl RetryPolicy {
-    /// Decodes the message at the current path; errors are reported to `cx`.
-    pub fn decode(cx: &mut Context, message: &pb::RetryPolicy) -> Option<Self> {
-        use pb::retry_policy as policy;
-        let (base, max) = match &message.retry_back_off {
-            None => (Duration::from_millis(25), Duration::from_millis(250)),
-            Some(back_off) => cx.at("retry_back_off", |cx| {
-                let base = cx.duration("base_interval", &back_off.base_interval).unwrap_or(Duration::from_millis(25));
-                let max = cx.duration("max_interval", &back_off.max_interval);
-                if max.is_some_and(|max| max < base) {
-                    cx.error("retry_policy.max_interval must greater than or equal to the base_interval");
-                }
-                // Below a millisecond there is nothing to jitter; Envoy rounds up to one.
-                let base = base.max(Duration::from_millis(1));
-                (base, max.unwrap_or(base * 10).max(base))
-            }),
-        };
-        let rate_limited_back_off =
-            cx.optional("rate_limited_retry_back_off", &message.rate_limited_retry_back_off, |cx, back_off| {
-                let reset_headers = back_off
-                    .reset_headers
-                    .iter()
-                    .map(|h| (lower(&h.name), h.format() == policy::ResetHeaderFormat::UnixTimestamp))
-                    .collect();
-                let max = cx.duration("max_interval", &back_off.max_interval);
-                Some(RateLimitedBackOff { reset_headers, max_interval: max.unwrap_or(Duration::from_secs(300)) })
-            });
-        Some(RetryPolicy {
-            retry_on: message
-                .retry_on
-                .split(',')
-                .map(str::trim)
-                .filter(|condition| !condition.is_empty())
-                .map(Into::into)
-                .collect(),
-            num_retries: u32_value(&message.num_retries).unwrap_or(1),
-            per_try_timeout: cx.timeout("per_try_timeout", &message.per_try_timeout, None),
-            per_try_idle_timeout: cx.timeout("per_try_idle_timeout", &message.per_try_idle_timeout, None),
-            retriable_status_codes: message
-                .retriable_status_codes
-                .iter()
-                .filter_map(|code| u16::try_from(*code).ok())
-                .collect(),
-            back_off_base: base,
-            back_off_max: max,
-            retry_host_predicate: cx.each("retry_host_predicate", &message.retry_host_predicate, |cx, predicate| {
-                let any = predicate
-                    .config_type
-                    .as_ref()
-                    .map(|policy::retry_host_predicate::ConfigType::TypedConfig(any)| any);
-                Some(cx.typed_config(&predicate.name, any))
-            }),
-            host_selection_retry_max_attempts: match message.host_selection_retry_max_attempts {
-                0 => 1,
-                attempts => u32::try_from(attempts).unwrap_or(1),
-            },
-            retry_priority: message.retry_priority.as_ref().map(|priority| {
-                let any = priority.config_type.as_ref().map(|policy::retry_priority::ConfigType::TypedConfig(any)| any);
-                cx.at("retry_priority", |cx| cx.typed_config(&priority.name, any))
-            }),
-            retriable_headers: cx.each("retriable_headers", &message.retriable_headers, HeaderMatcher::decode),
-            retriable_request_headers: cx.each(
-                "retriable_request_headers",
-                &message.retriable_request_headers,
-                HeaderMatcher::decode,
-            ),
-            rate_limited_back_off,
-        })
     }
 }

@@ -11,25 +11,20 @@ use rustc_hash::FxHashSet;
 
 use super::action::Inherited;
 use super::{
-    DirectResponse, MetadataMatcher, MirrorPolicy, PathMatch, PerFilterConfig, RedirectAction, RedirectPath,
-    RedirectScheme, RegexRewrite, RequireTls, RetryPolicy, Route, RouteAction, RouteActionKind, RouteConfiguration,
-    RouteMatch, TlsContextMatch, VirtualCluster, VirtualHost,
+    DirectResponse, FilterStateMatcher, MetadataMatcher, MirrorPolicy, PathMatch, PerFilterConfig, RedirectAction,
+    RedirectPath, RedirectScheme, RegexRewrite, RequireTls, RetryPolicy, Route, RouteAction, RouteActionKind,
+    RouteConfiguration, RouteMatch, TlsContextMatch, UriTemplate, VirtualCluster, VirtualHost,
 };
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, json, lower, sorted, type_name, u32_value, u64_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
-use crate::matchers::{
-    CookieMatcher, FractionalPercent, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored,
-};
+use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored};
 use crate::typed_config::TypedConfig;
 
 /// Largest direct response body unless the route configuration says otherwise, bytes.
 const DEFAULT_MAX_BODY: u32 = 4096;
-
-/// No request.
-const NEVER: FractionalPercent = FractionalPercent { numerator: 0, denominator: 100 };
 
 impl RouteConfiguration {
     /// Decodes a route configuration that came by RDS: clusters are checked only where it asks for that.
@@ -216,13 +211,7 @@ impl RouteMatch {
         let path = path_match(cx, message);
         Some(RouteMatch {
             case_sensitive: bool_value(&message.case_sensitive).unwrap_or(true),
-            runtime_fraction: if message.filter_state.is_empty() {
-                message.runtime_fraction.as_ref().map(RuntimeFraction::decode)
-            } else {
-                // Filter state cannot be matched yet. A condition that cannot be judged does not hold: the route never
-                // matches, as the support table says.
-                Some(RuntimeFraction { default: NEVER, runtime_key: "".into() })
-            },
+            runtime_fraction: message.runtime_fraction.as_ref().map(RuntimeFraction::decode),
             headers: cx.each("headers", &message.headers, HeaderMatcher::decode),
             query_parameters: cx.each("query_parameters", &message.query_parameters, QueryParameterMatcher::decode),
             cookies: cx.each("cookies", &message.cookies, CookieMatcher::decode),
@@ -232,6 +221,7 @@ impl RouteMatch {
                 validated: bool_value(&tls.validated),
             }),
             dynamic_metadata: cx.each("dynamic_metadata", &message.dynamic_metadata, MetadataMatcher::decode),
+            filter_state: cx.each("filter_state", &message.filter_state, FilterStateMatcher::decode),
             path: path?,
         })
     }
@@ -251,12 +241,15 @@ fn path_match(cx: &mut Context, message: &pb::RouteMatch) -> Option<PathMatch> {
 
 fn match_policy(cx: &mut Context, policy: &core::TypedExtensionConfig) -> Option<PathMatch> {
     let any = policy.typed_config.as_ref();
-    match any.map(|any| type_name(&any.type_url)) {
-        Some("envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig") => {
-            let config: UriTemplateMatchConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
-            Some(PathMatch::Template(config.path_template.into()))
+    match any.map_or("", |any| type_name(&any.type_url)) {
+        "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" => cx.at("typed_config", |cx| {
+            let config: UriTemplateMatchConfig = cx.unpack(any?)?;
+            UriTemplate::decode(cx, &config.path_template).map(PathMatch::Template)
+        }),
+        other => {
+            cx.error(format!("path match policy '{other}' is not implemented"));
+            None
         }
-        _ => Some(PathMatch::Extension(cx.extension(policy))),
     }
 }
 
@@ -275,7 +268,7 @@ impl RedirectAction {
                 RedirectPath::Replace(path.as_str().into())
             }
             Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if !prefix.is_empty() => {
-                if matches!(path_match, PathMatch::Template(_) | PathMatch::Extension(_)) {
+                if matches!(path_match, PathMatch::Template(_)) {
                     cx.error_at("prefix_rewrite", "Cannot use redirect.prefix_rewrite with path_match_policy");
                 }
                 RedirectPath::Prefix(prefix.as_str().into())
@@ -359,7 +352,7 @@ impl PerFilterConfig {
 mod tests {
     use super::*;
     use crate::decode::tests::errors;
-    use crate::route::{ClusterSpecifier, HostRewrite, PathRewrite};
+    use crate::route::{ClusterSpecifier, HostRewrite, PathRewrite, RetryOn};
     use envoy_types::pb::google::protobuf as google;
     use pb::route_action as act;
     use prost::Message;
@@ -548,7 +541,7 @@ mod tests {
     fn a_retry_policy_has_envoys_defaults() {
         let policy = pb::RetryPolicy { retry_on: "5xx, reset,".into(), ..Default::default() };
         let policy = forward(pb::RouteAction { retry_policy: Some(policy), ..to("backend") }).retry_policy.unwrap();
-        assert_eq!(policy.retry_on, ["5xx".into(), "reset".into()]);
+        assert_eq!(policy.retry_on, RetryOn::ANY_5XX.union(RetryOn::RESET));
         assert_eq!((policy.num_retries, policy.per_try_timeout), (1, None));
         assert_eq!((policy.back_off_base.as_millis(), policy.back_off_max.as_millis()), (25, 250));
     }

@@ -1,10 +1,10 @@
-//! `MetadataMatcher` and `ValueMatcher` (`envoy.type.matcher.v3`) decoded.
+//! `MetadataMatcher`, `ValueMatcher` and `FilterStateMatcher` (`envoy.type.matcher.v3`) decoded.
 
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
 
-use super::{MetadataMatcher, ValueMatcher};
+use super::{FilterStateCondition, FilterStateMatcher, MetadataMatcher, ValueMatcher};
 use crate::decode::Context;
-use crate::matchers::StringMatcher;
+use crate::matchers::{StringMatcher, xds_cidr_range};
 
 impl MetadataMatcher {
     /// Decodes the message at the current path; errors are reported to `cx`.
@@ -50,6 +50,23 @@ impl ValueMatcher {
                 cx.at("or_match", |cx| cx.each("value_matchers", &or.value_matchers, ValueMatcher::decode)),
             ),
         })
+    }
+}
+
+impl FilterStateMatcher {
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub fn decode(cx: &mut Context, message: &pb::FilterStateMatcher) -> Option<Self> {
+        use pb::filter_state_matcher::Matcher;
+        let value = match message.matcher.as_ref()? {
+            Matcher::StringMatch(matcher) => {
+                FilterStateCondition::String(cx.at("string_match", |cx| StringMatcher::decode(cx, matcher))?)
+            }
+            Matcher::AddressMatch(matcher) => FilterStateCondition::Address {
+                ranges: cx.at("address_match", |cx| cx.each("ranges", &matcher.ranges, xds_cidr_range)),
+                invert: matcher.invert_match,
+            },
+        };
+        Some(FilterStateMatcher { key: message.key.as_str().into(), value })
     }
 }
 

@@ -45,26 +45,14 @@ impl ActiveStream<'_> {
         if self.upgrade && self.upgrade_ignored() {
             self.upgrade = connect;
         }
-        let table = hcm.routes.load();
-        let facts = header_rules::mutate_request(
-            &mut self.request,
-            &connection.info,
-            config,
-            table.internal_only_headers(),
-            &hcm.local,
-            matches!(self.downstream.protocol(), Protocol::Http10 | Protocol::Http11),
-        );
-        self.info.remote_address = facts.remote;
-        self.internal = facts.internal;
-        if let Some(id) = self.request.bytes(&names::X_REQUEST_ID) {
-            self.info.request_id = id.try_into().ok();
-        }
-        if let Some(status) = facts.rejected {
+        // A redirected request has been through this before, and what was added since is to stay.
+        if self.redirects.count == 0
+            && let Some(status) = self.sanitize()
+        {
             hcm.stats.downstream_rq_rejected_via_ip_detection().inc();
             self.local_reply(LocalReply::new(status, "", "rejecting_because_detection_failed"));
             return false;
         }
-        drop(table);
         self.refresh_route();
         // A CONNECT that no route takes is a request without a route.
         let unrouted = self.route.is_none() && self.request.method() == b"CONNECT";
@@ -74,6 +62,26 @@ impl ActiveStream<'_> {
             return false;
         }
         true
+    }
+
+    /// Forwarded headers, request id and the like; the status to reject the request with, if it is to be.
+    fn sanitize(&mut self) -> Option<u16> {
+        let connection = self.connection;
+        let hcm = &connection.hcm;
+        let facts = header_rules::mutate_request(
+            &mut self.request,
+            &connection.info,
+            &hcm.config,
+            hcm.routes.load().internal_only_headers(),
+            &hcm.local,
+            matches!(self.downstream.protocol(), Protocol::Http10 | Protocol::Http11),
+        );
+        self.info.remote_address = facts.remote;
+        self.internal = facts.internal;
+        if let Some(id) = self.request.bytes(&names::X_REQUEST_ID) {
+            self.info.request_id = id.try_into().ok();
+        }
+        facts.rejected
     }
 
     fn send_continue(&mut self) {
@@ -172,21 +180,35 @@ impl ActiveStream<'_> {
             }
         };
         let Some(route) = &self.route else { return };
-        self.info.upstream.cluster = route.cluster().cloned();
-        self.info.upstream.cluster_alt_name.clone_from(&self.info.upstream.cluster);
+        self.info.note_route(Some(route));
         let entry = route.entry();
-        let host = entry.virtual_host();
-        self.info.route_name = Some(entry.name().clone()).filter(|name| !name.is_empty());
-        self.info.virtual_host = Some(host.name().clone());
-        self.info.virtual_cluster = host.virtual_cluster(&self.request).map(|(_, name)| name.clone());
-        self.info.route_metadata.clone_from(&entry.config().metadata);
         if let Some(idle) = entry.route_action().and_then(|action| action.idle_timeout) {
             self.timers.idle = idle.map(|d| (timer::sleep(d), d));
         }
-        let limits = entry.route_action().and_then(|action| action.max_stream_duration);
-        if let Some(max) = limits.and_then(|limits| limits.max_stream_duration) {
-            let left = max.saturating_sub(self.info.start.elapsed());
-            self.timers.duration = (!max.is_zero()).then(|| timer::sleep(left));
+        self.limit_duration();
+    }
+
+    /// The route's limit on the whole stream: a gRPC client's own deadline as far as the route lets it count.
+    fn limit_duration(&mut self) {
+        let action = self.route.as_ref().and_then(|route| route.entry().route_action());
+        let Some(limits) = action.and_then(|action| action.max_stream_duration) else { return };
+        let asked = self.request.str(&names::GRPC_TIMEOUT).and_then(crate::grpc_timeout::parse);
+        let limit = match (limits.grpc_timeout_header_max, asked) {
+            (Some(max), Some(asked)) => {
+                let capped = if max.is_zero() { asked } else { asked.min(max) };
+                Some(capped.saturating_sub(limits.grpc_timeout_header_offset.unwrap_or_default()))
+            }
+            _ => match limits.max_stream_duration {
+                Some(max) if max.is_zero() => {
+                    self.timers.duration = None;
+                    return;
+                }
+                Some(max) => Some(max),
+                None => None,
+            },
+        };
+        if let Some(limit) = limit {
+            self.timers.duration = Some(timer::sleep(limit.saturating_sub(self.info.start.elapsed())));
         }
     }
 

@@ -209,7 +209,7 @@ impl ActiveStream<'_> {
         self.complete();
     }
 
-    fn complete(&mut self) {
+    pub(super) fn complete(&mut self) {
         let connection = self.connection;
         let hcm = &connection.hcm;
         if self.chain.any.complete {

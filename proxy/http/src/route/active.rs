@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use nuncio_config::route::{ClusterSpecifier, HostRewrite, PathRewrite, WeightedClusters};
 
-use super::entry::{Compiled, FilterConfigs, Forward, LevelRules, RouteEntry, WeightedEntry};
-use super::rewrite::{replace_format, replace_prefix, replace_regex, update_authority, update_path};
+use super::entry::{Compiled, FilterConfigs, Forward, LevelRules, RouteEntry, VirtualCluster, WeightedEntry};
+use super::rewrite::{replace_format, replace_prefix, replace_regex, replace_template, update_authority, update_path};
+use super::stats::RequestStats;
 use super::table::RouteRequest;
 use crate::formatter::FormatContext;
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
@@ -20,13 +21,16 @@ pub struct ActiveRoute {
     weighted: Option<u32>,
     /// Cluster that a header named.
     named: Option<Arc<str>>,
+    virtual_cluster: Option<u32>,
 }
 
 impl ActiveRoute {
     /// Pins a route and picks its cluster. None where no weight is left by the runtime: the request then has no route.
     pub(super) fn new(entry: &Arc<RouteEntry>, request: &RouteRequest<'_>) -> Option<Self> {
-        let mut active = Self { entry: Arc::clone(entry), weighted: None, named: None };
+        let mut active = Self { entry: Arc::clone(entry), weighted: None, named: None, virtual_cluster: None };
         let Compiled::Forward(forward) = &entry.compiled else { return Some(active) };
+        let number = entry.host.virtual_cluster_of(request.headers);
+        active.virtual_cluster = number.and_then(|number| u32::try_from(number).ok());
         match entry.route_action().map(|action| &action.cluster) {
             Some(ClusterSpecifier::Header(_)) => {
                 active.named = cluster_named(forward.cluster_header.as_ref(), request.headers)
@@ -60,6 +64,17 @@ impl ActiveRoute {
             }
             _ => None,
         }
+    }
+
+    /// The virtual cluster of the request; None where its virtual host has none.
+    pub fn virtual_cluster(&self) -> Option<&VirtualCluster> {
+        self.entry.host.virtual_cluster(self.virtual_cluster? as usize)
+    }
+
+    /// Statistics that count the request beside its cluster's: those of its virtual cluster and of its route.
+    pub fn request_stats(&self) -> impl Iterator<Item = &RequestStats> {
+        let cluster = self.virtual_cluster().and_then(|cluster| cluster.stats.as_ref());
+        cluster.into_iter().chain(self.entry.stats())
     }
 
     /// `metadata_match` of the subset load balancer: the weighted cluster's, or the route's.
@@ -189,6 +204,10 @@ impl ActiveRoute {
                 Some(format) => replace_format(path, format, &FormatContext { request: Some(headers), ..*cx }),
                 None => return,
             },
+            PathRewrite::Template(template) => match replace_template(path, template) {
+                Some(new) => new,
+                None => return,
+            },
             _ => return,
         };
         update_path(headers, new, keep_original);
@@ -202,6 +221,11 @@ fn cluster_named(name: Option<&HeaderName>, headers: &Headers) -> Option<Arc<str
 /// Envoy's arithmetic: the random value modulo the sum of weights falls into one cluster's share.
 fn pick(weighted: &WeightedClusters, forward: &Forward, request: &RouteRequest<'_>) -> Option<usize> {
     let mut random = request.random;
+    if weighted.use_hash_policy
+        && let Some(hash) = request.info.and_then(|info| forward.hash.hash(request.headers, info, None))
+    {
+        random = hash;
+    }
     if let Some(name) = &forward.random_header {
         let mut values = request.headers.get_all(name);
         if let (Some(value), None) = (values.next(), values.next())

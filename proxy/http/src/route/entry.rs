@@ -4,18 +4,21 @@
 //! it, so that a request that pins an entry pins all of it.
 
 use std::any::Any;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use nuncio_config::data_source::DataSource;
 use nuncio_config::route::{
-    ClusterSpecifier, HostRewrite, MirrorPolicy, PathMatch, PathRewrite, PerFilterConfig, RedirectPath, RetryPolicy,
-    Route, RouteAction, RouteActionKind, RouteConfiguration, VirtualHost,
+    ClusterSpecifier, FilterStateCondition, FilterStateMatcher, HostRewrite, PathMatch, PathRewrite, PerFilterConfig,
+    RedirectPath, RetryPolicy, Route, RouteAction, RouteActionKind, RouteConfiguration, VirtualHost,
 };
 use rustc_hash::FxHashMap;
 
+use super::policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
 use super::redirect;
 use super::rewrite::Substitution;
+use super::stats::RequestStats;
 use super::table::{BuildError, RouteRequest};
 use crate::formatter::Formatter;
 use crate::header_mutation::HeaderRules;
@@ -23,14 +26,24 @@ use crate::headers::{HeaderName, HeaderValue, Headers, names};
 use crate::local_reply::BodyFormatter;
 use crate::matchers::{
     HeaderMatch, build_header_matches, cookie_matches, header_name, in_runtime_fraction, is_grpc_request,
-    metadata_matches, query_matches, starts_with_ignore_case,
+    metadata_matches, query_matches, starts_with_ignore_case, string_matches,
 };
-use crate::stream_info::StreamInfo;
+use crate::stream_info::{FilterState, StreamInfo};
+use nuncio_base::stats::Registry;
 
 /// Decodes a filter's per-route message; the server implements it over its registry of filters.
 pub trait PerFilterDecoder {
     /// The decoded message, None where the filter wants none, or what is wrong with it.
     fn decode(&self, config: &PerFilterConfig) -> Result<Option<Arc<dyn Any + Send + Sync>>, String>;
+}
+
+/// What a table is built with, beside its configuration.
+#[derive(Clone, Copy, Default)]
+pub struct BuildContext<'a> {
+    /// Decodes per-filter configuration; without it there is none.
+    pub decoder: Option<&'a dyn PerFilterDecoder>,
+    /// Where statistics of virtual clusters and routes live; without it there are none.
+    pub registry: Option<&'a Registry>,
 }
 
 /// Per-filter configuration of one level.
@@ -117,10 +130,18 @@ pub(super) struct Global {
     pub(super) rules: LevelRules,
     pub(super) filters: FilterConfigs,
     pub(super) internal_only: Box<[HeaderName]>,
+    pub(super) mirrors: Box<[Mirror]>,
 }
 
-/// Conditions and name of a virtual cluster.
-type VirtualClusterEntry = (Box<[HeaderMatch]>, Arc<str>);
+/// A virtual cluster: requests of a virtual host that are counted together.
+#[derive(Debug)]
+pub struct VirtualCluster {
+    headers: Box<[HeaderMatch]>,
+    /// Its name; `other` for the requests that belong to no other one.
+    pub name: Arc<str>,
+    /// Its statistics.
+    pub stats: Option<RequestStats>,
+}
 
 /// A compiled virtual host, without its routes.
 #[derive(Debug)]
@@ -129,19 +150,25 @@ pub struct VirtualHostEntry {
     pub(super) position: usize,
     pub(super) rules: LevelRules,
     pub(super) filters: FilterConfigs,
-    virtual_clusters: Box<[VirtualClusterEntry]>,
-    catch_all: Option<Arc<str>>,
+    /// With those that are configured, a last one without conditions.
+    virtual_clusters: Box<[VirtualCluster]>,
+    mirrors: Box<[Mirror]>,
 }
 
 impl VirtualHostEntry {
     pub(super) fn build(
         global: &Arc<Global>,
         position: usize,
-        decoder: Option<&dyn PerFilterDecoder>,
+        context: BuildContext<'_>,
         errors: &mut Vec<BuildError>,
     ) -> Self {
         let config = &global.config.virtual_hosts[position];
         let mut virtual_clusters = Vec::new();
+        let entry = |headers, name: &str| {
+            let prefix = format!("vhost.{}.vcluster.{name}.", config.name);
+            let stats = context.registry.map(|registry| RequestStats::new(registry, prefix));
+            VirtualCluster { headers, name: name.into(), stats }
+        };
         for (at, cluster) in config.virtual_clusters.iter().enumerate() {
             let path = format!("{}.virtual_clusters[{at}].headers", config.path);
             if cluster.headers.is_empty() {
@@ -149,14 +176,17 @@ impl VirtualHostEntry {
                 continue;
             }
             match build_header_matches(&cluster.headers) {
-                Ok(headers) => virtual_clusters.push((headers, Arc::from(&*cluster.name))),
+                Ok(headers) => virtual_clusters.push(entry(headers, &cluster.name)),
                 Err(text) => errors.push((path, text)),
             }
         }
+        if !virtual_clusters.is_empty() {
+            virtual_clusters.push(entry(Box::default(), "other"));
+        }
         Self {
             rules: LevelRules::build(&config.headers, &config.path, errors),
-            filters: FilterConfigs::build(&config.typed_per_filter_config, decoder, &config.path, errors),
-            catch_all: (!virtual_clusters.is_empty()).then(|| Arc::from("other")),
+            filters: FilterConfigs::build(&config.typed_per_filter_config, context.decoder, &config.path, errors),
+            mirrors: Mirror::build_all(&config.request_mirror_policies, errors),
             virtual_clusters: virtual_clusters.into(),
             global: Arc::clone(global),
             position,
@@ -178,21 +208,14 @@ impl VirtualHostEntry {
         &self.config().name
     }
 
-    /// The virtual cluster of a request and its number, for stats; `other` where none matches but some exist.
-    pub fn virtual_cluster(&self, headers: &Headers) -> Option<(usize, &Arc<str>)> {
-        let found = self
-            .virtual_clusters
-            .iter()
-            .position(|(matchers, _)| matchers.iter().all(|matcher| matcher.matches(headers)));
-        match found {
-            Some(at) => Some((at, &self.virtual_clusters[at].1)),
-            None => self.catch_all.as_ref().map(|name| (self.virtual_clusters.len(), name)),
-        }
+    /// The number of a request's virtual cluster; None where the virtual host has none.
+    pub fn virtual_cluster_of(&self, headers: &Headers) -> Option<usize> {
+        self.virtual_clusters.iter().position(|cluster| cluster.headers.iter().all(|matcher| matcher.matches(headers)))
     }
 
-    /// Names of the virtual clusters, the catch-all `other` last.
-    pub fn virtual_cluster_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.virtual_clusters.iter().map(|(_, name)| name).chain(&self.catch_all)
+    /// A virtual cluster by its number.
+    pub fn virtual_cluster(&self, number: usize) -> Option<&VirtualCluster> {
+        self.virtual_clusters.get(number)
     }
 }
 
@@ -224,6 +247,8 @@ pub enum Mismatch {
     TlsContext,
     /// This dynamic metadata condition.
     DynamicMetadata(usize),
+    /// This filter state condition.
+    FilterState(usize),
 }
 
 /// A compiled route.
@@ -235,6 +260,7 @@ pub struct RouteEntry {
     pub(super) rules: LevelRules,
     pub(super) filters: FilterConfigs,
     pub(super) compiled: Compiled,
+    stats: Option<RequestStats>,
 }
 
 /// What an action needs beyond its configuration.
@@ -265,34 +291,9 @@ pub(super) struct Forward {
     pub(super) random_header: Option<HeaderName>,
     pub(super) weighted: Box<[WeightedEntry]>,
     pub(super) retry: Option<Arc<RetryConditions>>,
-}
-
-/// Header conditions of a retry policy, compiled.
-#[derive(Debug, Default)]
-pub struct RetryConditions {
-    /// `retriable_headers`: a response with one of them is retried.
-    pub response_headers: Box<[HeaderMatch]>,
-    /// `retriable_request_headers`: only requests with one of them are retried; empty for all.
-    pub request_headers: Box<[HeaderMatch]>,
-}
-
-impl RetryConditions {
-    /// None where the policy has none.
-    fn build(policy: &RetryPolicy, path: &str, errors: &mut Vec<BuildError>) -> Option<Arc<Self>> {
-        if policy.retriable_headers.is_empty() && policy.retriable_request_headers.is_empty() {
-            return None;
-        }
-        let mut list = |field: &str, matchers: &[nuncio_config::matchers::HeaderMatcher]| {
-            build_header_matches(matchers).unwrap_or_else(|text| {
-                errors.push((format!("{path}.retry_policy.{field}"), text));
-                Box::default()
-            })
-        };
-        Some(Arc::new(RetryConditions {
-            response_headers: list("retriable_headers", &policy.retriable_headers),
-            request_headers: list("retriable_request_headers", &policy.retriable_request_headers),
-        }))
-    }
+    pub(super) hash: HashPolicies,
+    pub(super) mirrors: Box<[Mirror]>,
+    pub(super) redirect: Option<Box<InternalRedirect>>,
 }
 
 /// A weighted cluster's compiled part.
@@ -309,7 +310,7 @@ impl RouteEntry {
     pub(super) fn build(
         host: &Arc<VirtualHostEntry>,
         position: usize,
-        decoder: Option<&dyn PerFilterDecoder>,
+        context: BuildContext<'_>,
         errors: &mut Vec<BuildError>,
     ) -> Self {
         let route = &host.config().routes[position];
@@ -318,17 +319,10 @@ impl RouteEntry {
             errors.push((format!("{path}.match.headers"), text));
             Box::default()
         });
-        match &route.matches.path {
-            PathMatch::Template(_) | PathMatch::Extension(_) => {
-                errors
-                    .push((format!("{path}.match.path_match_policy"), "path_match_policy is not supported yet".into()));
-            }
-            _ => {}
-        }
         let limit = host.global.config.max_direct_response_body_size_bytes;
         let compiled = match &route.action {
             RouteActionKind::Route(action) => {
-                let mut forward = Box::new(Forward::build(action, path, decoder, errors));
+                let mut forward = Box::new(Forward::build(action, path, context.decoder, errors));
                 let policy = action.retry_policy.as_ref().or(host.config().retry_policy.as_ref());
                 forward.retry = policy.and_then(|policy| RetryConditions::build(policy, path, errors));
                 Compiled::Forward(forward)
@@ -370,7 +364,10 @@ impl RouteEntry {
             position,
             headers,
             rules: LevelRules::build(&route.headers, path, errors),
-            filters: FilterConfigs::build(&route.typed_per_filter_config, decoder, path, errors),
+            filters: FilterConfigs::build(&route.typed_per_filter_config, context.decoder, path, errors),
+            stats: context.registry.zip(route.stat_prefix.as_deref()).map(|(registry, prefix)| {
+                RequestStats::new(registry, format!("vhost.{}.route.{prefix}.", host.name()))
+            }),
             compiled,
         }
     }
@@ -405,20 +402,38 @@ impl RouteEntry {
 
     /// Header conditions of [`RouteEntry::retry_policy`]; None where it has none.
     pub fn retry_conditions(&self) -> Option<&Arc<RetryConditions>> {
-        match &self.compiled {
-            Compiled::Forward(forward) => forward.retry.as_ref(),
-            _ => None,
-        }
+        self.forward()?.retry.as_ref()
     }
 
     /// Mirrors: the route's own, the virtual host's, or those of the whole configuration.
-    pub fn mirror_policies(&self) -> &[MirrorPolicy] {
-        let own = self.route_action().map_or(&[][..], |action| &action.request_mirror_policies);
-        let host = &self.host.config().request_mirror_policies;
-        match (own, &host[..]) {
-            ([], []) => &self.host.global.config.request_mirror_policies,
+    pub fn mirrors(&self) -> &[Mirror] {
+        let own = self.forward().map_or(&[][..], |forward| &forward.mirrors);
+        match (own, &self.host.mirrors[..]) {
+            ([], []) => &self.host.global.mirrors,
             ([], host) => host,
             (own, _) => own,
+        }
+    }
+
+    /// Hash policies; None where there are none.
+    pub fn hash_policies(&self) -> Option<&HashPolicies> {
+        self.forward().map(|forward| &forward.hash).filter(|hash| !hash.is_empty())
+    }
+
+    /// Internal redirects, where the route handles them.
+    pub fn internal_redirect(&self) -> Option<&InternalRedirect> {
+        self.forward()?.redirect.as_deref()
+    }
+
+    /// Statistics of its own (`stat_prefix`).
+    pub fn stats(&self) -> Option<&RequestStats> {
+        self.stats.as_ref()
+    }
+
+    fn forward(&self) -> Option<&Forward> {
+        match &self.compiled {
+            Compiled::Forward(forward) => Some(forward),
+            _ => None,
         }
     }
 
@@ -465,7 +480,7 @@ impl RouteEntry {
     pub(super) fn matched_len(&self, headers: &Headers) -> usize {
         match &self.config().matches.path {
             PathMatch::Prefix(path) | PathMatch::Exact(path) | PathMatch::SeparatedPrefix(path) => path.len(),
-            PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) | PathMatch::Extension(_) => {
+            PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) => {
                 crate::path::without_query(headers.path()).len()
             }
         }
@@ -516,6 +531,11 @@ impl RouteEntry {
         {
             return Err(Mismatch::DynamicMetadata(at));
         }
+        if let Some(at) =
+            route.filter_state.iter().position(|matcher| !filter_state_matches(matcher, request.filter_state))
+        {
+            return Err(Mismatch::FilterState(at));
+        }
         Ok(())
     }
 }
@@ -539,7 +559,21 @@ fn path_matches(matcher: &PathMatch, case_sensitive: bool, path: Option<&[u8]>, 
         PathMatch::Exact(exact) => path.eq_ignore_ascii_case(exact.as_bytes()),
         PathMatch::SeparatedPrefix(prefix) => starts(prefix) && matches!(path.get(prefix.len()), None | Some(b'/')),
         PathMatch::Regex(regex) => regex.is_match(path),
-        PathMatch::Connect | PathMatch::Template(_) | PathMatch::Extension(_) => false,
+        PathMatch::Template(template) => template.regex.is_match(path),
+        PathMatch::Connect => false,
+    }
+}
+
+/// Whether filter state satisfies a matcher; an object that is not there does not.
+fn filter_state_matches(matcher: &FilterStateMatcher, state: Option<&FilterState>) -> bool {
+    let found = state.and_then(|state| state.iter().find(|(key, _)| **key == *matcher.key));
+    let Some((_, value)) = found else { return false };
+    match &matcher.value {
+        FilterStateCondition::String(matcher) => string_matches(matcher, value.as_bytes()),
+        FilterStateCondition::Address { ranges, invert } => {
+            let address = value.parse().or_else(|_| value.parse::<SocketAddr>().map(|address| address.ip()));
+            address.is_ok_and(|ip: IpAddr| ranges.iter().any(|range| range.contains(&ip)) != *invert)
+        }
     }
 }
 
@@ -554,7 +588,7 @@ impl Forward {
         let mut fail = |field: &str, text: String| errors.push((format!("{path}.route.{field}"), text));
         let value = |text: &str| HeaderValue::parse(Bytes::copy_from_slice(text.as_bytes()));
         match &action.path_rewrite {
-            PathRewrite::None | PathRewrite::Prefix(_) => {}
+            PathRewrite::None | PathRewrite::Prefix(_) | PathRewrite::Template(_) => {}
             PathRewrite::Regex(rewrite) => match Substitution::build(rewrite) {
                 Ok(substitution) => out.path = Some(substitution),
                 Err(text) => fail("regex_rewrite.substitution", text),
@@ -563,7 +597,6 @@ impl Forward {
                 Ok(format) => out.path_format = Some(format),
                 Err(error) => fail("path_rewrite", error.0),
             },
-            PathRewrite::Template(_) => fail("path_rewrite_policy", "path_rewrite_policy is not supported yet".into()),
         }
         match &action.host_rewrite {
             HostRewrite::None | HostRewrite::Auto => {}
@@ -627,6 +660,10 @@ impl Forward {
                 out.weighted = list.into();
             }
         }
+        out.hash = HashPolicies::build(&action.hash_policy, path, errors);
+        out.mirrors = Mirror::build_all(&action.request_mirror_policies, errors);
+        let redirect = action.internal_redirect_policy.as_ref();
+        out.redirect = redirect.map(|policy| Box::new(InternalRedirect::build(policy, path, errors)));
         out
     }
 }

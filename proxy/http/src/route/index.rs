@@ -134,7 +134,7 @@ impl PathIndex {
                     let list = if folded { &mut prefixes_folded } else { &mut prefixes };
                     list.push((key(path), number * 2 + separated));
                 }
-                PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) | PathMatch::Extension(_) => {
+                PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) => {
                     rest.push(number);
                 }
             }

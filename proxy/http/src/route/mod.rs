@@ -1,20 +1,26 @@
 //! Routes: which virtual host and route a request gets, and what the route does to it.
 //!
 //! Reading order: `table` (the one match function), `index` and `trie` (how it avoids scanning), `entry` (a compiled
-//! route), `active` (a route pinned by a request, with its cluster), `rewrite` and `redirect`. Built from
+//! route), `active` (a route pinned by a request, with its cluster), `policies` (what the router acts on), `rewrite`, `redirect`
+//! and `stats`. Built from
 //! [`nuncio_config::route`]; shared by all workers. Clusters are only names here.
 
 pub mod active;
 pub mod entry;
 mod index;
+pub mod policies;
 pub mod redirect;
 pub mod rewrite;
+pub mod stats;
 pub mod table;
 mod trie;
 
 pub use active::ActiveRoute;
 pub(crate) use entry::read;
 pub use entry::{
-    DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RetryConditions, RouteEntry, VirtualHostEntry,
+    BuildContext, DirectResponseBody, FilterConfigs, Mismatch, PerFilterDecoder, RouteEntry, VirtualCluster,
+    VirtualHostEntry,
 };
+pub use policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
+pub use stats::RequestStats;
 pub use table::{BuildError, DomainRule, RouteOutcome, RouteRequest, RouteTable, Tracer};

@@ -1,7 +1,7 @@
 //! Path and host rewrites: regex substitution with `\N`, prefix replacement, `x-forwarded-host`.
 
 use bytes::Bytes;
-use nuncio_config::route::RegexRewrite;
+use nuncio_config::route::{RegexRewrite, UriTemplateRewrite};
 use regex::bytes::Captures;
 
 use crate::formatter::{FormatContext, Formatter};
@@ -105,6 +105,15 @@ pub(super) fn replace_format(path: &[u8], format: &Formatter, cx: &FormatContext
     format.write(cx, &mut out);
     out.extend_from_slice(&path[without_query(path).len()..]);
     out
+}
+
+/// `path` with all but its query put together anew; None where the template does not match.
+pub(super) fn replace_template(path: &[u8], template: &UriTemplateRewrite) -> Option<Vec<u8>> {
+    let plain = without_query(path);
+    let mut out = Vec::with_capacity(path.len() + 16);
+    template.rewrite(plain, &mut out)?;
+    out.extend_from_slice(&path[plain.len()..]);
+    Some(out)
 }
 
 /// Sets the host, keeping the old one in `x-forwarded-host` and `x-envoy-original-host` where asked.

@@ -9,13 +9,14 @@ use nuncio_config::route::{RequireTls, RouteConfiguration};
 use nuncio_net::tls::info::TlsInfo;
 
 use super::active::ActiveRoute;
-use super::entry::{FilterConfigs, Global, LevelRules, Mismatch, PerFilterDecoder, RouteEntry, VirtualHostEntry};
+use super::entry::{BuildContext, FilterConfigs, Global, LevelRules, Mismatch, RouteEntry, VirtualHostEntry};
 use super::index::{HostIndex, PathIndex};
+use super::policies::Mirror;
 use super::redirect;
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
 use crate::matchers::{Runtime, header_name};
 use crate::path::without_query;
-use crate::stream_info::StreamInfo;
+use crate::stream_info::{FilterState, StreamInfo};
 
 /// What is wrong with a route configuration: where, and what.
 pub type BuildError = (String, String);
@@ -35,6 +36,10 @@ pub struct RouteRequest<'a> {
     pub tls: Option<&'a TlsInfo>,
     /// Dynamic metadata by filter.
     pub dynamic_metadata: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    /// What is known about the stream; hash policies that choose a cluster, and filter state, are read from it.
+    pub info: Option<&'a StreamInfo>,
+    /// Filter state.
+    pub filter_state: Option<&'a FilterState>,
     /// Runtime layers.
     pub runtime: &'a dyn Runtime,
 }
@@ -49,6 +54,8 @@ impl<'a> RouteRequest<'a> {
             random,
             tls: info.connection.tls.as_deref(),
             dynamic_metadata: info.dynamic_metadata.as_deref(),
+            info: Some(info),
+            filter_state: info.filter_state.as_deref(),
             runtime,
         }
     }
@@ -103,16 +110,13 @@ struct Host {
 }
 
 impl RouteTable {
-    /// Compiles a configuration, without per-filter configuration; all errors.
+    /// Compiles a configuration, without per-filter configuration and statistics; all errors.
     pub fn build(config: Arc<RouteConfiguration>) -> Result<Self, Vec<BuildError>> {
-        Self::build_with(config, None)
+        Self::build_with(config, BuildContext::default())
     }
 
-    /// Compiles a configuration, with per-filter configuration decoded by `decoder`; all errors.
-    pub fn build_with(
-        config: Arc<RouteConfiguration>,
-        decoder: Option<&dyn PerFilterDecoder>,
-    ) -> Result<Self, Vec<BuildError>> {
+    /// Compiles a configuration; all errors.
+    pub fn build_with(config: Arc<RouteConfiguration>, context: BuildContext<'_>) -> Result<Self, Vec<BuildError>> {
         let mut errors = Vec::new();
         let vhost_header = config.vhost_header.as_deref().and_then(|name| {
             let found = header_name(name);
@@ -124,17 +128,18 @@ impl RouteTable {
         let global = Arc::new(Global {
             internal_only: config.internal_only_headers.iter().filter_map(|name| header_name(name)).collect(),
             rules: LevelRules::build(&config.headers, &config.path, &mut errors),
-            filters: FilterConfigs::build(&config.typed_per_filter_config, decoder, &config.path, &mut errors),
+            filters: FilterConfigs::build(&config.typed_per_filter_config, context.decoder, &config.path, &mut errors),
+            mirrors: Mirror::build_all(&config.request_mirror_policies, &mut errors),
             config,
         });
         let config = &global.config;
         let mut hosts = Vec::with_capacity(config.virtual_hosts.len());
         for position in 0..config.virtual_hosts.len() {
-            let entry = Arc::new(VirtualHostEntry::build(&global, position, decoder, &mut errors));
+            let entry = Arc::new(VirtualHostEntry::build(&global, position, context, &mut errors));
             let routes = &config.virtual_hosts[position].routes;
             hosts.push(Host {
                 routes: (0..routes.len())
-                    .map(|route| Arc::new(RouteEntry::build(&entry, route, decoder, &mut errors)))
+                    .map(|route| Arc::new(RouteEntry::build(&entry, route, context, &mut errors)))
                     .collect(),
                 index: PathIndex::build(routes),
                 entry,

@@ -58,6 +58,34 @@ impl PriorityLoad {
         load
     }
 
+    /// The load with some priorities left out; None where the others have no host to offer. No priority is in panic.
+    pub fn excluding(set: &PrioritySet, excluded: &[bool]) -> Option<Self> {
+        let count = set.host_sets.len();
+        let share = |hosts: &dyn Fn(&HostSet) -> usize| -> Vec<u32> {
+            let levels = set.host_sets.iter().zip(excluded);
+            levels.map(|(set, excluded)| if *excluded { 0 } else { availability(set, hosts(set)) }).collect()
+        };
+        let health = share(&|set| set.healthy().len());
+        let degraded = share(&|set| set.degraded.len());
+        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
+        if total == 0 {
+            return None;
+        }
+        let mut load = PriorityLoad {
+            healthy: vec![0; count].into(),
+            degraded: vec![0; count].into(),
+            panic: vec![false; count].into(),
+        };
+        let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
+        let (first_degraded, rest) = distribute(&mut load.degraded, &degraded, rest, total);
+        match (first_healthy, first_degraded) {
+            (Some(first), _) => load.healthy[first] += rest,
+            (None, Some(first)) => load.degraded[first] += rest,
+            (None, None) => {}
+        }
+        Some(load)
+    }
+
     /// With every priority in panic, load follows the number of hosts.
     fn spread_by_size(&mut self, set: &PrioritySet) {
         self.healthy.fill(0);
@@ -166,6 +194,15 @@ mod tests {
         assert_eq!((healthy, panic), (vec![75, 25], vec![true, true]));
         assert_eq!(load(&[(0, 0, 0)], 50.0), (vec![100], vec![0], vec![true]));
         assert_eq!(load(&[(0, 0, 2)], 0.0), (vec![100], vec![0], vec![false]));
+    }
+
+    #[test]
+    fn priorities_that_are_left_out_get_no_load() {
+        let set = priority_set(&[(2, 0, 0), (1, 0, 1), (0, 0, 1)]);
+        let without = |excluded: [bool; 3]| PriorityLoad::excluding(&set, &excluded).map(|load| load.healthy.to_vec());
+        assert_eq!(without([true, false, false]), Some(vec![0, 100, 0]));
+        assert_eq!(without([false, true, false]), Some(vec![100, 0, 0]));
+        assert_eq!(without([true, true, false]), None);
     }
 
     #[test]

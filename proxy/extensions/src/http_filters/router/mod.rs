@@ -9,33 +9,45 @@
 //! One future per request on its worker. The request body is pulled from downstream only while the upstream takes it
 //! and the response body the other way round, so a slow peer stops the fast one and memory stays bounded. A response
 //! that has begun downstream is never retried. Details, flags and bodies are Envoy's (`Router::Filter`).
+//!
+//! Reading order: `timeouts`, `retry` (decisions, without I/O), `connect`, `attempt` (one try), `hedge` (several at
+//! once), `failure`, `redirect`, `mirror`.
 
 mod attempt;
-mod hash;
+mod connect;
+mod failure;
+mod hedge;
+mod mirror;
+mod outlier;
+mod redirect;
+mod replay;
 mod retry;
 mod timeouts;
 
 use crate::registry::HttpFilterEntry;
-use attempt::{Attempt, Outcome, Replay};
+use attempt::{Attempt, Outcome};
+use failure::{Failure, charge_abort, timeout_reply};
+use mirror::AsyncClientStats;
 use nuncio_base::random;
 use nuncio_base::timer;
 use nuncio_config::route::RouteAction;
 use nuncio_http::active_stream::ActiveStream;
-use nuncio_http::codec::ResetReason;
+use nuncio_http::codec::Frame;
 use nuncio_http::filter::{LocalFuture, TerminalFilter};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::ActiveRoute;
 use nuncio_http::stream_info::ResponseFlags;
-use nuncio_upstream::{Cluster, ClusterManager, LbContext, Resource, ResourcePriority};
+use nuncio_upstream::{Cluster, ClusterManager, Resource, ResourcePriority};
+use replay::Replay;
 use retry::{RetryState, Verdict};
 use smallvec::SmallVec;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use timeouts::Timeouts;
 use tokio::time::Instant;
 
@@ -54,12 +66,13 @@ pub struct RouterConfig {
 pub struct Router {
     config: RouterConfig,
     clusters: Arc<ClusterManager>,
+    async_client: AsyncClientStats,
 }
 
 impl Router {
     /// A router over the clusters of the process.
-    pub fn new(config: RouterConfig, clusters: Arc<ClusterManager>) -> Router {
-        Router { config, clusters }
+    pub fn new(config: RouterConfig, clusters: Arc<ClusterManager>, stats: &nuncio_base::stats::Registry) -> Router {
+        Router { config, clusters, async_client: AsyncClientStats::new(stats, "http.async-client.") }
     }
 }
 
@@ -78,11 +91,44 @@ pub(crate) struct Request {
     pub(crate) retry: Option<RetryState>,
     pub(crate) replay: Option<Replay>,
     pub(crate) internal: bool,
+    pub(crate) canary: bool,
     pub(crate) hash: Option<u64>,
     pub(crate) set_cookie: Vec<HeaderValue>,
     pub(crate) hosts: SmallVec<[Arc<nuncio_upstream::Host>; 1]>,
     pub(crate) timeout_at: Option<timer::Sleep>,
-    pub(crate) duration_at: Option<timer::Sleep>,
+    /// Status of a timeout: 504, unless the request asks for 204.
+    pub(crate) timeout_status: u16,
+    /// Late tries go on beside the next one.
+    pub(crate) hedge: bool,
+    /// Those that do.
+    pub(crate) hedged: Vec<Attempt>,
+    /// Copies for mirrors that want the rest of the body.
+    pub(crate) copies: Vec<mirror::Copy>,
+    /// The retry in progress, as the circuit breaker counts it.
+    retry_slot: Option<Held>,
+}
+
+impl Request {
+    /// A piece of the body was read: it goes to the copies, and is kept for other tries while it is not too large.
+    pub(crate) fn keep(&mut self, frame: &Frame) {
+        self.copies.iter().for_each(|copy| copy.push(frame));
+        if frame.is_end() {
+            self.copies.clear();
+        }
+        if let Some(replay) = &mut self.replay
+            && !replay.keep(frame)
+        {
+            self.cluster.stats.retry_or_shadow_abandoned().inc();
+            self.copies.clear();
+            self.release_retries();
+        }
+    }
+
+    /// There will be no further try.
+    pub(crate) fn release_retries(&mut self) {
+        self.retry = None;
+        self.retry_slot = None;
+    }
 }
 
 impl Router {
@@ -148,40 +194,69 @@ impl Router {
         let entry = route.entry().clone();
         let policy = entry.retry_policy();
         let per_try = policy.map_or((None, None), |p| (p.per_try_timeout, p.per_try_idle_timeout));
-        let grpc = stream.is_grpc();
-        let timeouts = timeouts::of_request(
-            action,
-            &mut stream.request,
-            grpc,
-            per_try,
-            cluster.config.http.max_stream_duration,
-            self.config.respect_expected_rq_timeout,
-            suppress,
-        );
-        let retry = RetryState::new(policy, entry.retry_conditions(), &mut stream.request);
-        let mut set_cookie = Vec::new();
-        let hash = match action.hash_policy.is_empty() {
-            true => None,
-            false => hash::of_request(&action.hash_policy, &stream.request, &stream.info, &mut set_cookie),
+        let hedge = match stream.request.bytes(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
+            Some(b"true") => true,
+            Some(b"false") => false,
+            _ => action.hedge_on_per_try_timeout,
         };
+        let rules = self.timeout_rules(stream, action, hedge);
+        let limit = cluster.config.http.max_stream_duration;
+        let timeouts = timeouts::of_request(rules, &mut stream.request, per_try, limit);
+        let alternative = stream.request.remove(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
+        if entry.virtual_host().config().include_request_attempt_count {
+            stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from_static("1"));
+        }
+        let mut set_cookie = Vec::new();
+        let hash = entry.hash_policies().and_then(|policies| {
+            policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
+        });
         route.finalize_request_headers(&mut stream.request, &FormatContext::new(&stream.info), !suppress);
-        let limit = entry.per_request_buffer_limit_bytes().map_or(stream.buffer_limit(), |l| l as usize);
-        let replay = retry.as_ref().map(|_| Replay::new(limit));
+        let retry = RetryState::new(policy, entry.retry_conditions(), &mut stream.request);
+        let limit = self.buffer_limit(stream, &route);
+        let kept = retry.is_some() || entry.internal_redirect().is_some();
         let priority = if action.high_priority { ResourcePriority::High } else { ResourcePriority::Default };
-        Request {
-            duration_at: timeouts.max_stream_duration.map(timer::sleep),
+        let mut request = Request {
             route,
             cluster,
             priority,
             timeouts,
             retry,
-            replay,
+            replay: kept.then(|| Replay::new(limit)),
             internal: stream.internal,
+            canary: false,
             hash,
             set_cookie,
             hosts: SmallVec::new(),
             timeout_at: None,
+            timeout_status: if alternative { 204 } else { 504 },
+            hedge,
+            hedged: Vec::new(),
+            copies: Vec::new(),
+            retry_slot: None,
+        };
+        mirror::start(stream, &mut request, &self.clusters, &self.async_client, limit);
+        request
+    }
+
+    fn timeout_rules<'a>(
+        &self,
+        stream: &ActiveStream<'_>,
+        action: &'a RouteAction,
+        hedge: bool,
+    ) -> timeouts::Rules<'a> {
+        timeouts::Rules {
+            action,
+            grpc: stream.is_grpc(),
+            hedge,
+            respect_expected: self.config.respect_expected_rq_timeout,
+            suppress: self.config.suppress_envoy_headers,
         }
+    }
+
+    /// Bytes of a request that are kept; the route can only lower what the connection allows.
+    fn buffer_limit(&self, stream: &ActiveStream<'_>, route: &ActiveRoute) -> usize {
+        let limit = route.entry().per_request_buffer_limit_bytes();
+        limit.map_or(stream.buffer_limit(), |limit| usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
     async fn run(&self, stream: &mut ActiveStream<'_>, request: &mut Request) {
@@ -189,88 +264,188 @@ impl Router {
         loop {
             attempts += 1;
             stream.info.attempt_count = attempts;
-            if request.route.entry().virtual_host().config().include_request_attempt_count {
+            if attempts > 1 && request.route.entry().virtual_host().config().include_request_attempt_count {
                 stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(u64::from(attempts)));
             }
-            let outcome = Attempt::run(&self.config, stream, request, attempts).await;
-            match outcome {
-                Outcome::Done => return self.retried(request, stream, attempts),
-                Outcome::Abort(abort) => return stream.abort(abort),
-                Outcome::NoHost => return no_healthy_upstream(stream, request),
-                Outcome::GlobalTimeout => return timed_out(stream, request),
-                Outcome::MaxDuration => {
-                    request.cluster.stats.upstream_rq_max_duration_reached().inc();
-                    let flags = ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED;
-                    let reply = LocalReply::new(
-                        504,
-                        "upstream max stream duration reached",
-                        "upstream_max_stream_duration_reached",
-                    );
-                    charge(request, 504);
-                    return stream.routed_reply(reply.flags(flags));
-                }
-                Outcome::Retry => {}
-                Outcome::Failed(failure) => {
-                    if !self.may_retry(stream, request, &failure) {
-                        return failure.answer(stream, request);
+            let mut outcome = Attempt::run(&self.config, stream, request).await;
+            let timed_out = loop {
+                outcome = match outcome {
+                    Outcome::Done | Outcome::Redirected => return,
+                    Outcome::Abort(abort) => return stream.abort(abort),
+                    Outcome::NoHost => return no_healthy_upstream(stream, request),
+                    Outcome::GlobalTimeout => return global_timeout(stream, request, true),
+                    Outcome::Retry => break false,
+                    Outcome::Hedge => break true,
+                    Outcome::Won(won) => Attempt::run_won(*won, &self.config, stream, request).await,
+                    Outcome::Discarded => hedge::wait(stream, request).await,
+                    Outcome::Failed(failure) => {
+                        if self.may_retry(stream, request, &failure) {
+                            break failure.is_try_timeout();
+                        }
+                        if !failure.is_counted() {
+                            let status = failure.status(request);
+                            charge_abort(stream, request, status);
+                        }
+                        if request.hedged.is_empty() || stream.response_started() {
+                            return failure.answer(stream, request);
+                        }
+                        hedge::wait(stream, request).await
                     }
+                };
+            };
+            match self.back_off(stream, request).await {
+                None => {}
+                Some(BackOffEnd::Abort(abort)) => return stream.abort(abort),
+                Some(BackOffEnd::Timeout) => return global_timeout(stream, request, false),
+                Some(BackOffEnd::TooLarge) => {
+                    let text = "exceeded request buffer limit while retrying upstream";
+                    return stream.routed_reply(LocalReply::new(
+                        507,
+                        text,
+                        "request_payload_exceeded_retry_buffer_limit",
+                    ));
+                }
+                Some(BackOffEnd::Won(won)) => {
+                    // Only a response ends the wait for another try.
+                    match Attempt::run_won(*won, &self.config, stream, request).await {
+                        Outcome::Abort(abort) => stream.abort(abort),
+                        Outcome::GlobalTimeout => global_timeout(stream, request, true),
+                        Outcome::Failed(failure) => failure.answer(stream, request),
+                        _ => {}
+                    }
+                    return;
                 }
             }
-            request.cluster.stats.upstream_rq_retry().inc();
-            request.cluster.stats.upstream_rq_retry_backoff_exponential().inc();
-            let _held = Held::new(request, Resource::Retries);
-            let delay = request.retry.as_ref().map_or(std::time::Duration::ZERO, |r| r.back_off(random::u64()));
-            if let Some(end) = back_off(stream, request, delay).await {
-                match end {
-                    BackOffEnd::Abort(abort) => return stream.abort(abort),
-                    BackOffEnd::Timeout => return timed_out(stream, request),
-                }
-            }
+            self.prepare_retry(stream, request, timed_out);
         }
     }
 
-    /// A response arrived after retries.
-    fn retried(&self, request: &Request, stream: &ActiveStream<'_>, attempts: u32) {
-        if attempts > 1 && stream.info.response_code < 500 {
-            request.cluster.stats.upstream_rq_retry_success().inc();
+    /// Headers of the next try.
+    fn prepare_retry(&self, stream: &mut ActiveStream<'_>, request: &Request, timed_out: bool) {
+        let entry = request.route.entry().clone();
+        if entry.virtual_host().config().include_is_timeout_retry_header {
+            let value = HeaderValue::from_static(if timed_out { "true" } else { "false" });
+            stream.request.set(names::X_ENVOY_IS_TIMEOUT_RETRY, value);
         }
+        let Some(action) = entry.route_action() else { return };
+        let elapsed = stream.info.request_complete.map(|at| at.elapsed()).unwrap_or_default();
+        let rules = self.timeout_rules(stream, action, request.hedge);
+        request.timeouts.tell(rules, elapsed, &mut stream.request);
     }
 
     /// Whether a try that failed without a response is repeated.
-    fn may_retry(&self, stream: &mut ActiveStream<'_>, request: &mut Request, failure: &attempt::Failure) -> bool {
-        let Some(retry) = &mut request.retry else { return false };
-        if stream.response_started() {
+    fn may_retry(&self, stream: &mut ActiveStream<'_>, request: &mut Request, failure: &Failure) -> bool {
+        if failure.retried || stream.response_started() {
             return false;
         }
-        let verdict = match failure.per_try_timeout {
-            true => retry.on_per_try_timeout(),
-            false => retry.on_reset(failure.reason, failure.request_sent),
-        };
-        granted(stream, request, verdict)
+        let Some(retry) = &mut request.retry else { return false };
+        let verdict = retry.on_reset(failure.reason, failure.started);
+        let granted = decide(stream, request, verdict) == Decision::Granted;
+        if granted && let Some(host) = request.hosts.last() {
+            host.stats.rq_error.fetch_add(1, Relaxed);
+        }
+        granted
+    }
+
+    /// Waits until the next try may begin. What arrives of the body meanwhile is kept.
+    async fn back_off(&self, stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<BackOffEnd> {
+        let retry = request.retry.as_mut()?;
+        let (delay, asked_for) = retry.back_off(random::u64());
+        let stats = &request.cluster.stats;
+        match asked_for {
+            true => stats.upstream_rq_retry_backoff_ratelimited().inc(),
+            false => stats.upstream_rq_retry_backoff_exponential().inc(),
+        }
+        let mut sleep = timer::sleep(delay);
+        poll_fn(|cx| {
+            if let Poll::Ready(abort) = stream.poll_abort(cx) {
+                return Poll::Ready(Some(BackOffEnd::Abort(abort)));
+            }
+            while !stream.request_complete() {
+                match stream.poll_request_frame(cx) {
+                    Poll::Ready(Ok(frame)) => request.keep(&frame),
+                    Poll::Ready(Err(abort)) => return Poll::Ready(Some(BackOffEnd::Abort(abort))),
+                    Poll::Pending => break,
+                }
+                if request.replay.as_ref().is_none_or(Replay::is_abandoned) {
+                    return Poll::Ready(Some(BackOffEnd::TooLarge));
+                }
+            }
+            if let Some(Outcome::GlobalTimeout) = poll_request_timers(stream, request, cx) {
+                return Poll::Ready(Some(BackOffEnd::Timeout));
+            }
+            if let Poll::Ready(outcome) = hedge::poll_winner(stream, request, true, cx) {
+                return Poll::Ready(Some(match outcome {
+                    Outcome::Won(won) => BackOffEnd::Won(won),
+                    Outcome::Abort(abort) => BackOffEnd::Abort(abort),
+                    _ => return Poll::Pending,
+                }));
+            }
+            Pin::new(&mut sleep).poll(cx).map(|()| None)
+        })
+        .await
     }
 }
 
-/// Applies what limits retries beside their number: buffered bodies and circuit breakers.
-pub(crate) fn granted(stream: &mut ActiveStream<'_>, request: &mut Request, verdict: Verdict) -> bool {
+/// What became of a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Another try is made.
+    Granted,
+    /// None is.
+    Refused,
+}
+
+/// Applies what limits retries beside their number, and counts.
+pub(crate) fn decide(stream: &mut ActiveStream<'_>, request: &mut Request, verdict: Verdict) -> Decision {
+    let Some(retry) = &mut request.retry else { return Decision::Refused };
+    request.retry_slot = None;
     let stats = &request.cluster.stats;
+    let also = |count: &dyn Fn(&nuncio_http::route::RequestStats)| request.route.request_stats().for_each(count);
+    // A retry of which nothing more is wanted has been of use, as Envoy counts.
+    if verdict == Verdict::No && retry.disarm() {
+        stats.upstream_rq_retry_success().inc();
+        also(&|stats| stats.upstream_rq_retry_success().inc());
+    }
     match verdict {
-        Verdict::No => false,
+        Verdict::No => Decision::Refused,
         Verdict::LimitExceeded => {
             stats.upstream_rq_retry_limit_exceeded().inc();
+            also(&|stats| stats.upstream_rq_retry_limit_exceeded().inc());
             stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-            false
+            Decision::Refused
+        }
+        Verdict::Retry if !request.cluster.resource_manager(request.priority).can_create(Resource::Retries) => {
+            stats.upstream_rq_retry_overflow().inc();
+            also(&|stats| stats.upstream_rq_retry_overflow().inc());
+            stream.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+            Decision::Refused
         }
         Verdict::Retry => {
-            if request.replay.as_ref().is_none_or(Replay::is_abandoned) {
-                return false;
-            }
-            if !request.cluster.resource_manager(request.priority).can_create(Resource::Retries) {
-                stats.upstream_rq_retry_overflow().inc();
-                return false;
-            }
-            true
+            stats.upstream_rq_retry().inc();
+            also(&|stats| stats.upstream_rq_retry().inc());
+            retry.arm();
+            request.retry_slot = Some(Held::new(request, Resource::Retries));
+            Decision::Granted
         }
     }
+}
+
+/// Timers that run over all tries. The route's timeout counts from the end of the request.
+pub(crate) fn poll_request_timers(
+    stream: &ActiveStream<'_>,
+    request: &mut Request,
+    cx: &mut Context<'_>,
+) -> Option<Outcome> {
+    if request.timeout_at.is_none()
+        && let Some(timeout) = request.timeouts.global
+        && stream.request_complete()
+    {
+        let since = stream.info.request_complete.map(|at| at.elapsed()).unwrap_or_default();
+        request.timeout_at = Some(timer::sleep(timeout.saturating_sub(since)));
+    }
+    let sleep = request.timeout_at.as_mut()?;
+    Pin::new(sleep).poll(cx).is_ready().then_some(Outcome::GlobalTimeout)
 }
 
 /// A unit of a circuit breaker's resource, given back when dropped.
@@ -296,60 +471,51 @@ impl Drop for Held {
 enum BackOffEnd {
     Abort(nuncio_http::active_stream::Abort),
     Timeout,
+    /// The body has grown too large to be sent again.
+    TooLarge,
+    /// A try that went on has the response.
+    Won(Box<attempt::Won>),
 }
 
-async fn back_off(
-    stream: &mut ActiveStream<'_>,
-    request: &mut Request,
-    delay: std::time::Duration,
-) -> Option<BackOffEnd> {
-    let mut sleep = timer::sleep(delay);
-    poll_fn(|cx| {
-        if let Poll::Ready(abort) = stream.poll_abort(cx) {
-            return Poll::Ready(Some(BackOffEnd::Abort(abort)));
-        }
-        if let Some(timeout) = &mut request.timeout_at
-            && Pin::new(timeout).poll(cx).is_ready()
-        {
-            return Poll::Ready(Some(BackOffEnd::Timeout));
-        }
-        Pin::new(&mut sleep).poll(cx).map(|()| None)
-    })
-    .await
-}
-
-fn no_healthy_upstream(stream: &mut ActiveStream<'_>, request: &Request) {
+fn no_healthy_upstream(stream: &mut ActiveStream<'_>, request: &mut Request) {
+    hedge::reset_all(request);
     request.cluster.stats.upstream_cx_none_healthy().inc();
-    charge(request, 503);
+    charge(request, 503, false);
     stream.routed_reply(
         LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
     );
 }
 
-fn timed_out(stream: &mut ActiveStream<'_>, request: &Request) {
-    request.cluster.stats.upstream_rq_timeout().inc();
-    if let Some(host) = request.hosts.last() {
-        host.stats.rq_timeout.fetch_add(1, Relaxed);
+/// The route's timeout. With `waiting` a try is in progress that has not answered.
+fn global_timeout(stream: &mut ActiveStream<'_>, request: &mut Request, waiting: bool) {
+    let tries = request.hedged.len() + usize::from(waiting);
+    hedge::reset_all(request);
+    for _ in 0..tries {
+        request.cluster.stats.upstream_rq_timeout().inc();
+        request.route.request_stats().for_each(|stats| stats.upstream_rq_timeout().inc());
+        if let Some(host) = request.hosts.last() {
+            host.stats.rq_timeout.fetch_add(1, Relaxed);
+        }
+        charge_abort(stream, request, request.timeout_status);
     }
-    if !stream.response_started() {
-        charge(request, 504);
-    }
-    stream.routed_reply(
-        LocalReply::new(504, "upstream request timeout", "response_timeout")
-            .flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT),
-    );
+    stream.routed_reply(timeout_reply(request, "response_timeout").flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT));
 }
 
-/// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy.
-pub(crate) fn charge(request: &Request, code: u16) {
+/// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
+/// upstream sent it.
+pub(crate) fn charge(request: &Request, code: u16, answered: bool) {
     let stats = &request.cluster.stats;
     stats.responses().codes.count(code);
     match request.internal {
         true => stats.internal().codes.count(code),
         false => stats.external().codes.count(code),
     }
+    if request.canary {
+        stats.canary().codes.count(code);
+    }
+    request.route.request_stats().for_each(|stats| stats.charge(code));
     if let Some(host) = request.hosts.last() {
-        let _ = match code >= 500 {
+        let _ = match code >= 500 || !answered {
             true => host.stats.rq_error.fetch_add(1, Relaxed),
             false => host.stats.rq_success.fetch_add(1, Relaxed),
         };
@@ -359,9 +525,7 @@ pub(crate) fn charge(request: &Request, code: u16) {
 /// Counts a response that is thrown away for another try: apart from those that downstream gets.
 pub(crate) fn charge_retried(request: &Request, code: u16) {
     request.cluster.stats.retried().codes.count(code);
-    if code >= 500
-        && let Some(host) = request.hosts.last()
-    {
+    if let Some(host) = request.hosts.last() {
         host.stats.rq_error.fetch_add(1, Relaxed);
     }
 }
@@ -370,27 +534,6 @@ pub(crate) fn charge_retried(request: &Request, code: u16) {
 pub(crate) fn service_time(stream: &ActiveStream<'_>, now: Instant) -> u64 {
     let since = stream.info.request_complete.unwrap_or(stream.info.start);
     now.saturating_duration_since(since).as_millis() as u64
-}
-
-/// The response flag of a reset, as Envoy maps them.
-pub(crate) fn flag_of(reason: ResetReason) -> ResponseFlags {
-    use ResetReason as R;
-    match reason {
-        R::LocalConnectionFailure | R::RemoteConnectionFailure | R::ConnectionTimeout => {
-            ResponseFlags::UPSTREAM_CONNECTION_FAILURE
-        }
-        R::ConnectionTermination => ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
-        R::LocalReset | R::LocalRefusedStreamReset => ResponseFlags::LOCAL_RESET,
-        R::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
-        R::RemoteReset | R::RemoteRefusedStreamReset | R::ConnectError => ResponseFlags::UPSTREAM_REMOTE_RESET,
-        R::ProtocolError => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
-        R::OverloadManager => ResponseFlags::OVERLOAD_MANAGER,
-    }
-}
-
-/// What the load balancer is told about a request.
-pub(crate) fn lb_context(request: &Request) -> LbContext<'_> {
-    LbContext { hash: request.hash, ..LbContext::default() }
 }
 
 /// The router in the registry.
@@ -406,7 +549,7 @@ pub const ENTRY: HttpFilterEntry = HttpFilterEntry {
             respect_expected_rq_timeout: message.respect_expected_rq_timeout,
             dynamic_stats: message.dynamic_stats.is_none_or(|v| v.value),
         };
-        chain.set_terminal(Box::new(Router::new(config, context.clusters.clone())));
+        chain.set_terminal(Box::new(Router::new(config, context.clusters.clone(), &context.stats)));
         Ok(())
     },
 };

@@ -1,66 +1,23 @@
-//! Whether and when a failed attempt is tried again. Sans-io: outcomes in, decisions out; randomness is injected.
+//! Whether, when and where a failed attempt is tried again. Sans-io: outcomes in, decisions out; randomness and the time of
+//! day are injected.
 //!
-//! Made once per request that may be retried. Knows conditions, counts and back-off; circuit breakers and timers belong
-//! to the caller.
+//! Made once per request that may be retried. Knows conditions, counts, back-off and hosts to avoid; circuit breakers and
+//! timers belong to the caller.
 
-use nuncio_config::route::RetryPolicy;
+use nuncio_config::route::{RetryHostPredicate, RetryOn, RetryPolicy};
 use nuncio_http::codec::ResetReason;
 use nuncio_http::headers::{HeaderName, Headers, names};
 use nuncio_http::route::RetryConditions;
+use nuncio_upstream::lb::priority::PriorityLoad;
+use nuncio_upstream::{Cluster, Host};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Conditions of `retry_on` as bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct RetryOn(u32);
-
-macro_rules! conditions {
-    ($($konst:ident = $bit:literal, $name:literal;)+) => {
-        impl RetryOn {
-            $(#[doc = $name] pub(crate) const $konst: RetryOn = RetryOn(1 << $bit);)+
-            const NAMES: &'static [(&'static str, RetryOn)] = &[$(($name, RetryOn::$konst)),+];
-        }
-    };
-}
-
-conditions! {
-    ANY_5XX = 0, "5xx";
-    GATEWAY_ERROR = 1, "gateway-error";
-    CONNECT_FAILURE = 2, "connect-failure";
-    ENVOY_RATELIMITED = 3, "envoy-ratelimited";
-    RETRIABLE_4XX = 4, "retriable-4xx";
-    REFUSED_STREAM = 5, "refused-stream";
-    RETRIABLE_STATUS_CODES = 6, "retriable-status-codes";
-    RESET = 7, "reset";
-    RETRIABLE_HEADERS = 8, "retriable-headers";
-    RESET_BEFORE_REQUEST = 9, "reset-before-request";
-    HTTP3_POST_CONNECT_FAILURE = 10, "http3-post-connect-failure";
-    GRPC_CANCELLED = 11, "cancelled";
-    GRPC_DEADLINE_EXCEEDED = 12, "deadline-exceeded";
-    GRPC_RESOURCE_EXHAUSTED = 13, "resource-exhausted";
-    GRPC_UNAVAILABLE = 14, "unavailable";
-    GRPC_INTERNAL = 15, "internal";
-}
-
-impl RetryOn {
-    /// Adds the conditions of a comma-separated list; unknown names are passed over, as in Envoy.
-    pub(crate) fn add(&mut self, list: &str) {
-        for name in list.split(',').map(str::trim) {
-            if let Some((_, bit)) = RetryOn::NAMES.iter().find(|(n, _)| *n == name) {
-                self.0 |= bit.0;
-            }
-        }
-    }
-
-    fn has(self, other: RetryOn) -> bool {
-        self.0 & other.0 != 0
-    }
-}
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What came of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Not retriable, or no policy.
+    /// Not retriable.
     No,
     /// Try again after the back-off.
     Retry,
@@ -68,17 +25,25 @@ pub(crate) enum Verdict {
     LimitExceeded,
 }
 
-/// Retries of one request.
-#[derive(Debug)]
+/// What the retry headers of a request add to the policy.
+#[derive(Default)]
+struct Asked {
+    statuses: Vec<u16>,
+    headers: Vec<HeaderName>,
+}
+
+/// State of the retries of one request.
 pub(crate) struct RetryState {
     on: RetryOn,
     remaining: u32,
     retries: u32,
-    base: Duration,
-    max: Duration,
-    statuses: Vec<u16>,
+    /// A retry was granted and nothing was decided since.
+    armed: bool,
+    /// What a response asked for: the least time until the next try.
+    reset_after: Option<Duration>,
     policy: Option<Arc<RetryPolicy>>,
     conditions: Option<Arc<RetryConditions>>,
+    asked: Option<Box<Asked>>,
 }
 
 impl RetryState {
@@ -88,63 +53,67 @@ impl RetryState {
         conditions: Option<&Arc<RetryConditions>>,
         headers: &mut Headers,
     ) -> Option<RetryState> {
-        let mut on = RetryOn::default();
-        for name in policy.iter().flat_map(|p| p.retry_on.iter()) {
-            on.add(name);
+        let mut on = policy.map_or(RetryOn::default(), |policy| policy.retry_on);
+        if let Some(list) = headers.str(&names::X_ENVOY_RETRY_ON) {
+            on = on.union(RetryOn::parse_http(list));
         }
-        let mut statuses = policy.map(|p| p.retriable_status_codes.clone()).unwrap_or_default();
-        let mut max_retries = policy.map(|p| p.num_retries);
-        let asked = headers.contains(&names::X_ENVOY_RETRY_ON) || headers.contains(&names::X_ENVOY_RETRY_GRPC_ON);
-        if asked || policy.is_some() {
-            for name in [&names::X_ENVOY_RETRY_ON, &names::X_ENVOY_RETRY_GRPC_ON] {
-                if let Some(list) = headers.str(name) {
-                    on.add(list);
-                }
-            }
-            if let Some(n) = headers.str(&names::X_ENVOY_MAX_RETRIES).and_then(|v| v.parse().ok()) {
-                max_retries = Some(n);
-            }
-            if let Some(list) = headers.str(&names::X_ENVOY_RETRIABLE_STATUS_CODES) {
-                statuses.extend(list.split(',').filter_map(|c| c.trim().parse::<u16>().ok()));
-            }
+        if let Some(list) = headers.str(&names::X_ENVOY_RETRY_GRPC_ON) {
+            on = on.union(RetryOn::parse_grpc(list));
         }
+        if on.is_empty() {
+            consume_headers(headers);
+            return None;
+        }
+        let wanted = conditions.map_or(&[][..], |c| &c.request_headers);
+        if !wanted.is_empty() && !wanted.iter().any(|matcher| matcher.matches(headers)) {
+            consume_headers(headers);
+            return None;
+        }
+        let asked_number = headers.str(&names::X_ENVOY_MAX_RETRIES).and_then(|text| text.parse::<u64>().ok());
+        let remaining = asked_number.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+        let asked = Asked::of(headers);
         consume_headers(headers);
-        if on == RetryOn::default() {
-            return None;
-        }
-        let requests = conditions.map_or(&[][..], |c| &c.request_headers);
-        if !requests.is_empty() && !requests.iter().any(|m| m.matches(headers)) {
-            return None;
-        }
         Some(RetryState {
             on,
-            remaining: max_retries.unwrap_or(1),
+            remaining: remaining.unwrap_or_else(|| policy.map_or(1, |policy| policy.num_retries)),
             retries: 0,
-            base: policy.map_or(Duration::from_millis(25), |p| p.back_off_base),
-            max: policy.map_or(Duration::from_millis(250), |p| p.back_off_max),
-            statuses,
+            armed: false,
+            reset_after: None,
             policy: policy.cloned(),
             conditions: conditions.cloned(),
+            asked,
         })
+    }
+
+    /// Whether a retry was granted of which nothing has been decided yet; it is over then.
+    pub(crate) fn disarm(&mut self) -> bool {
+        std::mem::take(&mut self.armed)
+    }
+
+    /// Says that the retry just decided on is made.
+    pub(crate) fn arm(&mut self) {
+        self.armed = true;
+        self.retries += 1;
     }
 
     /// Whether a response head asks for another try.
     pub(crate) fn on_response(&mut self, response: &Headers) -> Verdict {
         let wanted = self.wants_response(response);
+        if wanted {
+            self.reset_after = self.reset_interval(response, SystemTime::now());
+        }
         self.decide(wanted)
     }
 
-    /// Whether a stream that ended without a response does.
-    pub(crate) fn on_reset(&mut self, reason: ResetReason, request_sent: bool) -> Verdict {
-        let wanted = self.wants_reset(reason, request_sent);
+    /// Whether a stream that ended without a response does. `started`: a part of the request was sent.
+    pub(crate) fn on_reset(&mut self, reason: ResetReason, started: bool) -> Verdict {
+        let wanted = self.wants_reset(reason, started);
         self.decide(wanted)
     }
 
-    /// Whether a try that ran out of time does: Envoy counts it as a reset of this side and as a 5xx.
-    pub(crate) fn on_per_try_timeout(&mut self) -> Verdict {
-        let wanted =
-            self.on.has(RetryOn::ANY_5XX) || self.on.has(RetryOn::RESET) || self.on.has(RetryOn::GATEWAY_ERROR);
-        self.decide(wanted)
+    /// A try that goes on beside the next one is retried whatever the conditions.
+    pub(crate) fn on_soft_timeout(&mut self) -> Verdict {
+        self.decide(true)
     }
 
     fn decide(&mut self, wanted: bool) -> Verdict {
@@ -155,86 +124,177 @@ impl RetryState {
             return Verdict::LimitExceeded;
         }
         self.remaining -= 1;
-        self.retries += 1;
         Verdict::Retry
     }
 
-    fn wants_response(&self, response: &Headers) -> bool {
+    /// Whether a response is one that would be retried.
+    pub(crate) fn wants_response(&self, response: &Headers) -> bool {
         let status = response.status();
-        if response.contains(&names::X_ENVOY_RATELIMITED) && !self.on.has(RetryOn::ENVOY_RATELIMITED) {
-            return false;
+        let on = self.on;
+        // It comes from a proxy upstream that limits its rate: only who asks for it retries that.
+        if response.contains(&names::X_ENVOY_RATELIMITED) {
+            return on.has(RetryOn::ENVOY_RATELIMITED);
         }
-        if self.on.has(RetryOn::ENVOY_RATELIMITED) && response.contains(&names::X_ENVOY_RATELIMITED) {
+        if on.has(RetryOn::ANY_5XX) && (500..600).contains(&status) {
             return true;
         }
-        if self.on.has(RetryOn::ANY_5XX) && (500..600).contains(&status) {
+        if on.has(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status) {
             return true;
         }
-        if self.on.has(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status) {
+        if on.has(RetryOn::RETRIABLE_4XX) && status == 409 {
             return true;
         }
-        if self.on.has(RetryOn::RETRIABLE_4XX) && status == 409 {
-            return true;
+        if on.has(RetryOn::RETRIABLE_STATUS_CODES) {
+            let listed = self.policy.as_ref().is_some_and(|policy| policy.retriable_status_codes.contains(&status));
+            if listed || self.asked.as_ref().is_some_and(|asked| asked.statuses.contains(&status)) {
+                return true;
+            }
         }
-        if self.on.has(RetryOn::RETRIABLE_STATUS_CODES) && self.statuses.contains(&status) {
-            return true;
-        }
-        if self.on.has(RetryOn::RETRIABLE_HEADERS)
-            && self.conditions.iter().flat_map(|c| &c.response_headers).any(|m| m.matches(response))
-        {
-            return true;
+        if on.has(RetryOn::RETRIABLE_HEADERS) {
+            let matched = self.conditions.iter().flat_map(|c| &c.response_headers).any(|m| m.matches(response));
+            if matched || self.asked.iter().flat_map(|asked| &asked.headers).any(|name| response.contains(name)) {
+                return true;
+            }
         }
         match response.str(&names::GRPC_STATUS) {
-            Some("1") => self.on.has(RetryOn::GRPC_CANCELLED),
-            Some("4") => self.on.has(RetryOn::GRPC_DEADLINE_EXCEEDED),
-            Some("8") => self.on.has(RetryOn::GRPC_RESOURCE_EXHAUSTED),
-            Some("13") => self.on.has(RetryOn::GRPC_INTERNAL),
-            Some("14") => self.on.has(RetryOn::GRPC_UNAVAILABLE),
+            Some("1") => on.has(RetryOn::GRPC_CANCELLED),
+            Some("4") => on.has(RetryOn::GRPC_DEADLINE_EXCEEDED),
+            Some("8") => on.has(RetryOn::GRPC_RESOURCE_EXHAUSTED),
+            Some("13") => on.has(RetryOn::GRPC_INTERNAL),
+            Some("14") => on.has(RetryOn::GRPC_UNAVAILABLE),
             _ => false,
         }
     }
 
-    fn wants_reset(&self, reason: ResetReason, request_sent: bool) -> bool {
+    fn wants_reset(&self, reason: ResetReason, started: bool) -> bool {
         use ResetReason as R;
+        let on = self.on;
         // A full pool or an overloaded proxy is not helped by more requests.
         if matches!(reason, R::Overflow | R::OverloadManager) {
             return false;
         }
-        if self.on.has(RetryOn::RESET) {
+        if on.has(RetryOn::RESET) || (on.has(RetryOn::RESET_BEFORE_REQUEST) && !started) {
             return true;
         }
-        if self.on.has(RetryOn::RESET_BEFORE_REQUEST) && !request_sent {
+        if on.has(RetryOn::ANY_5XX) || on.has(RetryOn::GATEWAY_ERROR) {
             return true;
         }
-        if self.on.has(RetryOn::ANY_5XX) || self.on.has(RetryOn::GATEWAY_ERROR) {
+        if on.has(RetryOn::REFUSED_STREAM) && reason == R::RemoteRefusedStreamReset {
             return true;
         }
-        if self.on.has(RetryOn::REFUSED_STREAM) && reason == R::RemoteRefusedStreamReset {
-            return true;
-        }
-        self.on.has(RetryOn::CONNECT_FAILURE)
+        on.has(RetryOn::CONNECT_FAILURE)
             && matches!(reason, R::LocalConnectionFailure | R::RemoteConnectionFailure | R::ConnectionTimeout)
     }
 
-    /// How long to wait before the retry just granted: full jitter, `random` uniform over `u64`.
-    pub(crate) fn back_off(&self, random: u64) -> Duration {
-        let shift = self.retries.min(20);
-        let ceiling = (self.base.as_millis() as u64).saturating_mul((1 << shift) - 1).max(1);
-        Duration::from_millis(random % ceiling).min(self.max)
+    /// How long a rate-limited upstream asks to wait.
+    fn reset_interval(&self, response: &Headers, now: SystemTime) -> Option<Duration> {
+        let max = self.policy.as_ref()?.rate_limited_back_off.as_ref()?.max_interval;
+        let interval = |(name, time_of_day): &(HeaderName, bool)| {
+            let number: u64 = response.str(name)?.trim().parse().ok()?;
+            let seconds = if *time_of_day {
+                number.checked_sub(now.duration_since(UNIX_EPOCH).ok()?.as_secs()).filter(|left| *left > 0)?
+            } else {
+                number
+            };
+            Some(Duration::from_secs(seconds)).filter(|interval| *interval <= max)
+        };
+        let found = self.conditions.as_ref()?.reset_headers.iter().find_map(interval);
+        found.filter(|interval| *interval > Duration::from_millis(1))
+    }
+
+    /// How long to wait before the retry just granted, `random` uniform over `u64`; true when the upstream asked for it.
+    pub(crate) fn back_off(&mut self, random: u64) -> (Duration, bool) {
+        if let Some(least) = self.reset_after.take() {
+            let millis = least.as_millis() as u64;
+            return (Duration::from_millis(millis + random % (millis / 2).max(1)), true);
+        }
+        let policy = self.policy.as_ref();
+        let base = policy.map_or(Duration::from_millis(25), |policy| policy.back_off_base);
+        let max = policy.map_or(Duration::from_millis(250), |policy| policy.back_off_max);
+        // Full jitter over an interval that doubles.
+        let doublings = self.retries.saturating_sub(1).min(20);
+        let interval = (base.as_millis() as u64).saturating_mul(1 << doublings).min(max.as_millis() as u64);
+        (Duration::from_millis(random % interval.max(1)), false)
+    }
+
+    /// Whether the next try is a retry.
+    pub(crate) fn is_retry(&self) -> bool {
+        self.retries > 0
+    }
+
+    /// Whether the policy has a say in the choice of hosts.
+    pub(crate) fn chooses_hosts(&self) -> bool {
+        self.policy
+            .as_ref()
+            .is_some_and(|policy| !policy.retry_host_predicate.is_empty() || policy.previous_priorities.is_some())
     }
 
     /// Attempts at choosing a host that the predicates accept.
     pub(crate) fn host_selection_attempts(&self) -> u32 {
-        self.policy.as_ref().map_or(1, |p| p.host_selection_retry_max_attempts)
+        self.policy.as_ref().map_or(1, |policy| policy.host_selection_retry_max_attempts)
     }
 
-    /// Whether a try must go to a host that was not tried before.
-    pub(crate) fn avoids_previous_hosts(&self) -> bool {
-        const PREVIOUS_HOSTS: &str = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
-        self.policy.as_ref().is_some_and(|p| {
-            p.retry_host_predicate.iter().any(|c| c.name.contains("previous_hosts") || &*c.type_name == PREVIOUS_HOSTS)
+    /// Whether a retry should go to another host than this one.
+    pub(crate) fn refuses_host(&self, host: &Host, tried: &[Arc<Host>]) -> bool {
+        let predicates = self.policy.iter().flat_map(|policy| &policy.retry_host_predicate);
+        predicates.into_iter().any(|predicate| match predicate {
+            RetryHostPredicate::PreviousHosts => tried.iter().any(|other| other.address_text == host.address_text),
+            RetryHostPredicate::OmitCanaryHosts => host.canary,
+            RetryHostPredicate::OmitHostMetadata(labels) => has_labels(host, labels),
         })
     }
+
+    /// `previous_priorities`: the load without the priorities that were tried. None where the cluster's own is used.
+    pub(crate) fn priority_load(&self, cluster: &Cluster, tried: &[Arc<Host>]) -> Option<PriorityLoad> {
+        let frequency = self.policy.as_ref()?.previous_priorities? as usize;
+        let state = cluster.state();
+        let levels = state.priority_set.host_sets.len();
+        // Only whole batches of tries count; with all priorities tried it begins anew.
+        let mut excluded = vec![false; levels];
+        for batch in tried.chunks_exact(frequency) {
+            for host in batch {
+                if let Some(level) = excluded.get_mut(host.priority.load(Relaxed) as usize) {
+                    *level = true;
+                }
+            }
+            let left = |excluded: &[bool]| PriorityLoad::excluding(&state.priority_set, excluded);
+            if left(&excluded).is_none() {
+                excluded.fill(false);
+            }
+        }
+        if tried.len() < frequency || !excluded.contains(&true) {
+            return None;
+        }
+        PriorityLoad::excluding(&state.priority_set, &excluded)
+    }
+}
+
+impl Asked {
+    fn of(headers: &Headers) -> Option<Box<Asked>> {
+        let statuses = headers.str(&names::X_ENVOY_RETRIABLE_STATUS_CODES);
+        let list = headers.str(&names::X_ENVOY_RETRIABLE_HEADER_NAMES);
+        if statuses.is_none() && list.is_none() {
+            return None;
+        }
+        let split = |text: Option<&str>| -> Vec<String> {
+            text.into_iter().flat_map(|text| text.split(',')).map(|part| part.trim().to_owned()).collect()
+        };
+        Some(Box::new(Asked {
+            statuses: split(statuses).iter().filter_map(|code| code.parse().ok()).collect(),
+            headers: split(list).iter().filter_map(|name| HeaderName::parse(name)).collect(),
+        }))
+    }
+}
+
+/// Whether the host's metadata under `envoy.lb` has all of these values, itself or in a list; without labels every host
+/// has them.
+fn has_labels(host: &Host, labels: &serde_json::Value) -> bool {
+    let Some(labels) = labels.as_object() else { return false };
+    let metadata = host.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb"));
+    labels.iter().all(|(key, wanted)| {
+        let Some(value) = metadata.and_then(|metadata| metadata.get(key)) else { return false };
+        value == wanted || value.as_array().is_some_and(|list| list.contains(wanted))
+    })
 }
 
 /// Removes the headers that steer retries; upstreams never see them.
@@ -254,12 +314,19 @@ fn consume_headers(headers: &mut Headers) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nuncio_config::route::RateLimitedBackOff;
     use nuncio_http::headers::HeaderValue;
 
-    fn state(retry_on: &'static str) -> RetryState {
+    fn asking(list: &[(&'static str, &'static str)]) -> Headers {
         let mut headers = Headers::new();
-        headers.append(names::X_ENVOY_RETRY_ON, HeaderValue::from_static(retry_on));
-        headers.append(names::X_ENVOY_MAX_RETRIES, HeaderValue::from_static("2"));
+        for (name, value) in list {
+            headers.append(HeaderName::parse(name).unwrap(), HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn state(retry_on: &'static str) -> RetryState {
+        let mut headers = asking(&[("x-envoy-retry-on", retry_on), ("x-envoy-max-retries", "2")]);
         let state = RetryState::new(None, None, &mut headers).unwrap();
         assert!(headers.is_empty(), "retry headers are consumed");
         state
@@ -291,6 +358,28 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_limited_response_is_retried_only_where_that_is_asked_for() {
+        let mut limited = status(503);
+        limited.append(names::X_ENVOY_RATELIMITED, HeaderValue::from_static("true"));
+        assert_eq!(state("5xx").on_response(&limited), Verdict::No);
+        assert_eq!(state("envoy-ratelimited").on_response(&limited), Verdict::Retry);
+    }
+
+    #[test]
+    fn a_client_can_name_statuses_and_headers() {
+        let mut headers = asking(&[
+            ("x-envoy-retry-on", "retriable-status-codes,retriable-headers"),
+            ("x-envoy-retriable-status-codes", "418, 425"),
+            ("x-envoy-retriable-header-names", "x-again"),
+        ]);
+        let s = RetryState::new(None, None, &mut headers).unwrap();
+        assert!(s.wants_response(&status(425)) && !s.wants_response(&status(503)));
+        let mut again = status(200);
+        again.append(HeaderName::parse("x-again").unwrap(), HeaderValue::from_static(""));
+        assert!(s.wants_response(&again));
+    }
+
+    #[test]
     fn connect_failures_are_told_from_resets() {
         assert_eq!(state("connect-failure").on_reset(ResetReason::RemoteConnectionFailure, false), Verdict::Retry);
         assert_eq!(state("connect-failure").on_reset(ResetReason::RemoteReset, true), Verdict::No);
@@ -307,11 +396,36 @@ mod tests {
     #[test]
     fn back_off_grows_and_is_capped() {
         let mut s = state("5xx");
-        s.on_response(&status(503));
-        assert!(s.back_off(u64::MAX) < Duration::from_millis(25));
-        s.on_response(&status(503));
-        assert!(s.back_off(74) == Duration::from_millis(74));
+        s.arm();
+        assert_eq!(s.back_off(26), (Duration::from_millis(1), false));
+        s.arm();
+        assert_eq!(s.back_off(74), (Duration::from_millis(24), false));
         s.retries = 12;
-        assert_eq!(s.back_off(60_000), Duration::from_millis(250));
+        assert_eq!(s.back_off(60_249).0, Duration::from_millis(249));
+    }
+
+    #[test]
+    fn the_upstream_can_ask_for_a_longer_back_off() {
+        let message =
+            envoy_types::pb::envoy::config::route::v3::RetryPolicy { retry_on: "5xx".into(), ..Default::default() };
+        let mut cx = nuncio_config::decode::Context::default();
+        let mut policy = RetryPolicy::decode(&mut cx, &message).unwrap();
+        let max_interval = Duration::from_secs(10);
+        policy.rate_limited_back_off = Some(RateLimitedBackOff { reset_headers: Vec::new(), max_interval });
+        let name = |text| HeaderName::parse(text).unwrap();
+        let conditions = RetryConditions {
+            reset_headers: [(name("retry-after"), false), (name("x-reset"), true)].into(),
+            ..Default::default()
+        };
+        let conditions = Arc::new(conditions);
+        let mut s = RetryState::new(Some(&Arc::new(policy)), Some(&conditions), &mut Headers::new()).unwrap();
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        let interval = |name: &'static str, value| s.reset_interval(&asking(&[(name, value)]), now);
+        assert_eq!(interval("retry-after", "3"), Some(Duration::from_secs(3)));
+        assert_eq!(interval("retry-after", "11"), None);
+        assert_eq!(interval("x-reset", "1007"), Some(Duration::from_secs(7)));
+        assert_eq!(interval("x-reset", "999"), None);
+        s.reset_after = Some(Duration::from_secs(3));
+        assert_eq!(s.back_off(1501), (Duration::from_millis(3001), true));
     }
 }

@@ -2,6 +2,7 @@
 //! Pure; Envoy's `FilterUtility::finalTimeout`.
 
 use nuncio_config::route::RouteAction;
+use nuncio_http::grpc_timeout;
 use nuncio_http::headers::{HeaderValue, Headers, names};
 use std::time::Duration;
 
@@ -18,16 +19,29 @@ pub(crate) struct Timeouts {
     pub(crate) max_stream_duration: Option<Duration>,
 }
 
-/// Works out the timeouts, removes the headers that set them and, unless `suppress`, tells the upstream its deadline.
+/// What bears on the timeouts of a request beside its headers.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    /// The route.
+    pub(crate) action: &'a RouteAction,
+    /// The request is gRPC.
+    pub(crate) grpc: bool,
+    /// Late tries go on beside the next one.
+    pub(crate) hedge: bool,
+    /// `respect_expected_rq_timeout`.
+    pub(crate) respect_expected: bool,
+    /// `suppress_envoy_headers`: the upstream is not told its deadline.
+    pub(crate) suppress: bool,
+}
+
+/// Works out the timeouts, removes the headers that set them and tells the upstream its deadline.
 pub(crate) fn of_request(
-    action: &RouteAction,
+    rules: Rules<'_>,
     headers: &mut Headers,
-    grpc: bool,
     per_try_of_retries: (Option<Duration>, Option<Duration>),
     cluster_max_stream_duration: Option<Duration>,
-    respect_expected: bool,
-    suppress: bool,
 ) -> Timeouts {
+    let action = rules.action;
     let mut t = Timeouts {
         // A route that limits the whole stream has no other limit unless the client asks for one.
         global: action.timeout.filter(|_| action.max_stream_duration.is_none()),
@@ -35,24 +49,26 @@ pub(crate) fn of_request(
         per_try_idle: per_try_of_retries.1,
         max_stream_duration: cluster_max_stream_duration,
     };
-    if grpc {
+    if rules.grpc && action.max_stream_duration.is_none() {
         grpc_timeout(action, headers, &mut t);
     }
-    let expected = headers.get(&names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS).and_then(millis).filter(|_| respect_expected);
-    match expected {
-        Some(d) => t.global = nonzero(d),
-        None => {
-            if let Some(d) = headers.get(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS).and_then(millis) {
-                t.global = nonzero(d);
-            }
-        }
+    let expected = headers.get(&names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS).filter(|_| rules.respect_expected);
+    let asked = match expected {
+        Some(expected) => millis(expected),
+        None => headers.get(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS).and_then(millis),
+    };
+    if let Some(asked) = asked {
+        t.global = nonzero(asked);
     }
     headers.remove(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS);
     if let Some(d) = headers.get(&names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS).and_then(millis) {
         t.per_try = nonzero(d);
     }
-    if let Some(d) = headers.get(&names::X_ENVOY_UPSTREAM_STREAM_DURATION_MS).and_then(millis) {
-        t.max_stream_duration = nonzero(d);
+    headers.remove(&names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS);
+    if let Some(value) = headers.get(&names::X_ENVOY_UPSTREAM_STREAM_DURATION_MS).cloned() {
+        if let Some(d) = millis(&value) {
+            t.max_stream_duration = nonzero(d);
+        }
         headers.remove(&names::X_ENVOY_UPSTREAM_STREAM_DURATION_MS);
     }
     // A try cannot take longer than all of them.
@@ -61,11 +77,28 @@ pub(crate) fn of_request(
     {
         t.per_try = None;
     }
-    let expected = t.per_try.or(t.global);
-    if !suppress && let Some(expected) = expected {
-        headers.set(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, expected_value(expected));
-    }
+    t.tell(rules, Duration::ZERO, headers);
     t
+}
+
+impl Timeouts {
+    /// Tells the upstream how long it has, `elapsed` after the request was complete.
+    pub(crate) fn tell(&self, rules: Rules<'_>, elapsed: Duration, headers: &mut Headers) {
+        // A try that is late goes on: it has as long as all of them.
+        let Some(mut expected) = self.per_try.filter(|_| !rules.hedge).or(self.global) else { return };
+        if let Some(global) = self.global {
+            let left = global.saturating_sub(elapsed);
+            // Zero would be no limit at all.
+            expected = if left.as_millis() == 0 { Duration::from_millis(1) } else { expected.min(left) };
+        }
+        if !rules.suppress {
+            headers.set(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, expected_value(expected));
+        }
+        let action = rules.action;
+        if rules.grpc && action.max_stream_duration.is_none() && action.max_grpc_timeout.is_some() {
+            headers.set(names::GRPC_TIMEOUT, grpc_timeout_value(expected));
+        }
+    }
 }
 
 /// Texts of common route timeouts are static.
@@ -76,37 +109,26 @@ fn expected_value(d: Duration) -> HeaderValue {
     }
 }
 
-fn grpc_timeout(action: &RouteAction, headers: &Headers, t: &mut Timeouts) {
-    let asked = headers.str(&names::GRPC_TIMEOUT).and_then(parse_grpc_timeout);
-    let limits = action.max_stream_duration;
-    if let Some(max) = limits.and_then(|d| d.grpc_timeout_header_max) {
-        if let Some(asked) = asked {
-            let capped = if max.is_zero() { asked } else { asked.min(max) };
-            let offset = limits.and_then(|d| d.grpc_timeout_header_offset).unwrap_or_default();
-            t.max_stream_duration = nonzero(capped.saturating_sub(offset).max(Duration::from_millis(1)));
-            t.global = None;
-        }
-    } else if let Some(max) = action.max_grpc_timeout {
-        let asked = asked.unwrap_or_default();
-        let capped = if max.is_zero() || (!asked.is_zero() && asked < max) { asked } else { max };
-        t.global = nonzero(capped.saturating_sub(action.grpc_timeout_offset.unwrap_or_default()));
-    }
+/// A `grpc-timeout` in the finest unit in which its number has at most eight digits.
+fn grpc_timeout_value(d: Duration) -> HeaderValue {
+    const UNITS: [(u64, char); 4] = [(1, 'm'), (1000, 'S'), (60_000, 'M'), (3_600_000, 'H')];
+    let ms = d.as_millis() as u64;
+    let (number, unit) = UNITS
+        .iter()
+        .map(|(factor, unit)| (ms / factor, *unit))
+        .find(|(n, _)| *n <= 99_999_999)
+        .unwrap_or((99_999_999, 'H'));
+    HeaderValue::parse(format!("{number}{unit}")).unwrap_or_default()
 }
 
-/// `grpc-timeout`: up to 8 digits and a unit.
-fn parse_grpc_timeout(value: &str) -> Option<Duration> {
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    let n: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(n * 3600),
-        "M" => Duration::from_secs(n * 60),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        // Envoy rounds up to whole milliseconds.
-        "u" => Duration::from_millis(n.div_ceil(1000)),
-        "n" => Duration::from_millis(n.div_ceil(1_000_000)),
-        _ => return None,
-    })
+/// The deprecated `max_grpc_timeout`: the client's own deadline counts, up to a limit.
+fn grpc_timeout(action: &RouteAction, headers: &Headers, t: &mut Timeouts) {
+    let Some(max) = action.max_grpc_timeout else { return };
+    let mut asked = headers.str(&names::GRPC_TIMEOUT).and_then(grpc_timeout::parse).unwrap_or_default();
+    // The offset never makes a deadline into none.
+    asked -= action.grpc_timeout_offset.filter(|offset| *offset < asked).unwrap_or_default();
+    let capped = if !max.is_zero() && (asked.is_zero() || asked > max) { max } else { asked };
+    t.global = nonzero(capped);
 }
 
 fn millis(value: &HeaderValue) -> Option<Duration> {
@@ -122,12 +144,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grpc_timeouts_have_six_units() {
-        assert_eq!(parse_grpc_timeout("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(parse_grpc_timeout("1500u"), Some(Duration::from_millis(2)));
-        assert_eq!(parse_grpc_timeout("1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(parse_grpc_timeout("123456789m"), None);
-        assert_eq!(parse_grpc_timeout("5"), None);
-        assert_eq!(parse_grpc_timeout(""), None);
+    fn long_grpc_timeouts_are_told_in_coarser_units() {
+        let text = |ms| grpc_timeout_value(Duration::from_millis(ms)).to_str().unwrap().to_owned();
+        assert_eq!((text(1), text(99_999_999), text(100_000_000)), ("1m".into(), "99999999m".into(), "100000S".into()));
     }
 }

@@ -46,6 +46,7 @@ fn route(name: &str, path: PathMatch) -> Route {
             grpc: false,
             tls_context: None,
             dynamic_metadata: Vec::new(),
+            filter_state: Vec::new(),
         },
         action: RouteActionKind::Route(Box::new(action(ClusterSpecifier::Cluster("up".into())))),
         headers: HeaderMutations::default(),
@@ -107,6 +108,8 @@ fn request<'a>(headers: &'a Headers, random: u64) -> RouteRequest<'a> {
         random,
         tls: None,
         dynamic_metadata: None,
+        info: None,
+        filter_state: None,
         runtime: &NoRuntime,
     }
 }
@@ -206,6 +209,7 @@ fn weights_are_shares_of_the_random_value() {
         typed_per_filter_config: Vec::new(),
     };
     let mut weighted = WeightedClusters {
+        use_hash_policy: false,
         clusters: vec![entry("a", 20), entry("b", 0), entry("c", 80)],
         total: 100,
         random_value_header: Some("x-random".into()),

@@ -1,0 +1,127 @@
+//! The way to a stream: a host is chosen, and its pool asked for a connection.
+
+use super::attempt::Outcome;
+use super::failure::{Failure, FailureKind};
+use super::hedge;
+use super::{Request, poll_request_timers};
+use bytes::Bytes;
+use nuncio_http::active_stream::ActiveStream;
+use nuncio_http::headers::HeaderValue;
+use nuncio_http::headers::names;
+use nuncio_http::route::rewrite::update_authority;
+use nuncio_net::proxy_protocol_header::proxy_protocol_header;
+use nuncio_upstream::{Cluster, Host, LbContext, PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// The host of the next try; retries pass over hosts that the policy's predicates refuse.
+pub(crate) fn choose_host(request: &Request) -> Option<Arc<Host>> {
+    let context = LbContext { hash: request.hash, ..LbContext::default() };
+    let Some(retry) = request.retry.as_ref().filter(|retry| retry.chooses_hosts() && retry.is_retry()) else {
+        return request.cluster.choose_host(&context);
+    };
+    let refuses = |host: &Host| retry.refuses_host(host, &request.hosts);
+    let load = retry.priority_load(&request.cluster, &request.hosts);
+    let context = LbContext {
+        should_select_another_host: Some(&refuses),
+        host_selection_retry_count: retry.host_selection_attempts(),
+        priority_load: load.as_ref(),
+        ..context
+    };
+    request.cluster.choose_host(&context)
+}
+
+/// Writes down which host is tried, and renames the request where the route asks for it.
+pub(crate) fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, host: &Arc<Host>, keep_original: bool) {
+    let info = &mut stream.info.upstream;
+    info.host = Some(host.address_text.clone());
+    info.host_name = Some(host.hostname.clone());
+    info.host_metadata = host.metadata.clone();
+    if request.retry.is_some() || !info.hosts_attempted.is_empty() {
+        info.hosts_attempted.push(host.address_text.clone());
+    }
+    request.hosts.push(host.clone());
+    if let Some(append) = request.route.auto_host_rewrite()
+        && !host.hostname.is_empty()
+        && let Some(name) = HeaderValue::parse(host.hostname.to_string())
+    {
+        update_authority(&mut stream.request, name, append, keep_original);
+    }
+}
+
+/// A stream to `host`, or what came instead.
+pub(crate) async fn connect(
+    stream: &mut ActiveStream<'_>,
+    request: &mut Request,
+    host: &Arc<Host>,
+) -> Result<PooledStream, Outcome> {
+    let named = stream.request.get(request.cluster.auto_sni_header()).filter(|value| !value.as_bytes().is_empty());
+    let authority = named.or_else(|| stream.request.get(&names::AUTHORITY)).cloned();
+    let options = StreamOptions {
+        priority: request.priority,
+        downstream_protocol: Some(stream.protocol()),
+        authority: authority.as_ref().and_then(HeaderValue::to_str),
+        downstream_connection: stream.connection.info.id,
+    };
+    let cluster = request.cluster.clone();
+    let tunnel = tunnel(stream, request);
+    let mut checkout = pin!(checkout(&cluster, host, &options, tunnel));
+    let checked = poll_fn(|cx| {
+        if let Poll::Ready(result) = checkout.as_mut().poll(cx) {
+            return Poll::Ready(Ok(result));
+        }
+        if let Poll::Ready(abort) = stream.poll_abort(cx) {
+            return Poll::Ready(Err(Outcome::Abort(abort)));
+        }
+        if let Some(outcome) = poll_request_timers(stream, request, cx) {
+            return Poll::Ready(Err(outcome));
+        }
+        hedge::poll_winner(stream, request, true, cx).map(Err)
+    })
+    .await?;
+    checked.map_err(|failure| {
+        stream.info.upstream.transport_failure_reason.clone_from(&failure.transport_failure_reason);
+        if failure.host.is_none() {
+            // The request never got as far as a host: it could not even wait for one.
+            stream.info.upstream.host = None;
+            stream.info.upstream.host_name = None;
+        }
+        Outcome::Failed(Failure {
+            kind: FailureKind::Reset,
+            reason: failure.reason,
+            transport: failure.transport_failure_reason,
+            started: false,
+            retried: false,
+        })
+    })
+}
+
+async fn checkout(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    options: &StreamOptions<'_>,
+    tunnel: Option<Bytes>,
+) -> Result<PooledStream, PoolFailure> {
+    match tunnel {
+        None => http_stream(cluster, host, options).await,
+        // Boxed, as few requests need it.
+        Some(preface) => Box::pin(raw_stream(cluster, host, options, preface)).await,
+    }
+}
+
+/// What the upstream connection of a CONNECT that ends here begins with; None for requests that are forwarded as such.
+fn tunnel(stream: &ActiveStream<'_>, request: &Request) -> Option<Bytes> {
+    let upgrades = &request.route.entry().route_action()?.upgrades;
+    let config = upgrades.iter().find_map(|upgrade| upgrade.connect_config)?;
+    match stream.request.method() {
+        b"CONNECT" => {}
+        b"POST" if config.allow_post => {}
+        _ => return None,
+    }
+    let info = &stream.connection.info;
+    Some(config.proxy_protocol.map_or_else(Bytes::new, |version| {
+        proxy_protocol_header(version, &info.remote_address, &info.local_address).into()
+    }))
+}

@@ -1,0 +1,71 @@
+//! What outlier detection is told of the tries at a host.
+
+use super::attempt::Outcome;
+use super::failure::FailureKind;
+use nuncio_http::codec::ResetReason;
+use nuncio_http::headers::{HeaderValue, Headers, names};
+use nuncio_upstream::{Host, OutlierResult};
+
+/// A connection was there.
+pub(crate) fn connected(host: &Host) {
+    if let Some(monitor) = host.outlier_monitor() {
+        monitor.put_result(OutlierResult::ConnectSuccess, None);
+    }
+}
+
+/// A response's head has arrived.
+pub(crate) fn answered(host: &Host, head: &Headers, grpc: bool) {
+    if let Some(monitor) = host.outlier_monitor() {
+        monitor.put_code(outcome_code(head, head.status(), grpc));
+    }
+}
+
+/// The try is late, and goes on.
+pub(crate) fn late(host: &Host) {
+    if let Some(monitor) = host.outlier_monitor() {
+        monitor.put_result(OutlierResult::Timeout, Some(504));
+    }
+}
+
+/// A try has ended without a response, or broke off in one.
+pub(crate) fn ended(host: &Host, outcome: &Outcome, answered: bool) {
+    let Some(monitor) = host.outlier_monitor() else { return };
+    match outcome {
+        // A full circuit breaker says nothing about the host.
+        Outcome::Failed(failure) if failure.reason == ResetReason::Overflow => {}
+        Outcome::Failed(failure) if failure.kind == FailureKind::MaxDuration => {}
+        Outcome::Failed(failure) if failure.is_try_timeout() => {
+            monitor.put_result(OutlierResult::Timeout, Some(504));
+        }
+        Outcome::Failed(_) => monitor.put_result(OutlierResult::ConnectFailed, None),
+        Outcome::GlobalTimeout if !answered => monitor.put_result(OutlierResult::Timeout, Some(504)),
+        _ => {}
+    }
+}
+
+/// The code that outlier detection counts: gRPC errors in the head as the HTTP code that they stand for.
+fn outcome_code(head: &Headers, status: u16, grpc: bool) -> u16 {
+    if !grpc {
+        return status;
+    }
+    let code = head.get(&names::GRPC_STATUS).and_then(HeaderValue::to_str).and_then(|text| text.parse().ok());
+    code.map_or(status, grpc_to_http)
+}
+
+/// The HTTP code that a gRPC status stands for.
+fn grpc_to_http(code: u32) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
