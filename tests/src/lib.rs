@@ -10,6 +10,8 @@ pub mod case;
 pub mod certs;
 pub mod client;
 pub mod compare;
+pub mod control_plane;
+pub mod conversation;
 pub mod find;
 pub mod frames;
 pub mod http1;

@@ -50,7 +50,7 @@ pub enum Protocol {
 pub struct MuxOptions {
     /// The form of the protocol.
     pub protocol: Protocol,
-    /// State of the world: `set_node_on_first_message_only`. Delta sends the node in every message.
+    /// `set_node_on_first_message_only`.
     pub node_on_first_message_only: bool,
     /// `rate_limit_settings`. None limits nothing.
     pub rate_limit: Option<RateLimit>,
@@ -461,7 +461,6 @@ impl Mux {
             Machine::Sotw(sotw) => RequestBody::Sotw(sotw.request(|| watches.request_names())),
             Machine::Delta(delta) => RequestBody::Delta(Box::new(delta.request(&place.type_url, place.ack))),
         };
-        let with_node = with_node || matches!(body, RequestBody::Delta(_));
         Due::Send(Request { body, with_node })
     }
 

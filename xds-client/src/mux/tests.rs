@@ -39,7 +39,7 @@ impl Talk {
     }
 
     fn delta() -> Talk {
-        Talk::new(MuxOptions::new(Protocol::Delta))
+        Talk::new(MuxOptions { node_on_first_message_only: true, ..MuxOptions::new(Protocol::Delta) })
     }
 
     fn pass(&mut self, time: Duration) {
@@ -230,6 +230,20 @@ fn the_node_goes_in_every_message_unless_it_is_told_once() {
     talk.mux.stream_closed();
     talk.mux.stream_opened();
     assert_eq!(talk.sent(), ["CDS v= n= [] node", "LDS v= n= []"]);
+}
+
+#[test]
+fn delta_tells_the_node_once_only_if_it_is_to() {
+    for once in [false, true] {
+        let mut talk = Talk::new(MuxOptions { node_on_first_message_only: once, ..MuxOptions::new(Protocol::Delta) });
+        talk.wildcard(CDS);
+        talk.wildcard(LDS);
+        let mut nodes = Vec::new();
+        while let Due::Send(request) = talk.mux.poll_request(talk.now) {
+            nodes.push(request.with_node);
+        }
+        assert_eq!(nodes, [true, !once]);
+    }
 }
 
 #[test]
