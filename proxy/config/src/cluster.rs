@@ -11,10 +11,12 @@ use std::time::Duration;
 
 mod decode;
 mod endpoints;
+mod health_check;
 mod load_balancing;
 mod outlier;
 
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
+pub use health_check::{EndpointHealthCheck, HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
 pub use outlier::OutlierDetectionConfig;
 
 /// One cluster.
@@ -56,8 +58,8 @@ pub struct ClusterConfig {
     pub close_connections_on_host_health_failure: bool,
     /// Drop a removed host at once although its health check still passes.
     pub ignore_health_on_host_removal: bool,
-    /// Serialized `health_checks`.
-    pub health_checks: Vec<bytes::Bytes>,
+    /// Active health checking; None where there is none.
+    pub health_check: Option<Arc<HealthCheckConfig>>,
     /// `outlier_detection`; None for no detector.
     pub outlier_detection: Option<OutlierDetectionConfig>,
     /// Cluster metadata as JSON.
@@ -217,8 +219,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Metadata (namespace to struct) as JSON.
     pub metadata: Option<Arc<serde_json::Value>>,
-    /// Serialized `health_check_config`.
-    pub health_check: Option<bytes::Bytes>,
+    /// `health_check_config`.
+    pub own_health_check: Option<Arc<EndpointHealthCheck>>,
 }
 
 /// `HealthStatus`.

@@ -194,6 +194,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         control: control.handle().clone(),
         outlier_events,
         tls_contexts: contexts.clone(),
+        event_logs: Some(access_logs.clone()),
     });
     let (wants, wanted) = Wants::channel();
     let context = Context {
@@ -449,6 +450,7 @@ async fn serve(
         workers.push(Worker::start(index).map_err(|e| format!("cannot start worker {index}: {e}"))?);
     }
     crate::signals::spawn_watchers(&server);
+    tokio::task::spawn_local(server.context.clusters.run_health_checks());
     let initialized = async {
         let discovery = Discovery::start(&server, wanted)?;
         discovery.clusters().await?;

@@ -6,7 +6,8 @@
 use crate::circuit_breakers::{ResourceManager, ResourcePriority};
 use crate::cluster_manager::Warming;
 use crate::endpoints::Given;
-use crate::host::Host;
+use crate::health_check::{HealthChecker, Job};
+use crate::host::{Host, health_flag};
 use crate::host_set::PrioritySet;
 use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
 use crate::outlier::OutlierDetection;
@@ -22,6 +23,7 @@ use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use tokio::sync::mpsc::UnboundedSender;
 
 /// What changes when hosts or their health change; published whole.
 #[derive(Debug)]
@@ -54,6 +56,7 @@ pub struct Cluster {
     /// How sockets to hosts are made.
     pub(crate) connect: ConnectOptions,
     outlier: Option<Arc<OutlierDetection>>,
+    health: Option<Arc<HealthChecker>>,
     weak: Weak<Cluster>,
     pub(crate) workers: Weak<worker::Workers>,
 }
@@ -83,20 +86,31 @@ pub enum ClusterError {
     },
 }
 
+/// What a cluster is made with beside its configuration.
+pub(crate) struct ClusterParts<'a> {
+    pub(crate) registry: &'a Registry,
+    /// Used where the cluster binds nothing.
+    pub(crate) upstream_bind: &'a BindConfig,
+    /// Told of changes.
+    pub(crate) workers: Weak<worker::Workers>,
+    /// Tells configurations of one name apart.
+    pub(crate) fingerprint: u64,
+    /// Where ejections are written.
+    pub(crate) outlier_events: Option<&'a Arc<LogFile>>,
+    /// Where changes of health are written.
+    pub(crate) health_log: Option<Arc<LogFile>>,
+    /// Who runs health checks.
+    pub(crate) health_jobs: &'a UnboundedSender<Job>,
+}
+
 impl Cluster {
-    /// A cluster without hosts; `workers` are told of changes. `upstream_bind` is used where the cluster binds nothing,
-    /// ejections are written to `outlier_events`.
+    /// A cluster without hosts.
     ///
     /// # Errors
     /// [`ClusterError`] when the configuration asks for what does not exist here, or its TLS files cannot be used.
-    pub fn new(
-        config: Arc<ClusterConfig>,
-        registry: &Registry,
-        upstream_bind: &BindConfig,
-        workers: Weak<worker::Workers>,
-        fingerprint: u64,
-        outlier_events: Option<&Arc<LogFile>>,
-    ) -> Result<Arc<Cluster>, ClusterError> {
+    pub(crate) fn new(config: Arc<ClusterConfig>, parts: ClusterParts<'_>) -> Result<Arc<Cluster>, ClusterError> {
+        let ClusterParts { registry, upstream_bind, workers, fingerprint, outlier_events, health_log, health_jobs } =
+            parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
         let observability_name: Arc<str> = match &config.alt_stat_name {
@@ -116,8 +130,14 @@ impl Cluster {
             let log = outlier_events.cloned();
             Arc::new(OutlierDetection::new(detection, registry, stats.prefix(), &config.name, log))
         });
+        let health = config.health_check.as_ref().map(|check| {
+            let exclude_new = config.lb_common.ignore_new_hosts_until_first_hc;
+            let jobs = health_jobs.clone();
+            Arc::new(HealthChecker::new(check.clone(), registry, stats.prefix(), health_log, exclude_new, jobs))
+        });
         Ok(Arc::new_cyclic(|weak| Cluster {
             outlier,
+            health,
             weak: weak.clone(),
             connect,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -182,6 +202,11 @@ impl Cluster {
         self.removed.load(Ordering::Relaxed)
     }
 
+    /// Active health checking where it is configured.
+    pub fn health_checker(&self) -> Option<&Arc<HealthChecker>> {
+        self.health.as_ref()
+    }
+
     /// Outlier detection where it is configured.
     pub fn outlier_detection(&self) -> Option<&Arc<OutlierDetection>> {
         self.outlier.as_ref()
@@ -192,6 +217,9 @@ impl Cluster {
         if let Some(outlier) = &self.outlier {
             outlier.stop();
         }
+        if let Some(health) = &self.health {
+            health.stop();
+        }
         self.generation.fetch_add(1, Ordering::Release);
         self.notify_workers();
     }
@@ -200,6 +228,7 @@ impl Cluster {
     /// there are drained by the workers' pools.
     pub fn update(&self, priority_set: PrioritySet) {
         let old = self.state();
+        let mut priority_set = self.with_stabilized(priority_set, &old.priority_set);
         let now: std::collections::HashSet<u64> = priority_set.hosts().map(|host| host.id).collect();
         let before: std::collections::HashSet<u64> = old.priority_set.hosts().map(|host| host.id).collect();
         let mut gone = false;
@@ -213,8 +242,15 @@ impl Cluster {
         if now != before {
             self.stats.membership_change().inc();
         }
+        let first = self.generation() == 1;
         if let Some(outlier) = self.outlier.as_ref().filter(|_| now != before) {
             outlier.set_hosts(&priority_set);
+        }
+        if let Some(health) = self.health.as_ref().filter(|_| now != before || first)
+            && health.set_hosts(&self.weak, &priority_set)
+        {
+            // New hosts count as failed until they pass.
+            priority_set = priority_set.refreshed();
         }
         let (total, healthy, degraded, excluded) = priority_set.membership();
         self.stats.membership_total().set(total as u64);
@@ -234,9 +270,33 @@ impl Cluster {
         self.given().warming = Some(warming);
     }
 
+    /// As Envoy does, hosts that discovery no longer knows stay as long as they pass their health checks, unless
+    /// `ignore_health_on_host_removal` says otherwise.
+    fn with_stabilized(&self, new: PrioritySet, old: &PrioritySet) -> PrioritySet {
+        if self.health.is_none() || self.config.ignore_health_on_host_removal {
+            return new;
+        }
+        let kept: Vec<_> = old
+            .hosts()
+            .filter(|host| !host.disables_health_check())
+            .filter(|host| host.health_flags() & health_flag::FAILED_ACTIVE_HC == 0)
+            .filter(|host| !new.hosts().any(|other| other.id == host.id || other.address == host.address))
+            .cloned()
+            .collect();
+        if kept.is_empty() {
+            return new;
+        }
+        for host in &kept {
+            host.set_flags(health_flag::PENDING_DYNAMIC_REMOVAL);
+        }
+        new.filtered(&|_| true, &kept)
+    }
+
     /// Publishes the hosts again, after the health of some has changed. For the control thread.
     pub(crate) fn publish_health(&self) {
-        self.update(self.state().priority_set.refreshed());
+        // Of those that discovery no longer knows, the failing ones go now.
+        let gone = health_flag::PENDING_DYNAMIC_REMOVAL | health_flag::FAILED_ACTIVE_HC;
+        self.update(self.state().priority_set.filtered(&|host| host.health_flags() & gone != gone, &[]));
         // Connections to hosts that fail are drained.
         self.notify_workers();
     }

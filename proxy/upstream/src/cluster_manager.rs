@@ -3,21 +3,23 @@
 //! Workers look names up without locks: names hash to shards, each an `ArcSwap` of a short sorted table, so that a
 //! change copies a few entries however many clusters there are. The control thread adds and removes.
 
-use crate::cluster::{Cluster, ClusterError};
+use crate::cluster::{Cluster, ClusterError, ClusterParts};
 use crate::discovery;
 use crate::dns::Resolvers;
+use crate::health_check::{self, Job};
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
-use nuncio_http::access_log::LogFile;
+use nuncio_http::access_log::{AccessLogWriter, LogFile};
 use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
 const SHARDS: usize = 512;
@@ -37,6 +39,8 @@ pub struct ClusterManagerOptions {
     pub outlier_events: Option<Arc<LogFile>>,
     /// Where the TLS contexts of clusters are listed and watched.
     pub tls_contexts: TlsContexts,
+    /// Opens the event logs of health checks.
+    pub event_logs: Option<AccessLogWriter>,
 }
 
 /// What [`ClusterManager::add_or_update`] did.
@@ -60,6 +64,9 @@ pub struct ClusterManager {
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
     waiting: watch::Sender<Waiting>,
+    health_jobs: UnboundedSender<Job>,
+    /// Until someone runs them.
+    health_queue: Mutex<Option<UnboundedReceiver<Job>>>,
 }
 
 /// How many clusters wait for their first hosts.
@@ -111,6 +118,7 @@ fn hash(name: &str) -> u64 {
 impl ClusterManager {
     /// A manager without clusters.
     pub fn new(options: ClusterManagerOptions) -> Arc<ClusterManager> {
+        let (health_jobs, health_queue) = mpsc::unbounded_channel();
         Arc::new(ClusterManager {
             shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
             stats: ClusterManagerStats::new(&options.registry, "cluster_manager."),
@@ -119,6 +127,8 @@ impl ClusterManager {
             resolvers: Resolvers::default(),
             control: Mutex::default(),
             waiting: watch::channel(Waiting::default()).0,
+            health_jobs,
+            health_queue: Mutex::new(Some(health_queue)),
         })
     }
 
@@ -146,7 +156,14 @@ impl ClusterManager {
         let (cluster, discovery) = self.make(config, 0)?;
         let outcome = self.count_added(cluster.name());
         self.publish(&cluster);
-        discovery.start(&cluster, &self.options.control, || Warming::new(self, &cluster));
+        match cluster.health_checker() {
+            None => discovery.start(&cluster, &self.options.control, || Warming::new(self, &cluster)),
+            Some(checker) => {
+                let own = Warming::new(self, &cluster);
+                checker.wait(own.downgrade());
+                discovery.start(&cluster, &self.options.control, || own.clone());
+            }
+        }
         Ok(outcome)
     }
 
@@ -176,6 +193,9 @@ impl ClusterManager {
         self.show_warming();
         // Dropped at once where hosts are known.
         let own = Warming::new(self, &cluster);
+        if let Some(checker) = cluster.health_checker() {
+            checker.wait(own.downgrade());
+        }
         discovery.start(&cluster, &self.options.control, || own.clone());
         drop(own);
         Ok((outcome, cluster))
@@ -186,16 +206,44 @@ impl ClusterManager {
         config: Arc<ClusterConfig>,
         fingerprint: u64,
     ) -> Result<(Arc<Cluster>, discovery::Discovery), ClusterError> {
-        let workers = Arc::downgrade(&self.workers);
         let options = &self.options;
-        let events = options.outlier_events.as_ref();
-        let cluster = Cluster::new(config, &options.registry, &options.upstream_bind, workers, fingerprint, events)?;
+        let health_log = match config.health_check.as_ref().and_then(|check| check.event_log_path.as_deref()) {
+            Some(path) => self.open_log(&config, path)?,
+            None => None,
+        };
+        let parts = ClusterParts {
+            registry: &options.registry,
+            upstream_bind: &options.upstream_bind,
+            workers: Arc::downgrade(&self.workers),
+            fingerprint,
+            outlier_events: options.outlier_events.as_ref(),
+            health_log,
+            health_jobs: &self.health_jobs,
+        };
+        let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
         for context in cluster.tls_contexts() {
             options.tls_contexts.add(context);
         }
         outlier::start(&cluster, &options.control);
         Ok((cluster, discovery))
+    }
+
+    fn open_log(&self, config: &ClusterConfig, path: &str) -> Result<Option<Arc<LogFile>>, ClusterError> {
+        let Some(writer) = &self.options.event_logs else { return Ok(None) };
+        let failed = |what| ClusterError::Unsupported { path: format!("{}.health_checks", config.path), what };
+        writer.open(path).map(Some).map_err(failed)
+    }
+
+    /// Runs the health checks of all clusters, on the control thread and in its local task set, until the manager is
+    /// gone. A second call does nothing.
+    pub fn run_health_checks(&self) -> impl Future<Output = ()> + 'static {
+        let jobs = self.health_queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move {
+            if let Some(jobs) = jobs {
+                health_check::run(jobs).await;
+            }
+        }
     }
 
     fn count_added(&self, name: &str) -> AddOutcome {
@@ -347,8 +395,17 @@ fn shard_of(hash: u64) -> usize {
 /// Counts a cluster as warming until the last clone is dropped; then the cluster becomes visible.
 #[derive(Clone)]
 pub(crate) struct Warming {
-    #[expect(dead_code, reason = "held for its end")]
     inner: Arc<WarmingInner>,
+}
+
+/// A [`Warming`] that keeps nothing warming by itself.
+pub(crate) struct WeakWarming(std::sync::Weak<WarmingInner>);
+
+impl WeakWarming {
+    /// What it stands for, if that still lives.
+    pub(crate) fn upgrade(&self) -> Option<Warming> {
+        self.0.upgrade().map(|inner| Warming { inner })
+    }
 }
 
 struct WarmingInner {
@@ -364,6 +421,10 @@ impl Warming {
         cluster.stats.warming_state().set(1);
         let (manager, cluster) = (Arc::downgrade(manager), Arc::downgrade(cluster));
         Warming { inner: Arc::new(WarmingInner { manager, cluster, primary }) }
+    }
+
+    fn downgrade(&self) -> WeakWarming {
+        WeakWarming(Arc::downgrade(&self.inner))
     }
 }
 
@@ -402,6 +463,7 @@ mod tests {
             control: runtime.handle().clone(),
             outlier_events: None,
             tls_contexts: TlsContexts::default(),
+            event_logs: None,
         };
         (ClusterManager::new(options), registry, runtime)
     }
@@ -423,7 +485,7 @@ mod tests {
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
-            health_check: None,
+            own_health_check: None,
         });
         let locality = LocalityEndpoints {
             locality: Locality::default(),

@@ -119,7 +119,7 @@ pub(crate) fn make_host(
         health: endpoint.health,
         metadata: endpoint.metadata.clone(),
         transport_socket_match: transport::find_match(config, endpoint.metadata.as_deref()),
-        health_check: endpoint.health_check.clone(),
+        own_health_check: endpoint.own_health_check.clone(),
     }))
 }
 

@@ -121,7 +121,7 @@ impl Cluster {
         *host.locality == *locality
             && *host.hostname == *endpoint.hostname
             && host.metadata == endpoint.metadata
-            && host.health_check == endpoint.health_check
+            && host.own_health_check == endpoint.own_health_check
             && host.additional_addresses.len() == endpoint.additional_addresses.len()
             && host.additional_addresses.iter().eq(endpoint
                 .additional_addresses

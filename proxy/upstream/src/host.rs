@@ -3,8 +3,9 @@
 //! Shared by all threads; pools and load balancers hold it by `Arc`. A host that is configured again with the same
 //! address keeps its object, so its counters and connections go on. Nothing here connects.
 
+use crate::health_check::HealthMonitor;
 use crate::outlier::HostMonitor;
-use nuncio_config::cluster::{HealthStatus, Locality};
+use nuncio_config::cluster::{EndpointHealthCheck, HealthStatus, Locality};
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -120,8 +121,8 @@ pub struct Host {
     pub metadata: Option<Arc<serde_json::Value>>,
     /// Index of the transport socket match that applies, by order in the cluster; None for the default.
     pub transport_socket_match: Option<u32>,
-    /// Its own health check settings, serialized.
-    pub health_check: Option<bytes::Bytes>,
+    /// Its own health check settings.
+    pub own_health_check: Option<Arc<EndpointHealthCheck>>,
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
     current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
@@ -129,6 +130,8 @@ pub struct Host {
     failures: AtomicU32,
     /// Set where its cluster detects outliers.
     outlier: OnceLock<Arc<HostMonitor>>,
+    /// Set where it is health checked.
+    health_monitor: OnceLock<Arc<HealthMonitor>>,
     /// Counters.
     pub stats: HostStats,
 }
@@ -155,7 +158,7 @@ pub struct HostDescription {
     /// Transport socket match.
     pub transport_socket_match: Option<u32>,
     /// Health check settings.
-    pub health_check: Option<bytes::Bytes>,
+    pub own_health_check: Option<Arc<EndpointHealthCheck>>,
 }
 
 impl Host {
@@ -181,11 +184,12 @@ impl Host {
             canary,
             metadata: description.metadata,
             transport_socket_match: description.transport_socket_match,
-            health_check: description.health_check,
+            own_health_check: description.own_health_check,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             outlier: OnceLock::new(),
+            health_monitor: OnceLock::new(),
             stats: HostStats::default(),
         };
         host.set_eds_health(description.health);
@@ -282,6 +286,23 @@ impl Host {
 
     pub(crate) fn mark_removed(&self) {
         self.removed.store(true, Relaxed);
+    }
+
+    /// The response asked for the host to fail its health check at once (`x-envoy-immediate-health-check-fail`).
+    pub fn fail_health_check(&self) {
+        if let Some(monitor) = self.health_monitor.get() {
+            self.set_flags(health_flag::EXCLUDED_VIA_IMMEDIATE_HC_FAIL);
+            monitor.fail();
+        }
+    }
+
+    pub(crate) fn health_monitor(&self) -> &Arc<HealthMonitor> {
+        self.health_monitor.get_or_init(Arc::default)
+    }
+
+    /// Whether active health checks leave it out.
+    pub fn disables_health_check(&self) -> bool {
+        self.own_health_check.as_ref().is_some_and(|own| own.disabled)
     }
 
     /// Where results of tries are reported; None where the cluster detects no outliers.

@@ -128,12 +128,19 @@ impl PrioritySet {
 
     /// The same hosts, sorted anew by their health as it is now.
     pub(crate) fn refreshed(&self) -> PrioritySet {
-        let refresh = |set: &HostSet| {
+        self.filtered(&|_| true, &[])
+    }
+
+    /// As [`PrioritySet::refreshed`], without the hosts that `keep` refuses and with `more`, by their priorities.
+    pub(crate) fn filtered(&self, keep: &dyn Fn(&Host) -> bool, more: &[Arc<Host>]) -> PrioritySet {
+        let refresh = |(level, set): (usize, &HostSet)| {
+            let more = more.iter().filter(|host| host.priority.load(Relaxed) as usize == level);
+            let hosts = set.hosts.iter().filter(|host| keep(host)).chain(more).cloned().collect();
             let weights: Vec<_> = set.localities.iter().map(|entry| (entry.locality.clone(), entry.weight)).collect();
             let weights = Some(weights.as_slice()).filter(|weights| !weights.is_empty());
-            HostSet::new(set.hosts.clone(), weights, set.overprovisioning_factor)
+            HostSet::new(hosts, weights, set.overprovisioning_factor)
         };
-        PrioritySet { host_sets: self.host_sets.iter().map(refresh).collect() }
+        PrioritySet { host_sets: self.host_sets.iter().enumerate().map(refresh).collect() }
     }
 
     /// Total, healthy, degraded and excluded hosts.

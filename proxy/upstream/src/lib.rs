@@ -18,6 +18,7 @@ pub mod transport;
 
 pub mod pool;
 
+pub mod health_check;
 pub mod outlier;
 
 mod discovery;

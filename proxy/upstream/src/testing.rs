@@ -34,7 +34,7 @@ pub(crate) fn config() -> ClusterConfig {
         dns: DnsConfig::default(),
         close_connections_on_host_health_failure: false,
         ignore_health_on_host_removal: false,
-        health_checks: Vec::new(),
+        health_check: None,
         outlier_detection: None,
         metadata: None,
         connection_pool_per_downstream_connection: false,
@@ -60,7 +60,7 @@ pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host
         health: HealthStatus::Unknown,
         metadata: None,
         transport_socket_match: None,
-        health_check: None,
+        own_health_check: None,
     }))
 }
 

@@ -70,7 +70,11 @@ impl Transport {
     }
 
     fn context(&self, host: &Host) -> Option<&Arc<ClientTlsContext>> {
-        self.contexts.get(host.transport_socket_match.map_or(0, |index| index as usize + 1))?.as_ref()
+        self.at(host.transport_socket_match)
+    }
+
+    fn at(&self, socket_match: Option<u32>) -> Option<&Arc<ClientTlsContext>> {
+        self.contexts.get(socket_match.map_or(0, |index| index as usize + 1))?.as_ref()
     }
 
     /// Whether connections to `host` are encrypted.
@@ -92,16 +96,17 @@ impl Transport {
         }
     }
 
-    /// Does the handshake with `host` where there is one; notes what it agreed in `info`.
+    /// Does the handshake with `host` where `socket_match` has one; notes what it agreed in `info`.
     pub(crate) async fn wrap(
         &self,
+        socket_match: Option<u32>,
         host: &Host,
         plain: Plain,
         options: &TransportOptions,
         alpn: Option<&[&[u8]]>,
         info: &mut ConnectionInfo,
     ) -> Result<Io, ConnectFailure> {
-        let Some(context) = self.context(host) else { return Ok(Io::plain(plain)) };
+        let Some(context) = self.at(socket_match) else { return Ok(Io::plain(plain)) };
         let hostname = Some(&*host.hostname).filter(|name| !name.is_empty());
         let target = ClientTarget { hostname, server_name: options.server_name.as_deref(), alpn };
         // Boxed: a handshake is large, and most connections have none.

@@ -14,7 +14,8 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsLookupFamily, LbPolicy, OutlierDetectionConfig, TcpKeepalive, Thresholds, UpstreamHttpOptions, UpstreamProtocol,
+    DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive, Thresholds,
+    UpstreamHttpOptions, UpstreamProtocol,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::decode::{Context, bool_value, json, serialized, type_name, u32_value};
@@ -62,6 +63,14 @@ impl ClusterConfig {
         {
             cx.error(format!("ALPN configured for cluster {} which has a non-ALPN transport socket", message.name));
         }
+        let health_check = HealthCheckConfig::of_cluster(cx, &message.health_checks).map(Arc::new);
+        let grpc = health_check.as_ref().is_some_and(|check| matches!(check.kind, HealthCheckKind::Grpc { .. }));
+        if grpc && !matches!(http.protocol, UpstreamProtocol::Http2 | UpstreamProtocol::Auto) {
+            cx.error_at(
+                "health_checks",
+                format!("{} cluster must support HTTP/2 for gRPC healthchecking", message.name),
+            );
+        }
         let keepalive = message.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let ratio = message.preconnect_policy.as_ref().and_then(|p| p.per_upstream_preconnect_ratio.as_ref());
         let stats = message.track_cluster_stats.as_ref();
@@ -85,7 +94,7 @@ impl ClusterConfig {
             dns,
             close_connections_on_host_health_failure: message.close_connections_on_host_health_failure,
             ignore_health_on_host_removal: message.ignore_health_on_host_removal,
-            health_checks: message.health_checks.iter().map(serialized).collect(),
+            health_check,
             outlier_detection: cx.optional(
                 "outlier_detection",
                 &message.outlier_detection,

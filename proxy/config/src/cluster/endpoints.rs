@@ -1,13 +1,17 @@
 //! `ClusterLoadAssignment`, bind configuration and socket options decoded.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
-use super::{BindConfig, ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints, TcpKeepalive};
+use super::{
+    BindConfig, ClusterLoadAssignment, Endpoint, EndpointHealthCheck, HealthStatus, Locality, LocalityEndpoints,
+    TcpKeepalive,
+};
 use crate::address::{Address, EndpointAddress, socket_address};
-use crate::decode::{Context, bool_value, json, serialized, u32_value};
+use crate::decode::{Context, bool_value, json, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::listener::{SocketOption, SocketOptionState, SocketOptionValue};
 use crate::matchers::FractionalPercent;
@@ -103,14 +107,15 @@ impl Endpoint {
                 }
             },
         };
-        let (address, additional_addresses) = cx.at(field, |cx| {
+        let (address, additional_addresses, own_health_check) = cx.at(field, |cx| {
             let address = cx.required("address", &endpoint.address, |cx, address| {
                 if names { EndpointAddress::decode(cx, address) } else { EndpointAddress::resolved(cx, address) }
             })?;
             let additional = cx.each("additional_addresses", &endpoint.additional_addresses, |cx, additional| {
                 cx.required("address", &additional.address, Address::decode)
             });
-            Some((address, additional))
+            let check = cx.optional("health_check_config", &endpoint.health_check_config, EndpointHealthCheck::decode);
+            Some((address, additional, check.map(Arc::new)))
         })?;
         Some(Endpoint {
             address,
@@ -126,7 +131,7 @@ impl Endpoint {
             },
             weight: u32_value(&message.load_balancing_weight).unwrap_or(1),
             metadata: json::metadata(&message.metadata),
-            health_check: endpoint.health_check_config.as_ref().map(serialized),
+            own_health_check,
         })
     }
 }

@@ -40,6 +40,13 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STRICT_DNS, connect_timeout: 1s, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}",
     "{name: c, type: STATIC, http2_protocol_options: {}}",
     "{name: c, type: STATIC, outlier_detection: {}}",
+    "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1,
+      tls_options: {}, event_logger: [{name: e, typed_config: {
+        '@type': type.googleapis.com/envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink, event_log_path: p}}],
+      http_health_check: {path: /, method: POST, send: {text: '61'}, receive: [{text: '62'}],
+        expected_statuses: [{start: 200, end: 300}], service_name_matcher: {exact: x}}}]}",
+    "{name: c, type: STATIC, health_checks: [{tcp_health_check: {send: {text: '61'}, receive: [{binary: YQ==}]}}]}",
+    "{name: c, type: STATIC, http2_protocol_options: {}, health_checks: [{grpc_health_check: {}}]}",
     "{name: c, cluster_type: {name: other.cluster}}",
     "{name: c, cluster_type: {name: other.cluster}, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided}}}]}}",
@@ -77,14 +84,10 @@ const CLUSTERS: &[&str] = &[
 
 /// Fields of the decoded configuration that nothing uses yet.
 const CARRIED: &[&str] = &[
-    "envoy.config.cluster.v3.Cluster.CommonLbConfig.ignore_new_hosts_until_first_hc",
     "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
     "envoy.config.cluster.v3.Cluster.close_connections_on_host_health_failure",
-    "envoy.config.cluster.v3.Cluster.health_checks",
-    "envoy.config.cluster.v3.Cluster.ignore_health_on_host_removal",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
     "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.drop_overloads",
-    "envoy.config.endpoint.v3.Endpoint.health_check_config",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",
 ];

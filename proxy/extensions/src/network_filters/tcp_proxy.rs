@@ -381,7 +381,7 @@ mod tests {
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
-            health_check: None,
+            own_health_check: None,
         };
         let group =
             LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
@@ -404,7 +404,7 @@ mod tests {
             dns: DnsConfig::default(),
             close_connections_on_host_health_failure: false,
             ignore_health_on_host_removal: false,
-            health_checks: Vec::new(),
+            health_check: None,
             outlier_detection: None,
             metadata: None,
             connection_pool_per_downstream_connection: false,

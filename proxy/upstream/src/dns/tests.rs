@@ -58,7 +58,7 @@ fn named(discovery: Discovery, host: &str, server: SocketAddr) -> ClusterConfig 
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
-            health_check: None,
+            own_health_check: None,
         }],
     });
     config
@@ -78,6 +78,7 @@ impl Setup {
             control: tokio::runtime::Handle::current(),
             outlier_events: None,
             tls_contexts: Default::default(),
+            event_logs: None,
         });
         manager.add(Arc::new(config)).expect("a cluster");
         tokio::time::timeout(Duration::from_secs(10), manager.initialized()).await.expect("it initializes");

@@ -230,7 +230,6 @@ impl Detector {
     }
 
     /// The host passed an active health check.
-    #[allow(dead_code, reason = "for active health checks")]
     pub(super) fn on_health_check_passed(&mut self, host: &Host, now: Duration) {
         if !self.config.successful_active_health_check_uneject_host {
             return;

@@ -8,6 +8,7 @@ mod event;
 mod monitor;
 
 pub use detector::{EjectionType, Event, OutlierStats, Rates};
+pub(crate) use event::timestamp;
 pub use monitor::{HostMonitor, OutlierResult};
 
 use crate::cluster::Cluster;
@@ -74,7 +75,6 @@ impl OutlierDetection {
         self.wake.notify_one();
     }
 
-    #[allow(dead_code, reason = "for active health checks")]
     /// A health check passed: the host comes back if it was ejected. True when it did.
     pub(crate) fn on_health_check_passed(&self, host: &Host) -> bool {
         let mut detector = self.detector();

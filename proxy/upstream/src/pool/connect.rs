@@ -56,9 +56,29 @@ async fn attempt(
     options: &TransportOptions,
     alpn: Option<&[&[u8]]>,
 ) -> Result<Connected, ConnectFailure> {
-    let addresses = host.connect_addresses();
+    let target = Target { addresses: &host.connect_addresses(), socket_match: host.transport_socket_match };
+    open(cluster, host, &target, options, alpn).await
+}
+
+/// Where a connection goes.
+pub(crate) struct Target<'a> {
+    /// At least one; tried one after the other.
+    pub(crate) addresses: &'a [Address],
+    /// Index of the transport socket match.
+    pub(crate) socket_match: Option<u32>,
+}
+
+/// Connects, without counting anything and without a deadline.
+pub(crate) async fn open(
+    cluster: &Cluster,
+    host: &Host,
+    target: &Target<'_>,
+    options: &TransportOptions,
+    alpn: Option<&[&[u8]]>,
+) -> Result<Connected, ConnectFailure> {
+    let addresses = target.addresses;
     // The deadline is the caller's.
-    let connected = socket::connect_any(&addresses, &cluster.connect, ATTEMPT_DELAY, Duration::ZERO).await;
+    let connected = socket::connect_any(addresses, &cluster.connect, ATTEMPT_DELAY, Duration::ZERO).await;
     let connected = connected.map(|(index, plain)| (addresses[index].clone(), plain));
     let (address, plain) = connected.map_err(|error| failure(cluster, &addresses[0], error))?;
     if let Some(stream) = plain.tcp_stream() {
@@ -67,7 +87,7 @@ async fn attempt(
     }
     let local = local_address(&plain, &address);
     let mut info = ConnectionInfo::new(local, address);
-    let mut io = cluster.transport.wrap(host, plain, options, alpn, &mut info).await?;
+    let mut io = cluster.transport.wrap(target.socket_match, host, plain, options, alpn, &mut info).await?;
     io.set_meter(info.bytes.clone());
     Ok(Connected { io, info })
 }

@@ -42,9 +42,9 @@ pub(super) enum PoolProtocol {
 
 /// Codec settings of a cluster, shared by its pools on a worker.
 #[derive(Clone)]
-pub(super) struct Codecs {
-    pub(super) h1: Rc<h1::ClientConfig>,
-    pub(super) h2: Rc<h2::Config>,
+pub(crate) struct Codecs {
+    pub(crate) h1: Rc<h1::ClientConfig>,
+    pub(crate) h2: Rc<h2::Config>,
 }
 
 pub(super) struct HttpPool {

@@ -21,7 +21,8 @@ use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::transport::{TransportOptions, sni_of};
 use crate::worker;
-use http::{Codecs, HttpPool, PoolProtocol};
+pub(crate) use http::Codecs;
+use http::{HttpPool, PoolProtocol};
 use nuncio_config::cluster::UpstreamProtocol;
 use nuncio_http::codec::h1::parse::Limits;
 use nuncio_http::codec::h2::H2ClientStream;
@@ -266,7 +267,8 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
     Ok(pool)
 }
 
-fn codecs(cluster: &Cluster) -> Codecs {
+/// Codec settings of connections to `cluster`.
+pub(crate) fn codecs(cluster: &Cluster) -> Codecs {
     let config = &cluster.config;
     let http = &config.http;
     let buffer_limit = config.per_connection_buffer_limit_bytes as usize;

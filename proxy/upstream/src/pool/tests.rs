@@ -28,6 +28,7 @@ impl Setup {
             control: tokio::runtime::Handle::current(),
             outlier_events: None,
             tls_contexts: Default::default(),
+            event_logs: None,
         });
         let mut config = config();
         let endpoint = |addr: &SocketAddr| Endpoint {
@@ -41,7 +42,7 @@ impl Setup {
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
-            health_check: None,
+            own_health_check: None,
         };
         config.endpoints.localities.push(LocalityEndpoints {
             locality: Locality::default(),

@@ -15,6 +15,9 @@ pub(crate) fn connected(host: &Host) {
 
 /// A response's head has arrived.
 pub(crate) fn answered(host: &Host, head: &Headers, grpc: bool) {
+    if head.contains(&names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL) {
+        host.fail_health_check();
+    }
     if let Some(monitor) = host.outlier_monitor() {
         monitor.put_code(outcome_code(head, head.status(), grpc));
     }
