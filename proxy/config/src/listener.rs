@@ -124,7 +124,7 @@ pub enum TrafficDirection {
 #[derive(Debug, Clone)]
 pub enum ListenerFilterConfig {
     /// `tls_inspector`.
-    TlsInspector,
+    TlsInspector(TlsInspectorConfig),
     /// `http_inspector`.
     HttpInspector,
     /// `original_dst`.
@@ -133,6 +133,25 @@ pub enum ListenerFilterConfig {
     ProxyProtocol(ProxyProtocolConfig),
     /// Any other; resolved by the registry.
     Extension(TypedConfig),
+}
+
+/// `envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsInspectorConfig {
+    /// `enable_ja3_fingerprinting`; default false.
+    pub ja3: bool,
+    /// `enable_ja4_fingerprinting`; default false.
+    pub ja4: bool,
+    /// `close_connection_on_client_hello_parsing_errors`; default false.
+    pub close_on_errors: bool,
+    /// `max_client_hello_size` in bytes; default 16 KiB, which is also the most.
+    pub max_client_hello_size: u32,
+}
+
+impl Default for TlsInspectorConfig {
+    fn default() -> Self {
+        TlsInspectorConfig { ja3: false, ja4: false, close_on_errors: false, max_client_hello_size: 16 * 1024 }
+    }
 }
 
 /// `envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol`.

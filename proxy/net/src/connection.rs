@@ -46,6 +46,15 @@ impl fmt::Debug for ConnectionInfo {
     }
 }
 
+/// What the ClientHello says about the client's software.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fingerprints {
+    /// `%TLS_JA3_FINGERPRINT%`.
+    pub ja3: Option<Box<str>>,
+    /// `%TLS_JA4_FINGERPRINT%`.
+    pub ja4: Option<Box<str>>,
+}
+
 /// What is known about a connection. Shared by all of its streams.
 pub struct ConnectionInfo {
     /// Unique in the process; `%CONNECTION_ID%`. 0 for a connection that was refused before it had a filter chain.
@@ -64,6 +73,8 @@ pub struct ConnectionInfo {
     pub remote_address: Address,
     /// SNI that the client asked for.
     pub requested_server_name: Option<Box<str>>,
+    /// JA3 and JA4, where the TLS inspector is asked for them.
+    pub fingerprints: Option<Box<Fingerprints>>,
     /// What the listener filters saw; empty when none looked.
     pub detected_transport_protocol: TransportProtocol,
     /// ALPN names that the client offered, or what the HTTP inspector found.
@@ -203,6 +214,7 @@ impl ConnectionInfo {
             direct_remote_address: remote.clone(),
             remote_address: remote,
             requested_server_name: None,
+            fingerprints: None,
             detected_transport_protocol: TransportProtocol::Unknown,
             application_protocols: ProtocolList::default(),
             negotiated_protocol: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
 use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::google::protobuf::Any;
@@ -13,7 +14,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::chain_match::check_overlaps;
 use super::{
     FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig, NetworkFilterConfig,
-    ProxyProtocolConfig, SocketOption, TrafficDirection,
+    ProxyProtocolConfig, SocketOption, TlsInspectorConfig, TrafficDirection,
 };
 use crate::access_log::AccessLogConfig;
 use crate::address::{Address, SocketAddress};
@@ -322,7 +323,16 @@ impl ListenerFilterConfig {
         };
         let short = any.and_then(|any| type_name(&any.type_url).strip_prefix("envoy.extensions.filters.listener."));
         Some(match (short, any) {
-            (Some("tls_inspector.v3.TlsInspector"), _) => ListenerFilterConfig::TlsInspector,
+            (Some("tls_inspector.v3.TlsInspector"), Some(any)) => {
+                let message: tls_inspector::TlsInspector = cx.at("typed_config", |cx| cx.unpack(any))?;
+                ListenerFilterConfig::TlsInspector(TlsInspectorConfig {
+                    ja3: bool_value(&message.enable_ja3_fingerprinting).unwrap_or(false),
+                    ja4: bool_value(&message.enable_ja4_fingerprinting).unwrap_or(false),
+                    close_on_errors: message.close_connection_on_client_hello_parsing_errors,
+                    max_client_hello_size: u32_value(&message.max_client_hello_size)
+                        .unwrap_or(TlsInspectorConfig::default().max_client_hello_size),
+                })
+            }
             (Some("http_inspector.v3.HttpInspector"), _) => ListenerFilterConfig::HttpInspector,
             (Some("original_dst.v3.OriginalDst"), _) => ListenerFilterConfig::OriginalDst,
             (Some("proxy_protocol.v3.ProxyProtocol"), Some(any)) => {
@@ -523,7 +533,9 @@ mod tests {
             let message = pb::Listener { listener_filters: vec![filter], ..listener(vec![chain("", sni(&[]))]) };
             decode(&message).unwrap().listener_filters.remove(0)
         };
-        assert!(matches!(with("tls_inspector.v3.TlsInspector"), ListenerFilterConfig::TlsInspector));
+        assert!(
+            matches!(with("tls_inspector.v3.TlsInspector"), ListenerFilterConfig::TlsInspector(config) if config == TlsInspectorConfig::default())
+        );
         assert!(matches!(with("original_dst.v3.OriginalDst"), ListenerFilterConfig::OriginalDst));
         assert!(matches!(with("original_src.v3.OriginalSrc"), ListenerFilterConfig::Extension(_)));
     }

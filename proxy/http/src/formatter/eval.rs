@@ -56,7 +56,7 @@ named! {
     Optional {
         Protocol = "PROTOCOL", UpstreamProtocol = "UPSTREAM_PROTOCOL",
         TerminationDetails = "CONNECTION_TERMINATION_DETAILS", FilterChainName = "FILTER_CHAIN_NAME",
-        ListenerName = "LISTENER_NAME", RouteName = "ROUTE_NAME", StreamId = "STREAM_ID",
+        ListenerName = "LISTENER_NAME", Ja3 = "TLS_JA3_FINGERPRINT", Ja4 = "TLS_JA4_FINGERPRINT", RouteName = "ROUTE_NAME", StreamId = "STREAM_ID",
         VirtualClusterName = "VIRTUAL_CLUSTER_NAME",
         DownstreamTransportFailure = "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
         UpstreamTransportFailure = "UPSTREAM_TRANSPORT_FAILURE_REASON",
@@ -385,6 +385,8 @@ fn write_optional(optional: Optional, info: &StreamInfo, out: &mut Vec<u8>) -> b
             None => filled(info.connection.termination_details.borrow().as_deref(), out),
         },
         Optional::FilterChainName => filled(Some(&info.connection.filter_chain_name), out),
+        Optional::Ja3 => filled(info.connection.fingerprints.as_ref().and_then(|found| found.ja3.as_deref()), out),
+        Optional::Ja4 => filled(info.connection.fingerprints.as_ref().and_then(|found| found.ja4.as_deref()), out),
         Optional::ListenerName => filled(info.connection.listener.as_ref().map(|listener| &*listener.name), out),
         Optional::RouteName => filled(info.route_name.as_deref(), out),
         Optional::StreamId => text(info.request_id.as_ref().map(|id| &id[..]), out),

@@ -529,16 +529,14 @@ fn plain(name: &str) -> Option<Op> {
         "RESPONSE_FLAGS" => Op::ResponseFlags { long: false },
         "RESPONSE_FLAGS_LONG" => Op::ResponseFlags { long: true },
         "UNIQUE_ID" => Op::UniqueId,
-        // Collected by parts that do not exist: tracers, fingerprints, kernel and QUIC figures.
+        // Collected by parts that do not exist: tracers, kernel and QUIC figures.
         "DOWNSTREAM_HANDSHAKE_DURATION"
         | "DOWNSTREAM_LOCAL_CLOSE_REASON"
         | "UPSTREAM_LOCAL_CLOSE_REASON"
         | "ROUNDTRIP_DURATION"
         | "ROUTE_RESOLUTION_TIME_US"
         | "SPAN_ID"
-        | "TRACE_ID"
-        | "TLS_JA3_FINGERPRINT"
-        | "TLS_JA4_FINGERPRINT" => Op::Nothing,
+        | "TRACE_ID" => Op::Nothing,
         _ => return None,
     })
 }

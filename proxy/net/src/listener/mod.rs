@@ -564,13 +564,14 @@ fn build_table(
             (None, _) => continue,
         });
     }
-    let inspects = config.listener_filters.iter().any(|filter| matches!(filter, ListenerFilterConfig::TlsInspector));
+    let inspects = config.listener_filters.iter().any(|filter| matches!(filter, ListenerFilterConfig::TlsInspector(_)));
     if !inspects && FilterChainIndex::needs_tls_inspector(config.filter_chains.iter().map(|chain| &chain.matches)) {
         tracing::warn!(
             listener = %config.name,
             "filter chain match rules require the TLS inspector listener filter, which is not configured; adding it"
         );
-        filters.extend(listener_filters::build(&ListenerFilterConfig::TlsInspector, parts.registry));
+        filters
+            .extend(listener_filters::build(&ListenerFilterConfig::TlsInspector(Default::default()), parts.registry));
     }
     Ok(Table {
         default: config.default_filter_chain.is_some().then(|| config.filter_chains.len()),

@@ -313,8 +313,10 @@ async fn a_proxy_header_gives_the_remote_address() {
 #[tokio::test]
 async fn silent_connections_time_out_in_the_listener_filters() {
     let run = async {
-        let mut config =
-            listener_config(vec![chain("a", FilterChainMatch::default())], vec![ListenerFilterConfig::TlsInspector]);
+        let mut config = listener_config(
+            vec![chain("a", FilterChainMatch::default())],
+            vec![ListenerFilterConfig::TlsInspector(Default::default())],
+        );
         config.listener_filters_timeout = Duration::from_millis(20);
         let fixture = Fixture::new(config.clone());
         fixture.start();

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::connection::ConnectionInfo;
 
+mod fingerprint;
 pub mod http_inspector;
 pub mod original_dst;
 pub mod proxy_protocol;
@@ -47,7 +48,7 @@ pub trait ListenerFilter: Send + Sync {
 /// The filter for a built-in configuration; none for an extension, which the registry knows.
 pub fn build(config: &ListenerFilterConfig, registry: &Registry) -> Option<Arc<dyn ListenerFilter>> {
     Some(match config {
-        ListenerFilterConfig::TlsInspector => Arc::new(tls_inspector::TlsInspector::new(registry)),
+        ListenerFilterConfig::TlsInspector(config) => Arc::new(tls_inspector::TlsInspector::new(*config, registry)),
         ListenerFilterConfig::HttpInspector => Arc::new(http_inspector::HttpInspector::new(registry)),
         ListenerFilterConfig::OriginalDst => Arc::new(original_dst::OriginalDst),
         ListenerFilterConfig::ProxyProtocol(config) => proxy(config, registry),

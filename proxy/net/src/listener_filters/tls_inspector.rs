@@ -5,9 +5,11 @@
 
 use nuncio_base::stat_family;
 use nuncio_base::stats::Registry;
+use nuncio_config::listener::TlsInspectorConfig;
 
+use super::fingerprint::Parts;
 use super::{ListenerFilter, Verdict};
-use crate::connection::{ConnectionInfo, ProtocolList, TransportProtocol};
+use crate::connection::{ConnectionInfo, Fingerprints, ProtocolList, TransportProtocol};
 use crate::tls::plain_text_reason;
 
 stat_family! {
@@ -34,36 +36,39 @@ const CLIENT_HELLO: u8 = 1;
 
 /// The filter.
 pub struct TlsInspector {
+    config: TlsInspectorConfig,
     stats: TlsInspectorStats,
 }
 
 impl TlsInspector {
-    pub(crate) fn new(registry: &Registry) -> Self {
-        Self { stats: TlsInspectorStats::new(registry, "tls_inspector.") }
+    pub(crate) fn new(config: TlsInspectorConfig, registry: &Registry) -> Self {
+        Self { config, stats: TlsInspectorStats::new(registry, "tls_inspector.") }
     }
 }
 
 impl ListenerFilter for TlsInspector {
     fn on_data(&self, data: &[u8], info: &mut ConnectionInfo) -> Verdict {
         let stats = &self.stats;
-        match inspect(data) {
-            Inspection::Undecided if data.len() >= MAX_CLIENT_HELLO => {
+        let limit = self.config.max_client_hello_size as usize;
+        match inspect(data, &self.config) {
+            Inspection::Undecided if data.len() >= limit => {
                 stats.client_hello_too_large().inc();
                 stats.bytes_processed().record(data.len() as u64);
                 Verdict::Close
             }
-            Inspection::Undecided => Verdict::More { limit: MAX_CLIENT_HELLO },
+            Inspection::Undecided => Verdict::More { limit },
             Inspection::NotTls { processed } => {
                 stats.tls_not_found().inc();
                 stats.bytes_processed().record(processed as u64);
                 // Set once per connection; this filter is the first that can say it.
                 let _ = info.transport_failure_reason.set(plain_text_reason(data).into());
-                Verdict::Done { consume: 0 }
+                if self.config.close_on_errors { Verdict::Close } else { Verdict::Done { consume: 0 } }
             }
             Inspection::Tls { hello, processed } => {
                 stats.tls_found().inc();
                 stats.bytes_processed().record(processed as u64);
                 info.detected_transport_protocol = TransportProtocol::Tls;
+                info.fingerprints = hello.fingerprints;
                 if hello.alpn.is_empty() {
                     stats.alpn_not_found().inc();
                 } else {
@@ -94,9 +99,10 @@ struct Hello {
     /// Lower case; empty for none.
     server_name: Box<str>,
     alpn: ProtocolList,
+    fingerprints: Option<Box<Fingerprints>>,
 }
 
-fn inspect(data: &[u8]) -> Inspection {
+fn inspect(data: &[u8], config: &TlsInspectorConfig) -> Inspection {
     // The message may be spread over records; it is copied only then.
     let mut joined = Vec::new();
     let mut rest = data;
@@ -126,7 +132,7 @@ fn inspect(data: &[u8]) -> Inspection {
             &joined
         };
         let processed = data.len() - rest.len();
-        match client_hello(message) {
+        match client_hello(message, config) {
             Message::Whole(Some(hello)) => return Inspection::Tls { hello, processed },
             Message::Whole(None) => return Inspection::NotTls { processed },
             Message::Part if !complete => return Inspection::Undecided,
@@ -140,7 +146,7 @@ enum Message {
     Whole(Option<Hello>),
 }
 
-fn client_hello(message: &[u8]) -> Message {
+fn client_hello(message: &[u8], config: &TlsInspectorConfig) -> Message {
     let Some((header, body)) = message.split_first_chunk::<4>() else {
         return if message.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
             Message::Whole(None)
@@ -153,7 +159,7 @@ fn client_hello(message: &[u8]) -> Message {
         return Message::Whole(None);
     }
     match body.get(..length) {
-        Some(body) => Message::Whole(parse(body)),
+        Some(body) => Message::Whole(parse(body, config)),
         None => Message::Part,
     }
 }
@@ -184,7 +190,7 @@ impl<'a> Fields<'a> {
 }
 
 /// RFC 8446 4.1.2; none if it is malformed.
-fn parse(body: &[u8]) -> Option<Hello> {
+fn parse(body: &[u8], config: &TlsInspectorConfig) -> Option<Hello> {
     let mut fields = Fields(body);
     let version = fields.u16()?;
     let _random = fields.take(32)?;
@@ -200,7 +206,10 @@ fn parse(body: &[u8]) -> Option<Hello> {
         return None;
     }
     let mut hello = Hello::default();
+    let wanted = config.ja3 || config.ja4;
+    let mut parts = Parts { version, ciphers, extensions: Vec::new() };
     if fields.0.is_empty() {
+        hello.fingerprints = wanted.then(|| fingerprints(&parts, config));
         return Some(hello);
     }
     let mut extensions = Fields(fields.block16()?);
@@ -210,6 +219,9 @@ fn parse(body: &[u8]) -> Option<Hello> {
     while !extensions.0.is_empty() {
         let kind = extensions.u16()?;
         let content = extensions.block16()?;
+        if wanted {
+            parts.extensions.push((kind, content));
+        }
         match kind {
             0 => hello.server_name = server_name(content)?,
             // Envoy leaves a malformed list to the TLS stack.
@@ -217,7 +229,12 @@ fn parse(body: &[u8]) -> Option<Hello> {
             _ => {}
         }
     }
+    hello.fingerprints = wanted.then(|| fingerprints(&parts, config));
     Some(hello)
+}
+
+fn fingerprints(parts: &Parts<'_>, config: &TlsInspectorConfig) -> Box<Fingerprints> {
+    Box::new(Fingerprints { ja3: config.ja3.then(|| parts.ja3()), ja4: config.ja4.then(|| parts.ja4()) })
 }
 
 /// RFC 6066 3, as strict as BoringSSL: one name, of type host_name, 1 to 255 bytes without NUL.
@@ -258,6 +275,10 @@ fn alpn(content: &[u8]) -> Option<ProtocolList> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    fn inspect(data: &[u8]) -> Inspection {
+        super::inspect(data, &TlsInspectorConfig::default())
+    }
 
     fn block16(content: &[u8]) -> Vec<u8> {
         [&(content.len() as u16).to_be_bytes()[..], content].concat()
