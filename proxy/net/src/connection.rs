@@ -4,7 +4,7 @@
 //! those of Envoy's `ConnectionInfoProvider` and `StreamInfo`. Nothing of HTTP is here.
 
 use std::borrow::Cow;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ pub struct ConnectionInfo {
     /// Why the TLS handshake or the transport failed; `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure_reason: OnceCell<Box<str>>,
     /// Why this side ended the connection; `%CONNECTION_TERMINATION_DETAILS%`.
-    pub termination_details: RefCell<Option<Cow<'static, str>>>,
+    pub termination_details: OnceCell<Cow<'static, str>>,
     /// Set when this side (not the peer) closed it.
     pub closed_locally: Cell<bool>,
     /// Text of the peer's IP, made once; boxed, as it is in every idle connection.
@@ -224,7 +224,7 @@ impl ConnectionInfo {
             proxy_protocol: None,
             bytes: Rc::default(),
             transport_failure_reason: OnceCell::new(),
-            termination_details: RefCell::new(None),
+            termination_details: OnceCell::new(),
             closed_locally: Cell::new(false),
             remote_ip_text: OnceCell::new(),
         }
@@ -259,7 +259,7 @@ impl ConnectionInfo {
 
     /// Says why this side ends the connection; the first reason stays.
     pub fn set_termination_details(&self, details: impl Into<Cow<'static, str>>) {
-        self.termination_details.borrow_mut().get_or_insert_with(|| details.into());
+        self.termination_details.get_or_init(|| details.into());
     }
 }
 
@@ -297,7 +297,7 @@ mod tests {
         let info = ConnectionInfo::new(ip(1), ip(2));
         info.set_termination_details("one");
         info.set_termination_details("two");
-        assert_eq!(info.termination_details.borrow().as_deref(), Some("one"));
+        assert_eq!(info.termination_details.get().map(AsRef::as_ref), Some("one"));
         assert!(info.is_local());
     }
 }
