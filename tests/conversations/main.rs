@@ -5,6 +5,8 @@ mod conversations {
     include!(concat!(env!("OUT_DIR"), "/conversations.rs"));
 }
 
+mod modes;
+
 #[test]
 fn every_script_is_a_test() {
     let generated = include_str!(concat!(env!("OUT_DIR"), "/conversations.rs")).matches("#[test]").count();
@@ -26,6 +28,10 @@ fn the_list_of_pending_conversations_is_true_and_does_not_grow() {
     assert!(list.len() <= most, "{} conversations are pending, {most} are allowed", list.len());
     for entry in &list {
         let (file, name) = entry.split_once(": ").unwrap_or_else(|| panic!("{entry:?} names no file"));
+        if file == "modes" {
+            assert!(["ads", "delta-ads", "xds", "delta", "rest"].contains(&name), "no such mode: {name}");
+            continue;
+        }
         let file = nuncio_tests::conversation::load(&dir.join(file)).unwrap_or_else(|e| panic!("{e:#}"));
         assert!(file.conversations.iter().any(|c| c.conversation == name), "no such conversation: {entry}");
     }

@@ -108,6 +108,12 @@ pub fn h2spec() -> Result<PathBuf, String> {
     FOUND.get_or_init(|| go_tool("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")).clone()
 }
 
+/// The control plane for snapshots, built from the module in `tests/control-plane`, or why there is none.
+pub fn control_plane() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(|| go_tool("control-plane", ".")).clone()
+}
+
 /// Builds a package of the Go module in a folder of `tests`.
 fn go_tool(module: &str, package: &str) -> Result<PathBuf, String> {
     let binary = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("go").join(module);
