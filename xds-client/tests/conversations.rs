@@ -277,6 +277,36 @@ fn more_connections_are_opened_when_the_server_limits_streams() {
 }
 
 #[test]
+fn a_connection_that_drains_keeps_its_streams_and_new_ones_go_elsewhere() {
+    run(async {
+        let mut server = Server::new();
+        let client = client();
+        let source = Source::Grpc(Rc::new(source(channel(&server), Protocol::Sotw)));
+        let handler = Recorder::new();
+        let one = |name: &str| {
+            let options = SubscriptionOptions::new(EDS, Interest::Names(vec![name.to_owned()]));
+            client.subscribe(&source, options, handler.clone(), Rc::new(())).unwrap()
+        };
+        let _a = one("a");
+        let mut a = server.stream().await;
+        asked(&mut a).await;
+        a.send(&response(&EDS, "1", &["a"]));
+        handler.updates(1).await;
+        server.drain.notify_waiters();
+        // The answer comes after GOAWAY, so that GOAWAY has arrived with it.
+        a.send(&response(&EDS, "2", &["a"]));
+        handler.updates(2).await;
+        let _b = one("b");
+        let mut b = server.stream().await;
+        assert_eq!(asked(&mut b).await, "ClusterLoadAssignment v= n= [b] node");
+        assert_eq!(server.connections.borrow().len(), 2);
+        a.send(&response(&EDS, "3", &["a"]));
+        assert_eq!(handler.updates(3).await[2].version, "3");
+        assert!(handler.failures.borrow().is_empty());
+    });
+}
+
+#[test]
 fn the_first_fetch_times_out_without_a_server_too() {
     run(async {
         let server = Server::new();

@@ -104,7 +104,8 @@ impl Watches {
         let mut old_names = Vec::new();
         if let Some(old) = old {
             self.order.remove(&old.place);
-            old_names.extend(old.names().into_iter().filter(|n| !new.iter().any(|new| new == n)).map(str::to_owned));
+            let kept: FxHashSet<&str> = new.iter().map(String::as_str).collect();
+            old_names.extend(old.names().into_iter().filter(|n| !kept.contains(n)).map(str::to_owned));
             if let Some(watch) = self.by_id.get_mut(&id) {
                 watch.given = old.given;
             }

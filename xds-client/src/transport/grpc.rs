@@ -94,6 +94,8 @@ struct ConnectionState {
     active: Cell<usize>,
     /// The server's SETTINGS have arrived.
     settled: Cell<bool>,
+    /// No further stream can be opened on it.
+    draining: Cell<bool>,
     closed: Cell<bool>,
     changed: Notify,
 }
@@ -123,15 +125,20 @@ impl GrpcTransport for Channel {
         let request = shared.request(path);
         Box::pin(async move {
             let request = request?;
-            let (mut connection, lease) = shared.lease().await?;
-            // Room was made sure of, so that this waits for nothing but the connection's own task.
-            let ready = timeout(shared.options.connect_timeout, connection.sender.clone().ready()).await;
-            connection.sender = match ready {
-                Ok(Ok(sender)) => sender,
-                Ok(Err(e)) => return Err(status_of(&e)),
-                Err(_) => return Err(GrpcStatus::unavailable("no room for a stream")),
+            // A connection may have been told to drain, which is found out by asking: then another is used.
+            let mut first_failure = None;
+            let (send, response, lease) = loop {
+                let (connection, lease) = shared.lease().await?;
+                match connection.open(request.clone(), shared.options.connect_timeout).await {
+                    Ok((response, send)) => break (send, response, lease),
+                    Err(status) => {
+                        connection.state.draining.set(true);
+                        if let Some(status) = first_failure.replace(status) {
+                            return Err(status);
+                        }
+                    }
+                }
             };
-            let (response, send) = connection.sender.send_request(request, false).map_err(|e| status_of(&e))?;
             Ok(Box::new(Stream {
                 send,
                 unsent: Bytes::new(),
@@ -182,7 +189,7 @@ impl ChannelShared {
         loop {
             let unsettled = {
                 let mut connections = self.connections.borrow_mut();
-                connections.retain(|c| !c.state.closed.get());
+                connections.retain(|c| !c.state.closed.get() && !c.state.draining.get());
                 if let Some(c) = connections.iter().find(|c| c.has_room()) {
                     c.state.active.set(c.state.active.get() + 1);
                     return Ok((c.clone(), Lease(c.state.clone())));
@@ -253,6 +260,20 @@ impl ChannelShared {
 }
 
 impl Connection {
+    async fn open(
+        &self,
+        request: Request<()>,
+        limit: Duration,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), GrpcStatus> {
+        // Room was made sure of, so that this waits for nothing but the connection's own task.
+        let mut sender = match timeout(limit, self.sender.clone().ready()).await {
+            Ok(Ok(sender)) => sender,
+            Ok(Err(e)) => return Err(status_of(&e)),
+            Err(_) => return Err(GrpcStatus::unavailable("no room for a stream")),
+        };
+        sender.send_request(request, false).map_err(|e| status_of(&e))
+    }
+
     fn has_room(&self) -> bool {
         self.state.active.get() < self.sender.current_max_send_streams()
     }

@@ -82,6 +82,8 @@ pub struct Server {
     pub connections: Rc<RefCell<Vec<tokio::task::AbortHandle>>>,
     sender: mpsc::UnboundedSender<Stream>,
     max_streams: Option<u32>,
+    /// Tells all connections to drain (GOAWAY).
+    pub drain: Rc<tokio::sync::Notify>,
     /// How many connection attempts are to fail.
     pub refuse: Rc<RefCell<u32>>,
 }
@@ -89,7 +91,14 @@ pub struct Server {
 impl Server {
     pub fn new() -> Server {
         let (sender, streams) = mpsc::unbounded_channel();
-        Server { streams, connections: Rc::default(), sender, max_streams: None, refuse: Rc::default() }
+        Server {
+            streams,
+            connections: Rc::default(),
+            sender,
+            max_streams: None,
+            drain: Rc::default(),
+            refuse: Rc::default(),
+        }
     }
 
     pub fn with_max_streams(max: u32) -> Server {
@@ -103,14 +112,14 @@ impl Server {
     /// What a channel connects with.
     pub fn connect(&self) -> Box<dyn Fn() -> LocalFuture<std::io::Result<Box<dyn Io>>>> {
         let (sender, connections, max) = (self.sender.clone(), self.connections.clone(), self.max_streams);
-        let refuse = self.refuse.clone();
+        let (refuse, drain) = (self.refuse.clone(), self.drain.clone());
         Box::new(move || {
             if *refuse.borrow() > 0 {
                 *refuse.borrow_mut() -= 1;
                 return Box::pin(async { Err(std::io::Error::other("refused")) });
             }
             let (ours, theirs) = tokio::io::duplex(1 << 16);
-            let sender = sender.clone();
+            let (sender, drain) = (sender.clone(), drain.clone());
             let task = tokio::task::spawn_local(async move {
                 let mut builder = h2::server::Builder::new();
                 builder.data_frame_budget(64 << 20);
@@ -118,7 +127,15 @@ impl Server {
                     builder.max_concurrent_streams(max);
                 }
                 let Ok(mut connection) = builder.handshake::<_, Bytes>(theirs).await else { return };
-                while let Some(Ok((request, respond))) = connection.accept().await {
+                loop {
+                    let accepted = tokio::select! {
+                        accepted = connection.accept() => accepted,
+                        () = drain.notified() => {
+                            connection.graceful_shutdown();
+                            continue;
+                        }
+                    };
+                    let Some(Ok((request, respond))) = accepted else { return };
                     let (head, body) = request.into_parts();
                     let stream = Stream {
                         path: head.uri.path().to_owned(),
