@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench latency [-- OPTIONS]`:
 //! - `--compare`: Envoy, nginx and haproxy, where installed, in the same run, with ratios;
+//! - `--hold`: that, and failure where p99 at half of Envoy's highest rate or CPU per request is above its limit;
 //! - `--smoke`: a short run that only shows that it works;
 //! - `--scenarios h1,h2c,tls,tcp`, `--seconds N`, `--rounds N` (medians), `--connections N`, `--rate N` (of the open
 //!   loop; by default half of Envoy's highest rate with `--compare`, else half of the proxy's own).
@@ -19,6 +20,7 @@ use nuncio_tests::certs::Certs;
 
 struct Options {
     compare: bool,
+    hold: bool,
     scenarios: Vec<String>,
     seconds: f64,
     rounds: usize,
@@ -42,6 +44,7 @@ fn main() -> Result<()> {
 fn options() -> Result<Option<Options>> {
     let mut o = Options {
         compare: false,
+        hold: false,
         scenarios: ["h1", "h2c", "tls", "tcp"].map(str::to_owned).into(),
         seconds: 3.0,
         rounds: 3,
@@ -53,6 +56,7 @@ fn options() -> Result<Option<Options>> {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--compare" => o.compare = true,
+            "--hold" => (o.compare, o.hold) = (true, true),
             "--smoke" => (o.seconds, o.rounds, o.connections) = (0.3, 1, 8),
             "--scenarios" => o.scenarios = value()?.split(',').map(str::to_owned).collect(),
             "--seconds" => o.seconds = value()?.parse()?,
@@ -88,6 +92,7 @@ async fn run(options: &Options, proxy_core: &[usize]) -> Result<()> {
         peers.extend(Peer::start(name, dir.path(), &certs, upstreams, proxy_core)?);
     }
     let mut kept = Vec::new();
+    let mut above = Vec::new();
     for scenario in &options.scenarios {
         let protocol = match scenario.as_str() {
             "h1" => Protocol::Http1,
@@ -101,9 +106,13 @@ async fn run(options: &Options, proxy_core: &[usize]) -> Result<()> {
         if let Some(bad) = rows.iter().find(|r| r.proxy == "nuncio" && r.errors > 0) {
             bail!("{scenario}: {} of nuncio's requests failed", bad.errors);
         }
+        above.extend(report::above_limits(scenario, &rows));
         kept.push((scenario.clone(), rows));
     }
     println!("\nkept in {}", report::keep("latency", &kept)?.display());
+    if options.hold && !above.is_empty() {
+        bail!("{}", above.join("; "));
+    }
     Ok(())
 }
 

@@ -339,7 +339,17 @@ fn any() -> pb::Route {
 
 fn request(headers: &Headers) -> RouteRequest<'_> {
     let scheme = b"http";
-    RouteRequest { headers, scheme, internal: false, random: 7, tls: None, dynamic_metadata: None, runtime: &NoRuntime }
+    RouteRequest {
+        headers,
+        scheme,
+        internal: false,
+        random: 7,
+        tls: None,
+        dynamic_metadata: None,
+        info: None,
+        filter_state: None,
+        runtime: &NoRuntime,
+    }
 }
 
 fn headers(authority: &str, path: &str) -> Headers {
@@ -381,6 +391,6 @@ fn upstream_host(i: u32, weight: u32, locality: &Arc<nuncio_config::cluster::Loc
         health: HealthStatus::Unknown,
         metadata: None,
         transport_socket_match: None,
-        health_check: None,
+        own_health_check: None,
     }))
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nuncio_tests::certs::Certs;
 use nuncio_tests::find;
 use nuncio_tests::proxy::free_port;
@@ -22,6 +22,7 @@ pub struct Peer {
     pub name: &'static str,
     child: Child,
     ports: [u16; 4],
+    log: PathBuf,
 }
 
 /// Where the upstreams are.
@@ -50,6 +51,13 @@ impl Peer {
         std::fs::create_dir_all(&dir)?;
         let mut command = match name {
             "nuncio" => like_envoy(&find::nuncio().map_err(anyhow::Error::msg)?, &dir, certs, upstreams, ports)?,
+            "nuncio counted" => {
+                let plain = like_envoy(&find::nuncio().map_err(anyhow::Error::msg)?, &dir, certs, upstreams, ports)?;
+                let mut counted = Command::new("valgrind");
+                counted.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
+                counted.arg(plain.get_program()).args(plain.get_args());
+                counted
+            }
             "envoy" => match find::envoy() {
                 Ok(binary) => like_envoy(&binary, &dir, certs, upstreams, ports)?,
                 Err(why) => {
@@ -72,22 +80,39 @@ impl Peer {
         procfs::bind_to(cores);
         let child = command.spawn().with_context(|| format!("{name}: {command:?}"));
         procfs::bind_to(&own);
-        let mut peer = Self { name, child: child?, ports };
-        peer.wait(&log)?;
+        let mut peer = Self { name, child: child?, ports, log };
+        peer.wait()?;
         Ok(Some(peer))
     }
 
-    fn wait(&mut self, log: &Path) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+    fn wait(&mut self) -> Result<()> {
+        // Under valgrind a start takes its time.
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self.ports.iter().all(|&port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()) {
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
-                let text = std::fs::read_to_string(log).unwrap_or_default();
+                let text = std::fs::read_to_string(&self.log).unwrap_or_default();
                 bail!("{} does not listen ({ended:?}): {}", self.name, &text[..text.len().min(2000)]);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Asks it to end and waits; what it wrote to stderr.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn end(mut self) -> Result<String> {
+        let pid =
+            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).context("a process id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(std::fs::read_to_string(&self.log)?)
     }
 
     /// The process.

@@ -60,6 +60,25 @@ pub fn table(scenario: &str, rows: &[Figures]) {
     }
 }
 
+/// What is above its limit beside the others: p99 at half of Envoy's highest rate, and CPU time per request.
+pub fn above_limits(scenario: &str, rows: &[Figures]) -> Vec<String> {
+    let Some(own) = by_name(rows, "nuncio") else { return Vec::new() };
+    let mut above = Vec::new();
+    let mut hold = |what: &str, other: &str, of: &dyn Fn(&Figures) -> f64, limit: f64| {
+        let Some(other) = by_name(rows, other) else { return };
+        let ratio = of(own) / of(other);
+        if ratio > limit {
+            above.push(format!("{scenario}: {what} {ratio:.2} of {}'s, limit {limit}", other.proxy));
+        }
+    };
+    hold("p99", "envoy", &|r| r.latency_us[2], 1.0);
+    if scenario != "tcp" {
+        hold("CPU", "envoy", &|r| r.cpu_us, 0.40);
+        hold("CPU", "nginx", &|r| r.cpu_us, 1.1);
+    }
+    above
+}
+
 fn by_name<'a>(rows: &'a [Figures], name: &str) -> Option<&'a Figures> {
     rows.iter().find(|row| row.proxy == name)
 }
@@ -87,4 +106,23 @@ pub fn keep(name: &str, scenarios: &[(String, Vec<Figures>)]) -> Result<PathBuf>
     let path = dir.join(format!("{name}.json"));
     std::fs::write(&path, serde_json::to_string_pretty(&json!({"scenarios": scenarios}))?)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_above_its_limit_is_named() {
+        let row =
+            |proxy, cpu_us, p99| Figures { proxy, cpu_us, latency_us: [1.0, 1.0, p99, 1.0, 1.0], ..Figures::default() };
+        let good = [row("envoy", 100.0, 500.0), row("nuncio", 39.0, 400.0)];
+        assert!(above_limits("h1", &good).is_empty());
+        let bad = [row("envoy", 100.0, 500.0), row("nginx", 30.0, 100.0), row("nuncio", 39.0, 501.0)];
+        assert_eq!(
+            above_limits("h1", &bad),
+            ["h1: p99 1.00 of envoy's, limit 1", "h1: CPU 1.30 of nginx's, limit 1.1"]
+        );
+        assert_eq!(above_limits("tcp", &bad).len(), 1);
+    }
 }

@@ -292,7 +292,8 @@ impl HcmWorker {
         };
         stats.protocol(protocol);
         if protocol == Protocol::Http2 {
-            let remote = crate::conn_manager_h2::serve(&context, io, self.h2.clone()).await;
+            // Boxed, so that HTTP/1 connections, idle ones above all, do not carry the size of this.
+            let remote = Box::pin(crate::conn_manager_h2::serve(&context, io, self.h2.clone())).await;
             stats.remote.set(remote);
         } else {
             let remote = serve_h1(&context, io, self.h1.clone()).await;
@@ -555,4 +556,19 @@ fn begin_drain(idle: &mut Idle, context: &ConnectionContext) {
 async fn partial_request(context: &ConnectionContext, server: &mut H1Server<Io>) {
     server.begin_unparsed();
     Box::pin(ActiveStream::new(context, server, Headers::new(), false).run_disconnected()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<F>(_: impl Fn(&'static HcmWorker, Connection) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_future_of_a_connection_is_small() {
+        let future = size(HcmWorker::serve);
+        assert!(future <= 1300, "{future} bytes, {} of codec", size_of::<H1Server<Io>>());
+    }
 }
