@@ -28,13 +28,17 @@ pub fn options(base: &Options, port: u16) -> Options {
 pub fn help(port: u16) -> String {
     let admin = port + 1;
     format!(
-        "\nNuncio demo: an edge proxy with two sample upstreams, `blue` (75 %) and `green` (25 %).\n\n  \
+        "\nNuncio demo: an edge proxy with two sample upstreams, `blue` (75 %) and `green` (25 %), both health checked.\n\n  \
          curl http://127.0.0.1:{port}/                       # weighted: mostly blue, sometimes green\n  \
          curl http://127.0.0.1:{port}/green/hello            # routed by prefix, path rewritten\n  \
          curl -H 'x-color: green' http://127.0.0.1:{port}/   # routed by header\n  \
          curl -i http://127.0.0.1:{port}/old                 # redirect\n  \
-         curl -i http://127.0.0.1:{port}/flaky               # one of its two hosts is marked unhealthy: it gets nothing\n  \
+         curl -i http://127.0.0.1:{port}/flaky               # one of its two hosts is not there: health checks keep it out\n  \
          curl --http2-prior-knowledge http://127.0.0.1:{port}/\n\n  \
+         Take blue down: its requests are tried again at green, and a second later all go there.\n\n  \
+         curl -X POST 'http://127.0.0.1:{admin}/runtime_modify?demo.blue.down=100'\n  \
+         curl -s http://127.0.0.1:{admin}/clusters | grep -E 'samples.*(health_flags|weight|rq_total)'\n  \
+         curl -X POST 'http://127.0.0.1:{admin}/runtime_modify?demo.blue.down=0'\n\n  \
          curl http://127.0.0.1:{admin}/clusters              # hosts, health, counters\n  \
          curl 'http://127.0.0.1:{admin}/stats?usedonly'\n  \
          curl http://127.0.0.1:{admin}/config_dump\n\n\
