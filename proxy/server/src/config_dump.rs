@@ -1,5 +1,10 @@
 //! Parts of the configuration dump that are not stored as they are shown.
 
+use crate::admin::{ConfigDump, ConfigEntry, UpdateFailure};
+use crate::listeners::Origin;
+use crate::resources::Failure;
+use crate::server::Server;
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
@@ -7,11 +12,103 @@ use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use hcm::http_connection_manager::RouteSpecifier;
-use nuncio_config::cluster::HealthStatus;
+use nuncio_config::cluster::{Discovery, HealthStatus};
 use nuncio_net::address::Address;
 use nuncio_upstream::{Cluster, Host};
 use prost::Message as _;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Whether the endpoints of a cluster come from outside.
+pub(crate) fn is_dynamic(cluster: &Cluster) -> bool {
+    matches!(cluster.config.discovery, Discovery::Eds { .. })
+}
+
+/// Adds what was fetched.
+pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump) {
+    clusters(server, dump);
+    listeners(server, dump);
+    let shown = server.resources.routes().into_iter().filter_map(|view| {
+        let origin = view.origin.as_ref()?;
+        let mut entry = entry(&view.name, "envoy.config.route.v3.RouteConfiguration", origin);
+        entry.error = view.failure.as_ref().map(failure);
+        Some(entry)
+    });
+    dump.dynamic_route_configs = shown.collect();
+    if include_eds {
+        let all = server.context.clusters.clusters().into_iter().filter(|cluster| is_dynamic(cluster));
+        let shown = all.map(|cluster| {
+            let version = server.resources.endpoints_version(cluster.name());
+            let origin = Origin {
+                version: version.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
+                bytes: endpoints(&cluster).encode_to_vec().into(),
+                updated: version.map_or(server.started_at, |(_, at)| at),
+            };
+            entry(cluster.name(), "envoy.config.endpoint.v3.ClusterLoadAssignment", &origin)
+        });
+        dump.dynamic_endpoint_configs = shown.collect();
+    }
+}
+
+fn clusters(server: &Server, dump: &mut ConfigDump) {
+    let kind = server.resources.clusters();
+    let of = |cluster: &Cluster| {
+        let mut entry =
+            entry(cluster.name(), "envoy.config.cluster.v3.Cluster", kind.origin(cluster.name(), cluster.id)?);
+        entry.error = kind.failure(cluster.name()).map(failure);
+        Some(entry)
+    };
+    dump.clusters_version_info.clone_from(&kind.version);
+    dump.dynamic_active_clusters =
+        server.context.clusters.clusters().iter().filter_map(|cluster| of(cluster)).collect();
+    dump.dynamic_warming_clusters =
+        server.context.clusters.warming().iter().filter_map(|cluster| of(cluster)).collect();
+}
+
+fn listeners(server: &Server, dump: &mut ConfigDump) {
+    const MESSAGE: &str = "envoy.config.listener.v3.Listener";
+    let kind = server.resources.listeners();
+    dump.listeners_version_info.clone_from(&kind.version);
+    let mut shown = HashSet::new();
+    for view in server.listeners.views().into_iter().filter(|view| view.dynamic) {
+        let warming = view.warming.as_ref().map(|origin| Box::new(entry(&view.name, MESSAGE, origin)));
+        let error = kind.failure(&view.name).map(failure);
+        let base = match (&view.active, &warming) {
+            (Some(origin), _) => entry(&view.name, MESSAGE, origin),
+            (None, Some(warming)) => ConfigEntry { active: false, ..(**warming).clone() },
+            (None, None) => continue,
+        };
+        dump.dynamic_listeners.push(ConfigEntry { warming, error, ..base });
+        shown.insert(view.name.to_string());
+    }
+    for (name, refused) in kind.failures().filter(|(name, _)| !shown.contains(*name)) {
+        let origin = Origin { version: String::new(), bytes: Bytes::new(), updated: refused.last_attempt };
+        let base = entry(name, MESSAGE, &origin);
+        dump.dynamic_listeners.push(ConfigEntry { active: false, error: Some(failure(refused)), ..base });
+    }
+}
+
+fn entry(name: &str, message: &str, origin: &Origin) -> ConfigEntry {
+    ConfigEntry {
+        name: name.to_owned(),
+        version_info: origin.version.clone(),
+        message: message.to_owned(),
+        bytes: origin.bytes.clone(),
+        last_updated: origin.updated,
+        active: true,
+        warming: None,
+        error: None,
+    }
+}
+
+fn failure(failure: &Failure) -> UpdateFailure {
+    UpdateFailure {
+        bytes: failure.bytes.clone(),
+        last_update_attempt: failure.last_attempt,
+        details: failure.details.clone(),
+        version_info: failure.version.clone(),
+    }
+}
 
 /// Route configurations written in listeners: name and message.
 pub(crate) fn route_configs(resources: &StaticResources) -> Vec<(String, Vec<u8>)> {

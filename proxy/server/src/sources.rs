@@ -80,22 +80,29 @@ impl AdminSources for Sources<'_> {
     }
 
     fn unready_targets(&self) -> Vec<InitManagerStatus> {
-        match self.server.state() {
-            State::PreInitializing => vec![InitManagerStatus {
-                component: "cluster".to_owned(),
-                name: "cluster manager".to_owned(),
-                targets: self
-                    .server
-                    .context
-                    .clusters
-                    .clusters()
-                    .iter()
-                    .filter(|c| matches!(c.config.discovery, Discovery::StrictDns | Discovery::LogicalDns))
-                    .map(|c| format!("cluster {}", c.name()))
-                    .collect(),
-            }],
-            _ => Vec::new(),
+        let server = self.server;
+        let status = |component: &str, name: String, targets: Vec<String>| InitManagerStatus {
+            component: component.to_owned(),
+            name,
+            targets,
+        };
+        let mut all = Vec::new();
+        let waits = |cluster: &Arc<Cluster>| cluster.stats.warming_state().value() > 0;
+        let clusters = server.context.clusters.clusters().into_iter().filter(waits);
+        let clusters: Vec<_> = clusters.chain(server.context.clusters.warming()).collect();
+        if !clusters.is_empty() {
+            let targets = clusters.iter().map(|c| format!("cluster {}", c.name())).collect();
+            all.push(status("cluster", "cluster manager".to_owned(), targets));
         }
+        let unready = server.init.unready();
+        if !unready.is_empty() {
+            let targets = unready.iter().map(|target| target.name.clone()).collect();
+            all.push(status("server", "Server".to_owned(), targets));
+        }
+        for (name, targets) in server.listeners.unready() {
+            all.push(status("listener", format!("Listener-init-manager {name}"), targets));
+        }
+        all
     }
 
     fn memory(&self) -> MemoryStatus {
@@ -132,6 +139,9 @@ impl AdminSources for Sources<'_> {
             message: message.to_owned(),
             bytes: Bytes::from(bytes),
             last_updated: s.started_at,
+            active: true,
+            warming: None,
+            error: None,
         };
         // These bytes were encoded by this process.
         let bootstrap = Message::decode(s.bootstrap.bytes.clone()).unwrap_or_default();
@@ -164,6 +174,7 @@ impl AdminSources for Sources<'_> {
             dump.static_endpoint_configs = Some(
                 assignments
                     .iter()
+                    .filter(|c| !crate::config_dump::is_dynamic(c))
                     .map(|c| {
                         let message = crate::config_dump::endpoints(c);
                         entry(c.name(), "envoy.config.endpoint.v3.ClusterLoadAssignment", message.encode_to_vec())
@@ -171,6 +182,7 @@ impl AdminSources for Sources<'_> {
                     .collect(),
             );
         }
+        crate::config_dump::dynamic(s, include_eds, &mut dump);
         dump
     }
 
@@ -207,6 +219,10 @@ impl AdminSources for Sources<'_> {
         self.quit.set(true);
     }
 
+    fn discovery(&self) -> Vec<xds_client::status::SourceState> {
+        crate::xds::view::sources()
+    }
+
     fn reopen_logs(&self) {
         self.server.context.access_logs.reopen();
     }
@@ -230,7 +246,10 @@ fn cluster(cluster: &Arc<Cluster>) -> ClusterStatus {
         name: cluster.name().to_string(),
         observability_name: cluster.observability_name.to_string(),
         added_via_api: config.added_via_api,
-        eds_service_name: String::new(),
+        eds_service_name: match &config.discovery {
+            Discovery::Eds { service_name, .. } if **service_name != *config.name => service_name.to_string(),
+            _ => String::new(),
+        },
         outlier: outlier.map(|outlier| {
             let [external, local] = outlier.rates();
             OutlierStatus {

@@ -9,7 +9,7 @@ use super::sources::DrainListeners;
 use super::{
     AdminRequest, AdminResponse, AdminSources, certs, clusters, config_dump, home, listeners, logging, runtime,
 };
-use super::{server_info, stats};
+use super::{server_info, stats, xds};
 
 /// What a handler works on.
 pub(super) struct Call<'a> {
@@ -134,6 +134,12 @@ pub(super) const COMMANDS: &[Command] = &[
     change("/stats/recentlookups/clear", "accepted, no effect", |_| AdminResponse::ok()),
     change("/stats/recentlookups/disable", "accepted, no effect", |_| AdminResponse::ok()),
     change("/stats/recentlookups/enable", "accepted, no effect: stat names are not looked up", |_| AdminResponse::ok()),
+    show(
+        "/xds",
+        "every fetched resource: version, when it was asked for, received, taken or refused, and why",
+        xds::xds,
+    )
+    .with(&[("format", "text or json")]),
 ];
 
 /// The command at this path.

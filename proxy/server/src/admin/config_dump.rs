@@ -3,6 +3,7 @@
 //! Each section is one of Envoy's `*ConfigDump` messages, built as JSON from the kept bytes of its resources. Sensitive
 //! fields are hidden. Masks are checked against the descriptors, then applied to the JSON.
 
+use bytes::Bytes;
 use nuncio_config::descriptors;
 use prost_reflect::DynamicMessage;
 use serde_json::{Map, Value};
@@ -12,7 +13,7 @@ use super::commands::Call;
 use super::field_mask::FieldMask;
 use super::query::regex_error;
 use super::redact::redact;
-use super::sources::{ConfigDump, ConfigEntry};
+use super::sources::{ConfigDump, ConfigEntry, UpdateFailure};
 use super::{AdminResponse, PLAIN};
 
 /// How an element of a repeated field holds its resource.
@@ -284,7 +285,20 @@ fn section_json(section: &Section<'_>, names: Option<&regex::Regex>) -> Map<Stri
     out
 }
 
+/// `UpdateFailureState`.
+fn failure_json(message: &str, failure: &UpdateFailure) -> Value {
+    let mut out = Map::new();
+    out.insert("failed_configuration".into(), typed(message, bytes_json(message, &failure.bytes)));
+    out.insert("last_update_attempt".into(), timestamp(failure.last_update_attempt).into());
+    out.insert("details".into(), failure.details.as_str().into());
+    if !failure.version_info.is_empty() {
+        out.insert("version_info".into(), failure.version_info.as_str().into());
+    }
+    out.into()
+}
+
 fn element_json(field: &Field<'_>, entry: &ConfigEntry) -> Map<String, Value> {
+    let error = entry.error.as_ref().map(|failure| failure_json(&entry.message, failure));
     let resource = typed(&entry.message, message_json(entry));
     let updated = Value::from(timestamp(entry.last_updated));
     let version = (!entry.version_info.is_empty()).then(|| Value::from(entry.version_info.as_str()));
@@ -293,13 +307,23 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry) -> Map<String, Value> {
     };
     let name = Some(Value::from(entry.name.as_str()));
     match field.shape {
-        Shape::Plain => {
-            fill(vec![("version_info", version), (field.resource, Some(resource)), ("last_updated", Some(updated))])
-        }
+        Shape::Plain => fill(vec![
+            ("version_info", version),
+            (field.resource, Some(resource)),
+            ("last_updated", Some(updated)),
+            ("error_state", error),
+        ]),
         Shape::Listener => {
             let state =
                 fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", Some(updated))]);
-            fill(vec![("name", name), ("active_state", Some(state.into()))])
+            let warming =
+                entry.warming.as_ref().and_then(|warming| element_json(field, warming).remove("active_state"));
+            fill(vec![
+                ("name", name),
+                ("active_state", entry.active.then(|| state.into())),
+                ("warming_state", warming),
+                ("error_state", error),
+            ])
         }
         Shape::Secret => fill(vec![
             ("name", name),
@@ -311,8 +335,12 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry) -> Map<String, Value> {
 }
 
 fn message_json(entry: &ConfigEntry) -> Value {
-    let decoded = descriptors::message(&entry.message)
-        .and_then(|descriptor| DynamicMessage::decode(descriptor, entry.bytes.clone()).ok());
+    bytes_json(&entry.message, &entry.bytes)
+}
+
+fn bytes_json(message: &str, bytes: &Bytes) -> Value {
+    let decoded =
+        descriptors::message(message).and_then(|descriptor| DynamicMessage::decode(descriptor, bytes.clone()).ok());
     let shown = decoded.and_then(|mut message| {
         redact(&mut message);
         descriptors::dynamic_to_json(&message)
@@ -340,7 +368,35 @@ mod tests {
             message: message.into(),
             bytes: message_value.encode_to_vec().into(),
             last_updated: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_397_856_784),
+            active: true,
+            warming: None,
+            error: None,
         }
+    }
+
+    #[test]
+    fn a_listener_is_shown_with_what_warms_and_what_was_refused() {
+        let listener =
+            |prefix: &str| entry("l", "envoy.config.listener.v3.Listener", json!({"name": "l", "stat_prefix": prefix}));
+        let (active, mut warming) = (listener("a"), listener("w"));
+        warming.version_info = "2".into();
+        let refused = listener("r");
+        let error = UpdateFailure {
+            bytes: refused.bytes,
+            last_update_attempt: SystemTime::UNIX_EPOCH,
+            details: "why".into(),
+            version_info: "3".into(),
+        };
+        let shown = ConfigEntry { warming: Some(Box::new(warming)), error: Some(error), ..active };
+        let only_failed = ConfigEntry { active: false, warming: None, ..shown.clone() };
+        let field = field("dynamic_listeners", "DynamicListener", "listener", &[]);
+        let value = Value::Object(element_json(&field, &shown));
+        assert_eq!(value["active_state"]["listener"]["stat_prefix"], "a");
+        assert_eq!(value["warming_state"]["listener"]["stat_prefix"], "w");
+        assert_eq!(value["warming_state"]["version_info"], "2");
+        assert_eq!(value["error_state"]["failed_configuration"]["stat_prefix"], "r");
+        assert_eq!(value["error_state"]["details"], "why");
+        assert!(element_json(&field, &only_failed).get("active_state").is_none());
     }
 
     fn cluster(name: &str) -> ConfigEntry {

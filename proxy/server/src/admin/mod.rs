@@ -21,6 +21,7 @@ mod runtime;
 mod server_info;
 mod sources;
 mod stats;
+mod xds;
 
 #[cfg(test)]
 mod testing;
@@ -33,6 +34,7 @@ pub use sources::{
     AddressStatus, AdminSources, CertificateSet, CertificateStatus, CircuitBreakerStatus, ClusterStatus,
     CommandLineOptions, ConfigDump, ConfigEntry, DrainListeners, EdsHealth, HealthFlags, HostStatus, InitManagerStatus,
     ListenerStatus, LogLevel, MemoryStatus, OutlierStatus, RuntimeLayerStatus, ServerInfo, ServerState, SubjectAltName,
+    UpdateFailure,
 };
 
 /// A request to the admin interface.

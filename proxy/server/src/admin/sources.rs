@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+use xds_client::status::SourceState;
 
 use bytes::Bytes;
 use nuncio_base::stats::Registry;
@@ -55,6 +56,10 @@ pub trait AdminSources {
     fn quit(&self);
     /// Opens access logs anew.
     fn reopen_logs(&self);
+    /// What is known about every source of configuration and every resource of it.
+    fn discovery(&self) -> Vec<SourceState> {
+        Vec::new()
+    }
 }
 
 /// The server's state.
@@ -522,6 +527,25 @@ pub struct ConfigEntry {
     pub bytes: Bytes,
     /// When it was taken into use.
     pub last_updated: SystemTime,
+    /// It is in use; false where only `warming` or `error` says anything.
+    pub active: bool,
+    /// A listener's next configuration, which waits for what it needs.
+    pub warming: Option<Box<ConfigEntry>>,
+    /// What was refused last.
+    pub error: Option<UpdateFailure>,
+}
+
+/// `UpdateFailureState`.
+#[derive(Clone, Debug)]
+pub struct UpdateFailure {
+    /// What was refused, encoded; of the entry's type.
+    pub bytes: Bytes,
+    /// When.
+    pub last_update_attempt: SystemTime,
+    /// Why.
+    pub details: String,
+    /// Its version.
+    pub version_info: String,
 }
 
 /// `/config_dump`.
