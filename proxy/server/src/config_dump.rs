@@ -35,6 +35,13 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
         Some(entry)
     });
     dump.dynamic_route_configs = shown.collect();
+    let secrets = server.resources.secrets();
+    let shown = secrets.origins().map(|(name, origin)| {
+        let mut entry = entry(name, "envoy.extensions.transport_sockets.tls.v3.Secret", origin);
+        entry.error = secrets.failure(name).map(failure);
+        entry
+    });
+    dump.dynamic_active_secrets = shown.collect();
     if include_eds {
         let all = server.context.clusters.clusters().into_iter().filter(|cluster| is_dynamic(cluster));
         let shown = all.map(|cluster| {

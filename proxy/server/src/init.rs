@@ -12,13 +12,18 @@ use tokio::sync::watch;
 pub struct InitTarget {
     /// What `/init_dump` calls it.
     pub name: String,
-    ready: watch::Sender<bool>,
+    ready: Arc<watch::Sender<bool>>,
 }
 
 impl InitTarget {
     /// A target that is not ready.
     pub fn new(name: impl Into<String>) -> Arc<InitTarget> {
-        Arc::new(InitTarget { name: name.into(), ready: watch::channel(false).0 })
+        Self::shared(name, &Arc::new(watch::channel(false).0))
+    }
+
+    /// A target that is ready when somebody else says so.
+    pub fn shared(name: impl Into<String>, ready: &Arc<watch::Sender<bool>>) -> Arc<InitTarget> {
+        Arc::new(InitTarget { name: name.into(), ready: ready.clone() })
     }
 
     /// It has come, or will not.

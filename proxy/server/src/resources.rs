@@ -72,6 +72,19 @@ impl Kind {
         self.failures.remove(name);
     }
 
+    /// The object is gone.
+    pub fn remove_id(&mut self, id: u64) {
+        self.origins.retain(|_, all| {
+            all.retain(|(other, _)| *other != id);
+            !all.is_empty()
+        });
+    }
+
+    /// All that are in use, by name.
+    pub fn origins(&self) -> impl Iterator<Item = (&String, &Origin)> {
+        self.origins.iter().flat_map(|(name, all)| all.iter().map(move |(_, origin)| (name, origin)))
+    }
+
     /// What was refused.
     pub fn failures(&self) -> impl Iterator<Item = (&String, &Failure)> {
         self.failures.iter()

@@ -31,6 +31,7 @@ use nuncio_http::header_rules::LocalInfo;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::matchers::Runtime;
 use nuncio_net::listener::{GlobalConnections, Listener};
+use nuncio_net::tls::secrets::SecretEvent;
 use nuncio_net::tls::watch::TlsContexts;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions};
 use std::net::{IpAddr, Ipv4Addr};
@@ -188,6 +189,16 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         None => None,
     };
     let contexts = TlsContexts::default();
+    let (wants, wanted) = Wants::channel();
+    contexts.secrets().on_event({
+        let wants = wants.clone();
+        move |event| {
+            wants.send(match event {
+                SecretEvent::Wanted(secret) => Want::Secret(secret),
+                SecretEvent::Gone(id) => Want::SecretGone(id),
+            });
+        }
+    });
     let clusters = ClusterManager::new(ClusterManagerOptions {
         registry: registry.clone(),
         upstream_bind: config.upstream_bind.clone(),
@@ -196,7 +207,6 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         tls_contexts: contexts.clone(),
         event_logs: Some(access_logs.clone()),
     });
-    let (wants, wanted) = Wants::channel();
     let context = Context {
         access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),

@@ -437,3 +437,105 @@ fn of_a_partly_bad_update_the_good_part_is_applied_and_the_bad_one_is_told() {
     let address = world.address_of("m").unwrap();
     assert_eq!(Client::new(address).get("/version").unwrap(), (200, "v1".to_owned()));
 }
+
+/// A certificate for `a.example` with its key, self-signed, as PEM.
+fn certificate() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+fn sds(version: u32, name: &str, (certificate, key): &(String, String)) -> String {
+    let quoted = |text: &str| format!("{text:?}");
+    format!(
+        "version_info: \"{version}\"\nresources:\n\
+         - \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\n  name: {name}\n  \
+         tls_certificate: {{certificate_chain: {{inline_string: {}}}, private_key: {{inline_string: {}}}}}\n",
+        quoted(certificate),
+        quoted(key)
+    )
+}
+
+fn tls_listener(name: &str) -> String {
+    listener(name, "127.0.0.1", "", "t").replace(
+        "  - filters:\n",
+        "  - transport_socket:\n      name: tls\n      typed_config:\n        \
+         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n        \
+         common_tls_context: {tls_certificate_sds_secret_configs: [{name: cert, sds_config: \
+         {path_config_source: {path: \"@DIR@/sds.yaml\"}}}]}\n    filters:\n",
+    )
+}
+
+/// The certificate that a listener shows, as PEM without its line ends.
+fn shown_certificate(address: SocketAddr) -> Option<Vec<u8>> {
+    use nuncio_net::connection::Plain;
+    use nuncio_net::tls::client::{ClientTarget, ClientTlsContext};
+    let registry = nuncio_base::stats::Registry::new(1, nuncio_base::stats::StatsConfig::default());
+    let message = envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext {
+        sni: "a.example".to_owned(),
+        ..Default::default()
+    };
+    let config = nuncio_config::decode::Context::default()
+        .run(|cx| nuncio_config::tls::UpstreamTlsContext::from_message(cx, &message))
+        .unwrap();
+    let stats = Arc::new(nuncio_net::tls::TlsStats::client(&registry, "t."));
+    let context = ClientTlsContext::new(Arc::new(config), stats).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        let session = context.connect(Plain::tcp(stream), &ClientTarget::default()).await.ok()?;
+        session.tls.peer_certificates.first().map(|certificate| certificate.to_vec())
+    })
+}
+
+fn der(certificate: &(String, String)) -> Vec<u8> {
+    use base64::Engine as _;
+    let body: String = certificate.0.lines().filter(|line| !line.starts_with("---")).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).unwrap()
+}
+
+#[test]
+fn certificates_are_rotated_and_a_bad_one_changes_nothing() {
+    let upstream = Upstream::start("up");
+    let world = world(&[upstream.port]);
+    let load = Load::start(world.address(), "/");
+    let first = certificate();
+    world.write("sds.yaml", &sds(1, "cert", &first));
+    world.write("lds.yaml", &lds(2, &[listener("l", "127.0.0.1", "", "a"), tls_listener("t")]));
+    until("the listener", || world.address_of("t").is_some());
+    let address = world.address_of("t").unwrap();
+    until("the first certificate", || shown_certificate(address).as_ref() == Some(&der(&first)));
+    for version in 2..=6 {
+        let next = certificate();
+        world.write("sds.yaml", &sds(version, "cert", &next));
+        until("the next certificate", || shown_certificate(address).as_ref() == Some(&der(&next)));
+        let refused = world.count("sds.cert.update_rejected");
+        world.write("sds.yaml", &sds(version, "cert", &(next.0.clone(), certificate().1)));
+        world.until_count("sds.cert.update_rejected", refused + 1);
+        assert_eq!(shown_certificate(address), Some(der(&next)));
+    }
+    load.assert_no_failure();
+}
+
+#[test]
+fn a_listener_waits_for_its_secret() {
+    let upstream = Upstream::start("up");
+    let world = world(&[upstream.port]);
+    let first = certificate();
+    // The file is there, but its secret is another: nothing comes under the name.
+    world.write("sds.yaml", "version_info: \"0\"\nresources: []\n");
+    world.write("lds.yaml", &lds(2, &[listener("l", "127.0.0.1", "", "a"), tls_listener("t")]));
+    world.until_count("sds.cert.update_rejected", 1);
+    // A refused answer ends the waiting, as in Envoy: the listener runs and resets connections.
+    until("the listener", || world.address_of("t").is_some());
+    let address = world.address_of("t").unwrap();
+    until("a refused handshake", || {
+        shown_certificate(address).is_none()
+            && world.server.context.registry.snapshot().counters.iter().any(|(name, value)| {
+                name.to_string().ends_with("downstream_context_secrets_not_ready") && value.value > 0
+            })
+    });
+    world.write("sds.yaml", &sds(1, "cert", &first));
+    until("the certificate", || shown_certificate(address).as_ref() == Some(&der(&first)));
+}

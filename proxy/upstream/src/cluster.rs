@@ -21,6 +21,7 @@ use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
+use nuncio_net::tls::secrets::Secrets;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::mpsc::UnboundedSender;
@@ -101,6 +102,8 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) health_log: Option<Arc<LogFile>>,
     /// Who runs health checks.
     pub(crate) health_jobs: &'a UnboundedSender<Job>,
+    /// Secrets by name.
+    pub(crate) secrets: &'a Secrets,
 }
 
 impl Cluster {
@@ -109,8 +112,16 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError`] when the configuration asks for what does not exist here, or its TLS files cannot be used.
     pub(crate) fn new(config: Arc<ClusterConfig>, parts: ClusterParts<'_>) -> Result<Arc<Cluster>, ClusterError> {
-        let ClusterParts { registry, upstream_bind, workers, fingerprint, outlier_events, health_log, health_jobs } =
-            parts;
+        let ClusterParts {
+            registry,
+            upstream_bind,
+            workers,
+            fingerprint,
+            outlier_events,
+            health_log,
+            health_jobs,
+            secrets,
+        } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
         let observability_name: Arc<str> = match &config.alt_stat_name {
@@ -118,7 +129,7 @@ impl Cluster {
             None => config.name.clone(),
         };
         let stats = Arc::new(ClusterStats::new(registry, &observability_name.replace(':', "_")));
-        let transport = Transport::new(&config, &stats)?;
+        let transport = Transport::new(&config, &stats, secrets)?;
         let priority_set = Arc::new(PrioritySet::default());
         let tables = LbTables::new(&config, &priority_set, &stats);
         let limits = [ResourcePriority::Default, ResourcePriority::High]

@@ -164,6 +164,7 @@ impl ClusterManager {
                 discovery.start(&cluster, &self.options.control, || own.clone());
             }
         }
+        self.wait_for_secrets(&cluster, || Warming::secondary(self, &cluster));
         Ok(outcome)
     }
 
@@ -197,6 +198,7 @@ impl ClusterManager {
             checker.wait(own.downgrade());
         }
         discovery.start(&cluster, &self.options.control, || own.clone());
+        self.wait_for_secrets(&cluster, || own.clone());
         drop(own);
         Ok((outcome, cluster))
     }
@@ -219,6 +221,7 @@ impl ClusterManager {
             outlier_events: options.outlier_events.as_ref(),
             health_log,
             health_jobs: &self.health_jobs,
+            secrets: options.tls_contexts.secrets(),
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
@@ -244,6 +247,21 @@ impl ClusterManager {
                 health_check::run(jobs).await;
             }
         }
+    }
+
+    /// The cluster warms until the secrets of its TLS contexts have come.
+    fn wait_for_secrets(&self, cluster: &Cluster, warming: impl FnOnce() -> Warming) {
+        let secrets: Vec<_> = cluster.tls_contexts().flat_map(|context| context.secrets().to_vec()).collect();
+        if secrets.is_empty() {
+            return;
+        }
+        let warming = warming();
+        self.options.control.spawn(async move {
+            for secret in secrets {
+                secret.ready().await;
+            }
+            drop(warming);
+        });
     }
 
     fn count_added(&self, name: &str) -> AddOutcome {
@@ -417,6 +435,15 @@ struct WarmingInner {
 impl Warming {
     fn new(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>) -> Self {
         let primary = !matches!(cluster.config.discovery, Discovery::Eds { .. });
+        Self::counted(manager, cluster, primary)
+    }
+
+    /// What it waits for may come through another cluster.
+    fn secondary(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>) -> Self {
+        Self::counted(manager, cluster, false)
+    }
+
+    fn counted(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>, primary: bool) -> Self {
         manager.waiting.send_modify(|waiting| *waiting.count(primary) += 1);
         cluster.stats.warming_state().set(1);
         let (manager, cluster) = (Arc::downgrade(manager), Arc::downgrade(cluster));

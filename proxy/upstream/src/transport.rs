@@ -10,6 +10,7 @@ use nuncio_http::codec::ResetReason;
 use nuncio_net::connection::{ConnectionInfo, Io, Plain};
 use nuncio_net::tls::TlsStats;
 use nuncio_net::tls::client::{ClientTarget, ClientTlsContext};
+use nuncio_net::tls::secrets::Secrets;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ impl Transport {
     ///
     /// # Errors
     /// [`ClusterError`] for contexts that cannot be built.
-    pub fn new(config: &ClusterConfig, stats: &ClusterStats) -> Result<Transport, ClusterError> {
+    pub fn new(config: &ClusterConfig, stats: &ClusterStats, secrets: &Secrets) -> Result<Transport, ClusterError> {
         if let Some(socket) = &config.transport_socket {
             return Err(ClusterError::Unsupported {
                 path: format!("{}.transport_socket", config.path),
@@ -60,7 +61,7 @@ impl Transport {
                     if config.http.auto_san_validation && !context.auto_sni_san_validation {
                         Arc::make_mut(&mut context).auto_sni_san_validation = true;
                     }
-                    Some(ClientTlsContext::new(context, stats.clone())?)
+                    Some(ClientTlsContext::with_secrets(context, stats.clone(), secrets)?)
                 }
             });
         }

@@ -34,7 +34,7 @@ use crate::address::Address;
 use crate::connection::{Connection, ConnectionInfo, ListenerInfo};
 use crate::filter_chain::{ChainError, FilterChainIndex};
 use crate::listener_filters::{self, ListenerFilter};
-use crate::socket::{BindError, ListenOptions, listen};
+use crate::socket::{BindError, ListenOptions, listen, start_listening};
 use crate::tls::server::ServerTlsContext;
 use crate::tls::watch::TlsContexts;
 use crate::tls::{TlsConfigError, TlsStats};
@@ -208,6 +208,13 @@ pub struct PreparedUpdate {
     table: Arc<Table>,
 }
 
+impl PreparedUpdate {
+    /// All chains, those included that stay.
+    pub fn filter_chains(&self) -> &[Arc<FilterChain>] {
+        &self.table.chains
+    }
+}
+
 /// A listener, shared by all workers.
 pub struct Listener {
     name: Arc<str>,
@@ -333,6 +340,19 @@ impl Listener {
             all.push(bound);
         }
         *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        Ok(())
+    }
+
+    /// Listens on sockets that were bound for later, so that connections are taken before the workers have got to it.
+    ///
+    /// # Errors
+    /// The first socket that cannot listen.
+    pub fn listen(&self) -> Result<(), ListenerError> {
+        let bound = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        for (bound, socket) in bound.iter().flat_map(|bound| bound.sockets.iter().map(move |socket| (bound, socket))) {
+            start_listening(socket, &bound.options, bound.address.clone())
+                .map_err(|source| ListenerError::Bind { name: self.name.clone(), source })?;
+        }
         Ok(())
     }
 
@@ -592,7 +612,7 @@ fn build_chain(
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let tls = match &config.tls {
         Some(tls) => {
-            let context = ServerTlsContext::new(tls.clone(), tls_stats.clone())?;
+            let context = ServerTlsContext::with_secrets(tls.clone(), tls_stats.clone(), parts.contexts.secrets())?;
             parts.contexts.add(&context);
             Some(context)
         }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use nuncio_config::tls::UpstreamTlsContext;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -21,6 +21,7 @@ use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
 use super::handshake::{Record, failed_session, finish, note, recorded};
 use super::info::TlsInfo;
 use super::parameters::Parameters;
+use super::secrets::{Secret, SecretUser, Secrets, resolve};
 use super::sources::{self, KeyLogFile};
 use super::stats::TlsStats;
 use super::verify::{Verifier, VerifyFailure};
@@ -30,9 +31,14 @@ use crate::connection::{Io, Plain};
 /// A client-side TLS context.
 #[derive(Debug)]
 pub struct ClientTlsContext {
-    config: Arc<UpstreamTlsContext>,
+    /// As configured; secrets by name.
+    template: Arc<UpstreamTlsContext>,
+    secrets: Vec<Arc<Secret>>,
+    /// With its secrets in place.
+    config: ArcSwap<UpstreamTlsContext>,
     stats: Arc<TlsStats>,
-    state: ArcSwap<State>,
+    /// None until all secrets have come.
+    state: ArcSwapOption<State>,
 }
 
 #[derive(Debug)]
@@ -75,13 +81,39 @@ impl ClientTlsContext {
     /// # Errors
     /// Names the file or option at fault, the reason and the path in the configuration.
     pub fn new(config: Arc<UpstreamTlsContext>, stats: Arc<TlsStats>) -> Result<Arc<Self>, TlsConfigError> {
-        let state = State::load(&config)?;
-        Ok(Arc::new(Self { config, stats, state: ArcSwap::from_pointee(state) }))
+        Self::with_secrets(config, stats, &Secrets::default())
+    }
+
+    /// As [`new`](Self::new), with secrets that come later. Until they have come every handshake fails.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_secrets(
+        template: Arc<UpstreamTlsContext>,
+        stats: Arc<TlsStats>,
+        secrets: &Secrets,
+    ) -> Result<Arc<Self>, TlsConfigError> {
+        let secrets = secrets.of(&template.common);
+        let config = resolved(&template, &secrets);
+        let state = config.as_ref().map(|config| State::load(config)).transpose()?;
+        let config = ArcSwap::new(config.unwrap_or_else(|| template.clone()));
+        let this = Arc::new(Self { template, secrets, config, stats, state: ArcSwapOption::from_pointee(state) });
+        for secret in &this.secrets {
+            let user: std::sync::Weak<Self> = Arc::downgrade(&this);
+            secret.used_by(user);
+        }
+        Ok(this)
+    }
+
+    /// The secrets that it needs.
+    pub fn secrets(&self) -> &[Arc<Secret>] {
+        &self.secrets
     }
 
     /// Certificates for `/certs`.
     pub fn certificates(&self) -> ContextCertificates {
         let state = self.state.load();
+        let Some(state) = &*state else { return ContextCertificates::default() };
         let own = state.own.iter();
         ContextCertificates {
             ca: state.ca.clone(),
@@ -91,8 +123,8 @@ impl ClientTlsContext {
 
     /// The SNI for a connection to `target`; none when there is no name.
     pub fn server_name<'a>(&'a self, target: &ClientTarget<'a>) -> Option<&'a str> {
-        let configured = Some(&*self.config.sni).filter(|name| !name.is_empty());
-        let host = target.hostname.filter(|_| self.config.auto_host_sni);
+        let configured = Some(&*self.template.sni).filter(|name| !name.is_empty());
+        let host = target.hostname.filter(|_| self.template.auto_host_sni);
         target.server_name.or(host).or(configured)
     }
 
@@ -101,7 +133,11 @@ impl ClientTlsContext {
     /// # Errors
     /// [`HandshakeError`] with the text for `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub async fn connect(&self, plain: Plain, target: &ClientTarget<'_>) -> Result<ClientSession, HandshakeError> {
-        let state = self.state.load_full();
+        let Some(state) = self.state.load_full() else {
+            self.stats.factory.upstream_context_secrets_not_ready().inc();
+            let reason = "TLS_error:_Secret_is_not_supplied_by_SDS";
+            return Err(HandshakeError { reason: reason.into(), tls: None });
+        };
         let server_name = self.server_name(target);
         let parsed = server_name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
         let (config, name) = match parsed {
@@ -206,15 +242,17 @@ impl State {
 
 impl Reload for ClientTlsContext {
     fn watched(&self) -> Vec<(PathBuf, PathBuf)> {
-        sources::of_context(&self.config.common).into_iter().filter_map(sources::watched).collect()
+        sources::of_context(&self.config.load().common).into_iter().filter_map(sources::watched).collect()
     }
 
     fn reload(&self) -> Result<bool, TlsConfigError> {
-        if sources::digest(&sources::of_context(&self.config.common)) == self.state.load().digest {
-            return Ok(false);
+        let config = self.config.load_full();
+        match &*self.state.load() {
+            Some(state) if sources::digest(&sources::of_context(&config.common)) != state.digest => {}
+            _ => return Ok(false),
         }
-        let state = State::load(&self.config).inspect_err(|_| self.stats.rotation_failed())?;
-        self.state.store(Arc::new(state));
+        let state = State::load(&config).inspect_err(|_| self.stats.rotation_failed())?;
+        self.state.store(Some(Arc::new(state)));
         self.stats.factory.ssl_context_update_by_sds().inc();
         Ok(true)
     }
@@ -222,4 +260,24 @@ impl Reload for ClientTlsContext {
     fn context_certificates(&self) -> ContextCertificates {
         self.certificates()
     }
+}
+
+impl SecretUser for ClientTlsContext {
+    fn refresh(&self) -> Result<(), TlsConfigError> {
+        let Some(config) = resolved(&self.template, &self.secrets) else { return Ok(()) };
+        let state = State::load(&config)?;
+        self.config.store(config);
+        self.state.store(Some(Arc::new(state)));
+        self.stats.factory.ssl_context_update_by_sds().inc();
+        Ok(())
+    }
+}
+
+/// The context with its secrets in place; None while one is missing.
+fn resolved(template: &Arc<UpstreamTlsContext>, secrets: &[Arc<Secret>]) -> Option<Arc<UpstreamTlsContext>> {
+    if secrets.is_empty() {
+        return Some(template.clone());
+    }
+    let common = resolve(&template.common, secrets)?;
+    Some(Arc::new(UpstreamTlsContext { common, ..(**template).clone() }))
 }

@@ -10,6 +10,7 @@ mod encrypted_key;
 mod error;
 mod handshake;
 pub mod parameters;
+pub mod secrets;
 mod sources;
 mod stats;
 mod tickets;

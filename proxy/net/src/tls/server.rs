@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
 use nuncio_config::tls::DownstreamTlsContext;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets, ServerSessionMemoryCache};
@@ -20,6 +20,7 @@ use super::certificates::{ContextCertificates, LoadedCertificate, Resolver, load
 use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
 use super::handshake::{Record, failed_session, finish, recorded};
 use super::parameters::Parameters;
+use super::secrets::{Secret, SecretUser, Secrets, resolve};
 use super::sources::{self, KeyLogFile};
 use super::stats::TlsStats;
 use super::tickets::GivenKeys;
@@ -35,10 +36,15 @@ const TICKET_LIFETIME: u32 = 7200;
 /// A server-side TLS context. Built on the control thread, used by all workers, swapped whole when its files change.
 #[derive(Debug)]
 pub struct ServerTlsContext {
-    config: Arc<DownstreamTlsContext>,
+    /// As configured; secrets by name.
+    template: Arc<DownstreamTlsContext>,
+    secrets: Vec<Arc<Secret>>,
+    /// With its secrets in place.
+    config: ArcSwap<DownstreamTlsContext>,
     stats: Arc<TlsStats>,
     expiration: Vec<nuncio_base::stats::Gauge>,
-    state: ArcSwap<State>,
+    /// None until all secrets have come.
+    state: ArcSwapOption<State>,
 }
 
 #[derive(Debug)]
@@ -71,26 +77,60 @@ impl ServerTlsContext {
     /// # Errors
     /// Names the file or option at fault, the reason and the path in the configuration.
     pub fn new(config: Arc<DownstreamTlsContext>, stats: Arc<TlsStats>) -> Result<Arc<Self>, TlsConfigError> {
-        let state = State::load(&config)?;
+        Self::with_secrets(config, stats, &Secrets::default())
+    }
+
+    /// As [`new`](Self::new), with secrets that come later. Until they have come every handshake fails.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_secrets(
+        template: Arc<DownstreamTlsContext>,
+        stats: Arc<TlsStats>,
+        secrets: &Secrets,
+    ) -> Result<Arc<Self>, TlsConfigError> {
+        let secrets = secrets.of(&template.common);
+        let config = resolved(&template, &secrets);
+        let state = config.as_ref().map(|config| State::load(config)).transpose()?;
         let mut expiration = Vec::new();
-        if let Some(ca) = &state.ca {
-            expiration.push(expiration_gauge(&stats, "unnamed_ca_cert", ca));
+        if let Some(state) = &state {
+            if let Some(ca) = &state.ca {
+                expiration.push(expiration_gauge(&stats, "unnamed_ca_cert", ca));
+            }
+            for own in &state.resolver.certificates {
+                let loaded = LoadedCertificate { path: own.label.clone(), info: own.info.clone() };
+                expiration.push(expiration_gauge(&stats, "unnamed_cert", &loaded));
+            }
         }
-        for own in &state.resolver.certificates {
-            let loaded = LoadedCertificate { path: own.label.clone(), info: own.info.clone() };
-            expiration.push(expiration_gauge(&stats, "unnamed_cert", &loaded));
+        let this = Arc::new(Self {
+            config: ArcSwap::new(config.unwrap_or_else(|| template.clone())),
+            template,
+            secrets,
+            stats,
+            expiration,
+            state: ArcSwapOption::from_pointee(state),
+        });
+        for secret in &this.secrets {
+            let user: std::sync::Weak<Self> = Arc::downgrade(&this);
+            secret.used_by(user);
         }
-        Ok(Arc::new(Self { config, stats, expiration, state: ArcSwap::from_pointee(state) }))
+        Ok(this)
+    }
+
+    /// The secrets that it needs.
+    pub fn secrets(&self) -> &[Arc<Secret>] {
+        &self.secrets
     }
 
     /// Whether a client must show a certificate.
     pub fn requires_client_certificate(&self) -> bool {
-        self.config.require_client_certificate
+        self.template.require_client_certificate
     }
 
     /// Certificates for `/certs`.
     pub fn certificates(&self) -> ContextCertificates {
         let state = self.state.load();
+        let Some(state) = &*state else { return ContextCertificates::default() };
         let own = state.resolver.certificates.iter();
         ContextCertificates {
             ca: state.ca.clone(),
@@ -105,7 +145,12 @@ impl ServerTlsContext {
     /// # Errors
     /// [`HandshakeError`], whose reason also becomes the transport failure reason in `info`.
     pub async fn accept(&self, plain: Plain, info: &mut ConnectionInfo) -> Result<Io, HandshakeError> {
-        let state = self.state.load_full();
+        let Some(state) = self.state.load_full() else {
+            self.stats.factory.downstream_context_secrets_not_ready().inc();
+            let reason = "TLS_error:_Secret_is_not_supplied_by_SDS";
+            let _ = info.transport_failure_reason.set(reason.into());
+            return Err(HandshakeError { reason: reason.into(), tls: None });
+        };
         let mut record = Record::default();
         let mut first = [0; 5];
         let outcome = recorded(&mut record, handshake(&state, plain, &mut first)).await;
@@ -352,20 +397,22 @@ fn session_context(
 
 impl Reload for ServerTlsContext {
     fn watched(&self) -> Vec<(PathBuf, PathBuf)> {
-        all_sources(&self.config).into_iter().filter_map(sources::watched).collect()
+        all_sources(&self.config.load()).into_iter().filter_map(sources::watched).collect()
     }
 
     fn reload(&self) -> Result<bool, TlsConfigError> {
-        if sources::digest(&all_sources(&self.config)) == self.state.load().digest {
-            return Ok(false);
+        let config = self.config.load_full();
+        match &*self.state.load() {
+            Some(state) if sources::digest(&all_sources(&config)) != state.digest => {}
+            _ => return Ok(false),
         }
-        let state = State::load(&self.config).inspect_err(|_| self.stats.rotation_failed())?;
+        let state = State::load(&config).inspect_err(|_| self.stats.rotation_failed())?;
         let ends = state.ca.iter().map(|ca| &ca.info).chain(state.resolver.certificates.iter().map(|own| &own.info));
         for (gauge, info) in self.expiration.iter().zip(ends) {
             let end = info.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH);
             gauge.set(end.map_or(0, |end| end.as_secs()));
         }
-        self.state.store(Arc::new(state));
+        self.state.store(Some(Arc::new(state)));
         self.stats.factory.ssl_context_update_by_sds().inc();
         Ok(true)
     }
@@ -373,6 +420,26 @@ impl Reload for ServerTlsContext {
     fn context_certificates(&self) -> ContextCertificates {
         self.certificates()
     }
+}
+
+impl SecretUser for ServerTlsContext {
+    fn refresh(&self) -> Result<(), TlsConfigError> {
+        let Some(config) = resolved(&self.template, &self.secrets) else { return Ok(()) };
+        let state = State::load(&config)?;
+        self.config.store(config);
+        self.state.store(Some(Arc::new(state)));
+        self.stats.factory.ssl_context_update_by_sds().inc();
+        Ok(())
+    }
+}
+
+/// The context with its secrets in place; None while one is missing.
+fn resolved(template: &Arc<DownstreamTlsContext>, secrets: &[Arc<Secret>]) -> Option<Arc<DownstreamTlsContext>> {
+    if secrets.is_empty() {
+        return Some(template.clone());
+    }
+    let common = resolve(&template.common, secrets)?;
+    Some(Arc::new(DownstreamTlsContext { common, ..(**template).clone() }))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use super::certificates::ContextCertificates;
 use super::error::TlsConfigError;
+use super::secrets::Secrets;
 
 /// Events within this time lead to one look at the files.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -48,6 +49,7 @@ impl std::fmt::Debug for TlsContexts {
 
 #[derive(Default)]
 struct Inner {
+    secrets: Secrets,
     state: Mutex<Watched>,
     changed: Arc<Notify>,
 }
@@ -67,6 +69,20 @@ impl TlsContexts {
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The secrets that contexts share.
+    pub fn secrets(&self) -> &Secrets {
+        &self.inner.secrets
+    }
+
+    /// Watches the files of contexts that have got secrets since they were added.
+    pub fn watch_again(&self) {
+        let mut state = self.lock();
+        let contexts: Vec<_> = state.contexts.iter().filter_map(Weak::upgrade).collect();
+        for (folder, _) in contexts.iter().flat_map(|context| context.watched()) {
+            self.watch(&mut state, folder);
+        }
     }
 
     /// Adds a context. It leaves by itself when its last user drops it.

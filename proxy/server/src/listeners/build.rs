@@ -1,14 +1,14 @@
 //! From the configuration of a listener to the object that workers run: filter chains with their network filters.
 
 use crate::hcm_builder::{self, HttpFactory};
-use crate::init::InitTargets;
+use crate::init::{InitTarget, InitTargets};
 use crate::server::Context;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::listener::{ListenerConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
 use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
 use nuncio_extensions::registry;
-use nuncio_net::listener::{FilterChainFactory, Listener, ListenerError, ListenerParts};
+use nuncio_net::listener::{FilterChain, FilterChainFactory, Listener, ListenerError, ListenerParts};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -22,11 +22,19 @@ pub(crate) fn listener(
     targets: &InitTargets,
 ) -> Result<Arc<Listener>, Vec<ConfigError>> {
     let listener = with_parts(config, context, targets, |parts| Listener::new(config.clone(), parts))?;
+    wait_for_secrets(&listener.filter_chains(), targets);
     let key = format!("envoy.resource_limits.listener.{}.connection_limit", config.name);
     if let Some(limit) = context.runtime.integer(&key) {
         listener.set_connection_limit(Some(limit));
     }
     Ok(listener)
+}
+
+/// Adds the secrets that filter chains need.
+pub(super) fn wait_for_secrets(chains: &[Arc<FilterChain>], targets: &InitTargets) {
+    for secret in chains.iter().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.secrets()) {
+        targets.add(&InitTarget::shared(format!("SdsApi {}", secret.name), secret.readiness()));
+    }
 }
 
 /// Calls `make` with what a listener is built from; collects every error.

@@ -266,9 +266,11 @@ impl ListenerManager {
         config: &Arc<ListenerConfig>,
         targets: &InitTargets,
     ) -> Result<PreparedUpdate, Vec<ConfigError>> {
-        build::with_parts(config, &server.context, targets, |parts| {
+        let prepared = build::with_parts(config, &server.context, targets, |parts| {
             active.prepare(config.clone(), &parts, &|old, new| old.fingerprint == new.fingerprint)
-        })
+        })?;
+        build::wait_for_secrets(prepared.filter_chains(), targets);
+        Ok(prepared)
     }
 
     fn build(
@@ -357,6 +359,12 @@ enum Promoted {
 }
 
 fn run(workers: &[mpsc::UnboundedSender<WorkerCommand>], listener: &Arc<Listener>) {
+    if workers.is_empty() {
+        return;
+    }
+    if let Err(error) = listener.listen() {
+        tracing::error!("{error}");
+    }
     for worker in workers {
         // A worker that ended has said why.
         let _ = worker.send(WorkerCommand::Run(listener.clone()));

@@ -101,6 +101,11 @@ impl Decoder {
         ListenerConfig::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
     }
 
+    pub(crate) fn secret(&self, resource: &Resource) -> Result<StaticSecret, String> {
+        let message: Secret = self.message(resource)?;
+        self.context().run(|cx| StaticSecret::decode(cx, &message)).map_err(|errors| text(&errors))
+    }
+
     pub(crate) fn routes(&self, resource: &Resource) -> Result<RouteConfiguration, String> {
         let message: PbRoutes = self.message(resource)?;
         RouteConfiguration::decode(&message, &mut self.context()).map_err(|errors| text(&errors))

@@ -15,6 +15,7 @@ mod files;
 mod listeners;
 mod node;
 mod routes;
+mod secrets;
 mod source;
 mod stats;
 mod transport;
@@ -62,6 +63,8 @@ pub(crate) struct Inner {
     endpoints: RefCell<HashMap<Arc<str>, Vec<endpoints::Watch>>>,
     /// By id of the table.
     routes: RefCell<HashMap<u64, Subscription>>,
+    /// By id of the secret.
+    secrets: RefCell<HashMap<u64, Subscription>>,
     /// Clusters of the bootstrap and of the first answer are warm.
     first_clusters_done: Cell<bool>,
     /// Acknowledgements of CDS wait while new clusters warm.
@@ -101,6 +104,12 @@ impl Inner {
                 }
             }
             Want::RoutesGone(id) => routes::forget(self, id),
+            Want::Secret(secret) => {
+                if let Some(secret) = secret.upgrade() {
+                    secrets::watch(self, &secret);
+                }
+            }
+            Want::SecretGone(id) => secrets::forget(self, id),
         }
     }
 
@@ -164,6 +173,7 @@ impl Discovery {
             listeners: RefCell::default(),
             endpoints: RefCell::default(),
             routes: RefCell::default(),
+            secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
             warming: RefCell::default(),
         });

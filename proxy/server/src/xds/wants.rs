@@ -3,6 +3,7 @@
 //! Builders run on the control thread, but objects may end on any: the queue takes both.
 
 use crate::named_routes::NamedRoutes;
+use nuncio_net::tls::secrets::Secret;
 use std::sync::Weak;
 use tokio::sync::mpsc;
 
@@ -12,6 +13,10 @@ pub enum Want {
     Routes(Weak<NamedRoutes>),
     /// The route table with this id has no user any more.
     RoutesGone(u64),
+    /// A secret.
+    Secret(Weak<Secret>),
+    /// The secret with this id has no user any more.
+    SecretGone(u64),
 }
 
 /// The sending end.

@@ -1,0 +1,218 @@
+//! Secrets by name that come from outside while the process runs: certificates and validation contexts.
+//!
+//! A TLS context that refers to a secret gets it here when it is built; who fetches it is told, and told again when nobody
+//! needs it any more. A secret that is set reaches every context that uses it: new handshakes take the new state,
+//! connections that exist stay.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use bytes::Bytes;
+use nuncio_config::decode::StaticSecret;
+use nuncio_config::tls::{CertificateSource, CommonTlsContext, SdsSecretConfig, ValidationSource};
+use tokio::sync::watch;
+
+use super::error::TlsConfigError;
+
+/// What happens to the secrets of the process.
+pub enum SecretEvent {
+    /// Somebody needs this one.
+    Wanted(Weak<Secret>),
+    /// Nobody needs the one with this id.
+    Gone(u64),
+}
+
+type OnEvent = Box<dyn Fn(SecretEvent) + Send + Sync>;
+
+/// What a secret is used as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum SecretKind {
+    Certificate,
+    Validation,
+}
+
+type Key = (SecretKind, Box<str>, Bytes);
+
+/// All secrets in use. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Secrets {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    by_key: Mutex<HashMap<Key, Weak<Secret>>>,
+    on_event: OnceLock<OnEvent>,
+}
+
+/// A TLS context that uses secrets.
+pub(super) trait SecretUser: Send + Sync {
+    /// Takes the secrets as they are now.
+    fn refresh(&self) -> Result<(), TlsConfigError>;
+}
+
+/// One secret.
+pub struct Secret {
+    /// Unique in the process.
+    pub id: u64,
+    /// Its name.
+    pub name: Box<str>,
+    /// Serialized `ConfigSource`.
+    pub source: Bytes,
+    kind: SecretKind,
+    value: Mutex<Option<StaticSecret>>,
+    users: Mutex<Vec<Weak<dyn SecretUser>>>,
+    ready: Arc<watch::Sender<bool>>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never the value.
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        if let Some(on_event) = self.shared.on_event.get() {
+            on_event(SecretEvent::Gone(self.id));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Secrets {
+    /// Tells `on_event` from now on which secrets are needed. Once only; before anything is built.
+    pub fn on_event(&self, on_event: impl Fn(SecretEvent) + Send + Sync + 'static) {
+        let _ = self.shared.on_event.set(Box::new(on_event));
+    }
+
+    fn get(&self, config: &SdsSecretConfig, kind: SecretKind) -> Arc<Secret> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let source = config.source.clone().unwrap_or_default();
+        let key = (kind, config.name.clone(), source.clone());
+        let made = {
+            let mut by_key = lock(&self.shared.by_key);
+            if let Some(found) = by_key.get(&key).and_then(Weak::upgrade) {
+                return found;
+            }
+            let made = Arc::new(Secret {
+                id: NEXT.fetch_add(1, Ordering::Relaxed),
+                name: config.name.clone(),
+                source,
+                kind,
+                value: Mutex::default(),
+                users: Mutex::default(),
+                ready: Arc::new(watch::channel(false).0),
+                shared: self.shared.clone(),
+            });
+            by_key.retain(|_, secret| secret.strong_count() > 0);
+            by_key.insert(key, Arc::downgrade(&made));
+            made
+        };
+        if let Some(on_event) = self.shared.on_event.get() {
+            on_event(SecretEvent::Wanted(Arc::downgrade(&made)));
+        }
+        made
+    }
+
+    /// The secrets that a context refers to, in its order.
+    pub(super) fn of(&self, common: &CommonTlsContext) -> Vec<Arc<Secret>> {
+        let certificates = common.certificates.iter().filter_map(|source| match source {
+            CertificateSource::Sds(config) => Some(self.get(config, SecretKind::Certificate)),
+            CertificateSource::Static(_) => None,
+        });
+        let mut all: Vec<_> = certificates.collect();
+        if let Some(ValidationSource::Sds { secret, .. }) = &common.validation {
+            all.push(self.get(secret, SecretKind::Validation));
+        }
+        all
+    }
+}
+
+impl Secret {
+    /// Sets the value; every context that uses it takes it, or it is refused and the old one stays.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn set(&self, value: StaticSecret) -> Result<(), String> {
+        let fits = match &value {
+            StaticSecret::Certificate(_) => self.kind == SecretKind::Certificate,
+            StaticSecret::Validation(_) => self.kind == SecretKind::Validation,
+            _ => false,
+        };
+        if !fits {
+            let wanted = match self.kind {
+                SecretKind::Certificate => "tls_certificate",
+                SecretKind::Validation => "validation_context",
+            };
+            return Err(format!("Unexpected type of secret '{}': a {wanted} is needed", self.name));
+        }
+        let old = lock(&self.value).replace(value);
+        let users: Vec<_> = lock(&self.users).iter().filter_map(Weak::upgrade).collect();
+        for user in &users {
+            if let Err(error) = user.refresh() {
+                *lock(&self.value) = old;
+                for user in &users {
+                    // What they had was good.
+                    let _ = user.refresh();
+                }
+                return Err(error.problem);
+            }
+        }
+        self.set_ready();
+        Ok(())
+    }
+
+    /// Nobody waits for it any longer, whether it has come or not.
+    pub fn set_ready(&self) {
+        self.ready.send_replace(true);
+    }
+
+    /// Whether it has come, or nobody waits for it.
+    pub fn readiness(&self) -> &Arc<watch::Sender<bool>> {
+        &self.ready
+    }
+
+    /// Waits until it has come, or nobody waits for it.
+    pub async fn ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    fn value(&self) -> Option<StaticSecret> {
+        lock(&self.value).clone()
+    }
+
+    pub(super) fn used_by(&self, user: Weak<dyn SecretUser>) {
+        let mut users = lock(&self.users);
+        users.retain(|user| user.strong_count() > 0);
+        users.push(user);
+    }
+}
+
+/// The context with its secrets in place; None while one is missing.
+pub(super) fn resolve(common: &CommonTlsContext, secrets: &[Arc<Secret>]) -> Option<CommonTlsContext> {
+    let mut values = secrets.iter().map(|secret| secret.value());
+    let mut resolved = common.clone();
+    for source in &mut resolved.certificates {
+        if let CertificateSource::Sds(_) = source {
+            let Some(Some(StaticSecret::Certificate(certificate))) = values.next() else { return None };
+            *source = CertificateSource::Static(certificate);
+        }
+    }
+    if let Some(ValidationSource::Sds { default, .. }) = &resolved.validation {
+        let Some(Some(StaticSecret::Validation(context))) = values.next() else { return None };
+        let merged = match default {
+            Some(default) => context.merged_over((**default).clone()),
+            None => *context,
+        };
+        resolved.validation = Some(ValidationSource::Static(merged));
+    }
+    Some(resolved)
+}
