@@ -26,6 +26,7 @@ pub mod hcm;
 pub mod header_mutation;
 pub mod listener;
 pub mod matchers;
+pub mod matching;
 pub mod route;
 pub mod tcp_proxy;
 pub mod tls;

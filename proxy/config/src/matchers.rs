@@ -135,6 +135,31 @@ impl StringMatcher {
     }
 }
 
+impl StringMatcher {
+    /// Whether a value satisfies it.
+    pub fn matches(&self, value: &[u8]) -> bool {
+        let same = |text: Option<&[u8]>, pattern: &str, ignore: IgnoreCase| {
+            text.is_some_and(|text| match ignore {
+                false => text == pattern.as_bytes(),
+                true => text.eq_ignore_ascii_case(pattern.as_bytes()),
+            })
+        };
+        match self {
+            StringMatcher::Exact(pattern, ignore) => same(Some(value), pattern, *ignore),
+            StringMatcher::Prefix(pattern, ignore) => same(value.get(..pattern.len()), pattern, *ignore),
+            StringMatcher::Suffix(pattern, ignore) => {
+                same(value.len().checked_sub(pattern.len()).map(|start| &value[start..]), pattern, *ignore)
+            }
+            StringMatcher::Contains(pattern, _) if pattern.is_empty() => true,
+            StringMatcher::Contains(pattern, false) => memchr::memmem::find(value, pattern.as_bytes()).is_some(),
+            StringMatcher::Contains(pattern, true) => {
+                value.windows(pattern.len()).any(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
+            }
+            StringMatcher::Regex(regex) => regex.is_match(value),
+        }
+    }
+}
+
 /// A `RegexMatcher` that has to match the whole text.
 pub fn anchored(cx: &mut Context, message: &pb::RegexMatcher) -> Option<Regex> {
     cx.at("regex", |cx| cx.compile(&message.regex, true))

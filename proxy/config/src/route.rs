@@ -4,8 +4,10 @@ use crate::data_source::DataSource;
 use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{CidrRange, CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, StringMatcher};
+use crate::matching::MatchTree;
 use crate::typed_config::TypedConfig;
 use regex::bytes::Regex;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,8 +73,10 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// Exact, `*.suffix`, `prefix.*` or `*`.
     pub domains: Vec<Box<str>>,
-    /// Routes; the first that matches wins.
+    /// Routes; the first that matches wins. With a matcher these are the routes of its actions.
     pub routes: Vec<Route>,
+    /// Leads to the routes that may match, as positions in `routes`.
+    pub matcher: Option<MatchTree<Range<u32>>>,
     /// TLS demanded by redirect.
     pub require_tls: RequireTls,
     /// Virtual clusters.
@@ -381,8 +385,10 @@ pub enum ClusterSpecifier {
     Header(Box<str>),
     /// Chosen by weight.
     Weighted(WeightedClusters),
-    /// A plugin.
-    Plugin(TypedConfig),
+    /// A matcher tree (`envoy.router.cluster_specifier_plugin.matcher`).
+    Matcher(MatchTree<Arc<str>>),
+    /// An optional plugin that does not exist here: the route has no answer.
+    Unavailable,
 }
 
 /// `WeightedCluster`.

@@ -51,23 +51,9 @@ pub fn in_runtime_fraction(fraction: &RuntimeFraction, runtime: &dyn Runtime, ra
 }
 
 /// Whether a string satisfies a matcher.
+#[inline]
 pub fn string_matches(matcher: &StringMatcher, value: &[u8]) -> bool {
-    match matcher {
-        StringMatcher::Exact(pattern, false) => value == pattern.as_bytes(),
-        StringMatcher::Exact(pattern, true) => value.eq_ignore_ascii_case(pattern.as_bytes()),
-        StringMatcher::Prefix(pattern, false) => value.starts_with(pattern.as_bytes()),
-        StringMatcher::Prefix(pattern, true) => starts_with_ignore_case(value, pattern.as_bytes()),
-        StringMatcher::Suffix(pattern, false) => value.ends_with(pattern.as_bytes()),
-        StringMatcher::Suffix(pattern, true) => value
-            .len()
-            .checked_sub(pattern.len())
-            .is_some_and(|start| value[start..].eq_ignore_ascii_case(pattern.as_bytes())),
-        StringMatcher::Contains(pattern, false) => memchr::memmem::find(value, pattern.as_bytes()).is_some(),
-        StringMatcher::Contains(pattern, true) => {
-            pattern.is_empty() || value.windows(pattern.len()).any(|w| w.eq_ignore_ascii_case(pattern.as_bytes()))
-        }
-        StringMatcher::Regex(regex) => regex.is_match(value),
-    }
+    matcher.matches(value)
 }
 
 pub(crate) fn starts_with_ignore_case(value: &[u8], prefix: &[u8]) -> bool {

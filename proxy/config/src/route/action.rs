@@ -6,7 +6,11 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
+use envoy_types::pb::envoy::extensions::router::cluster_specifiers::matcher::v3::{
+    ClusterAction, MatcherClusterSpecifier,
+};
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+use envoy_types::pb::google::protobuf::Any;
 use pb::route_action as action;
 
 use super::{
@@ -18,6 +22,7 @@ use crate::decode::{Context, bool_value, json, lower, serialized, type_name, u32
 use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{RuntimeFraction, unanchored};
+use crate::matching::{MatchInput, MatchTree};
 
 /// What a route inherits from the levels above it.
 pub(super) struct Inherited<'a> {
@@ -106,28 +111,52 @@ fn cluster_specifier(
             cx.at("weighted_clusters", |cx| WeightedClusters::decode(cx, weighted, inherited.validate_clusters))?,
         ),
         Specifier::ClusterSpecifierPlugin(name) => {
-            let found = inherited
-                .plugins
-                .iter()
-                .filter_map(|plugin| plugin.extension.as_ref())
-                .find(|extension| extension.name == *name);
-            match found {
-                Some(extension) => ClusterSpecifier::Plugin(cx.extension(extension)),
-                None => {
-                    cx.error_at(
-                        "cluster_specifier_plugin",
-                        format!("unknown cluster specifier plugin name \"{name}\""),
-                    );
-                    return None;
+            let named = |plugin: &&pb::ClusterSpecifierPlugin| {
+                plugin.extension.as_ref().is_some_and(|extension| extension.name == *name)
+            };
+            let Some(found) = inherited.plugins.iter().find(named) else {
+                cx.error_at("cluster_specifier_plugin", format!("unknown cluster specifier plugin name \"{name}\""));
+                return None;
+            };
+            cx.at("cluster_specifier_plugin", |cx| plugin(cx, found))?
+        }
+        Specifier::InlineClusterSpecifierPlugin(inline) => {
+            cx.at("inline_cluster_specifier_plugin", |cx| plugin(cx, inline))?
+        }
+    })
+}
+
+fn plugin(cx: &mut Context, message: &pb::ClusterSpecifierPlugin) -> Option<ClusterSpecifier> {
+    let any = message.extension.as_ref().and_then(|extension| extension.typed_config.as_ref());
+    match any.map_or("", |any| type_name(&any.type_url)) {
+        "envoy.extensions.router.cluster_specifiers.matcher.v3.MatcherClusterSpecifier" => {
+            let tree = cx.at("extension", |cx| cx.at("typed_config", |cx| cluster_tree(cx, any?)))?;
+            Some(ClusterSpecifier::Matcher(tree))
+        }
+        _ if message.is_optional => Some(ClusterSpecifier::Unavailable),
+        other => {
+            cx.error(format!("cluster specifier plugin '{other}' is not implemented"));
+            None
+        }
+    }
+}
+
+fn cluster_tree(cx: &mut Context, any: &Any) -> Option<MatchTree<Arc<str>>> {
+    let message: MatcherClusterSpecifier = cx.unpack(any)?;
+    cx.required("cluster_matcher", &message.cluster_matcher, |cx, matcher| {
+        MatchTree::decode(cx, matcher, &MatchInput::is_of_request, &mut |cx, action| {
+            let any = action.typed_config.as_ref();
+            cx.at("typed_config", |cx| match any.map_or("", |any| type_name(&any.type_url)) {
+                "envoy.extensions.router.cluster_specifiers.matcher.v3.ClusterAction" => {
+                    let action: ClusterAction = cx.unpack(any?)?;
+                    Some(cx.cluster_name(&action.cluster))
                 }
-            }
-        }
-        Specifier::InlineClusterSpecifierPlugin(plugin) => {
-            let extension = plugin.extension.as_ref()?;
-            let config =
-                cx.at("inline_cluster_specifier_plugin", |cx| cx.at("extension", |cx| cx.extension(extension)));
-            ClusterSpecifier::Plugin(config)
-        }
+                other => {
+                    cx.error(format!("action '{other}' is not implemented: an action is a ClusterAction"));
+                    None
+                }
+            })
+        })
     })
 }
 

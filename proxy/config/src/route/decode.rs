@@ -1,12 +1,14 @@
 //! `RouteConfiguration`, virtual hosts, routes and their matches decoded.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use rustc_hash::FxHashSet;
 
 use super::action::Inherited;
@@ -21,6 +23,7 @@ use crate::diagnostics::ConfigError;
 use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
 use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored};
+use crate::matching::{MatchInput, MatchTree};
 use crate::typed_config::TypedConfig;
 
 /// Largest direct response body unless the route configuration says otherwise, bytes.
@@ -111,10 +114,19 @@ impl VirtualHost {
         domains: &mut Domains<'_>,
     ) -> Option<Self> {
         use pb::virtual_host::TlsRequirementType;
+        let mut routes = cx.each("routes", &message.routes, |cx, route| Route::decode(cx, route, inherited));
+        if message.matcher.is_some() && !message.routes.is_empty() {
+            cx.error("cannot set both matcher and routes on virtual host");
+        }
+        let matcher = match &message.matcher {
+            Some(matcher) => Some(cx.at("matcher", |cx| route_tree(cx, matcher, inherited, &mut routes))?),
+            None => None,
+        };
         Some(VirtualHost {
+            matcher,
             name: message.name.as_str().into(),
             domains: cx.each("domains", &message.domains, |cx, domain| Some(domains.add(cx, domain))),
-            routes: cx.each("routes", &message.routes, |cx, route| Route::decode(cx, route, inherited)),
+            routes,
             require_tls: match message.require_tls() {
                 TlsRequirementType::None => RequireTls::None,
                 TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -146,6 +158,36 @@ impl VirtualHost {
             path: cx.path_text(),
         })
     }
+}
+
+/// The matcher tree of a virtual host; the routes of its actions are added to `routes`.
+fn route_tree(
+    cx: &mut Context,
+    message: &Matcher,
+    inherited: &Inherited<'_>,
+    routes: &mut Vec<Route>,
+) -> Option<MatchTree<Range<u32>>> {
+    MatchTree::decode(cx, message, &MatchInput::is_of_request, &mut |cx, action| {
+        let any = action.typed_config.as_ref();
+        let first = routes.len();
+        cx.at("typed_config", |cx| match any.map_or("", |any| type_name(&any.type_url)) {
+            "envoy.config.route.v3.Route" => {
+                let route: pb::Route = cx.unpack(any?)?;
+                routes.push(Route::decode(cx, &route, inherited)?);
+                Some(())
+            }
+            "envoy.config.route.v3.RouteList" => {
+                let list: pb::RouteList = cx.unpack(any?)?;
+                routes.extend(cx.each("routes", &list.routes, |cx, route| Route::decode(cx, route, inherited)));
+                Some(())
+            }
+            other => {
+                cx.error(format!("action '{other}' is not implemented: an action is a Route or a RouteList"));
+                None
+            }
+        })?;
+        Some(u32::try_from(first).ok()?..u32::try_from(routes.len()).ok()?)
+    })
 }
 
 impl Route {

@@ -19,7 +19,7 @@ pub struct ActiveRoute {
     entry: Arc<RouteEntry>,
     /// Position of the weighted cluster that was picked.
     weighted: Option<u32>,
-    /// Cluster that a header named.
+    /// Cluster that a header or a tree named.
     named: Option<Arc<str>>,
     virtual_cluster: Option<u32>,
 }
@@ -35,6 +35,10 @@ impl ActiveRoute {
             Some(ClusterSpecifier::Header(_)) => {
                 active.named = cluster_named(forward.cluster_header.as_ref(), request.headers)
             }
+            Some(ClusterSpecifier::Matcher(_)) => {
+                active.named = forward.cluster_tree.as_ref().and_then(|tree| tree.find(request)).cloned();
+            }
+            Some(ClusterSpecifier::Unavailable) => return None,
             Some(ClusterSpecifier::Weighted(weighted)) => {
                 let at = pick(weighted, forward, request)?;
                 active.weighted = Some(at as u32);

@@ -15,6 +15,7 @@ use nuncio_config::route::{
 };
 use rustc_hash::FxHashMap;
 
+use super::matching::{self, RequestTree};
 use super::policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
 use super::redirect;
 use super::rewrite::Substitution;
@@ -289,6 +290,7 @@ pub(super) struct Forward {
     pub(super) host_header: Option<HeaderName>,
     pub(super) cluster_header: Option<HeaderName>,
     pub(super) random_header: Option<HeaderName>,
+    pub(super) cluster_tree: Option<RequestTree<Arc<str>>>,
     pub(super) weighted: Box<[WeightedEntry]>,
     pub(super) retry: Option<Arc<RetryConditions>>,
     pub(super) hash: HashPolicies,
@@ -624,9 +626,11 @@ impl Forward {
                 Some(name) => out.cluster_header = Some(name),
                 None => fail("cluster_header", format!("invalid header name: {name:?}")),
             },
-            ClusterSpecifier::Plugin(_) => {
-                fail("cluster_specifier_plugin", "cluster_specifier_plugin is not supported yet".into());
-            }
+            ClusterSpecifier::Unavailable => {}
+            ClusterSpecifier::Matcher(tree) => match matching::compile(tree) {
+                Ok(tree) => out.cluster_tree = Some(tree),
+                Err(text) => fail("cluster_specifier_plugin", text),
+            },
             ClusterSpecifier::Weighted(weighted) => {
                 if let Some(name) = &weighted.random_value_header {
                     match header_name(name) {

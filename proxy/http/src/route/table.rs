@@ -3,6 +3,7 @@
 //! Built once per route configuration, immutable, shared by all workers. Matching is pure and does not allocate in the common
 //! case; a [`Tracer`] is told each decision and costs nothing when there is none.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use nuncio_config::route::{RequireTls, RouteConfiguration};
@@ -11,6 +12,7 @@ use nuncio_net::tls::info::TlsInfo;
 use super::active::ActiveRoute;
 use super::entry::{BuildContext, FilterConfigs, Global, LevelRules, Mismatch, RouteEntry, VirtualHostEntry};
 use super::index::{HostIndex, PathIndex};
+use super::matching::{self, RequestTree};
 use super::policies::Mirror;
 use super::redirect;
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
@@ -107,6 +109,8 @@ struct Host {
     entry: Arc<VirtualHostEntry>,
     routes: Box<[Arc<RouteEntry>]>,
     index: PathIndex,
+    /// Takes the place of the index.
+    matcher: Option<RequestTree<Range<u32>>>,
 }
 
 impl RouteTable {
@@ -142,6 +146,10 @@ impl RouteTable {
                     .map(|route| Arc::new(RouteEntry::build(&entry, route, context, &mut errors)))
                     .collect(),
                 index: PathIndex::build(routes),
+                matcher: config.virtual_hosts[position].matcher.as_ref().and_then(|tree| {
+                    let report = |text| errors.push((format!("{}.matcher", config.virtual_hosts[position].path), text));
+                    matching::compile(tree).map_err(report).ok()
+                }),
                 entry,
             });
         }
@@ -235,15 +243,19 @@ impl RouteTable {
         if self.global.config.ignore_path_parameters_in_path_matching {
             path = path.map(|path| memchr::memchr(b';', path).map_or(path, |at| &path[..at]));
         }
-        let found = host.index.first(path, |number, path_known| {
+        let mut accepts = |number: u32, path_known| {
             let route = &host.routes[number as usize];
             let verdict = route.matches(request, path, path_known);
             if let Some(tracer) = tracer.as_deref_mut() {
                 tracer.route(route, verdict);
             }
             verdict.is_ok()
-        })?;
-        Some(&host.routes[found as usize])
+        };
+        let found = match &host.matcher {
+            None => host.index.first(path, accepts),
+            Some(tree) => tree.find(request).and_then(|range| range.clone().find(|number| accepts(*number, false))),
+        };
+        Some(&host.routes[found? as usize])
     }
 }
 

@@ -66,6 +66,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         routes,
         require_tls: RequireTls::None,
         virtual_clusters: Vec::new(),
+        matcher: None,
         headers: HeaderMutations::default(),
         typed_per_filter_config: Vec::new(),
         retry_policy: None,
