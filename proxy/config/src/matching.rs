@@ -21,14 +21,20 @@ pub struct MatchTree<A, I = MatchInput> {
     on_no_match: Option<Box<OnMatch<A, I>>>,
 }
 
+/// An element of a list.
+type Field<A, I> = (Predicate<I>, OnMatch<A, I>);
+
+/// An element of a map.
+type Entry<A, I> = (Box<[u8]>, OnMatch<A, I>);
+
 #[derive(Debug, Clone)]
 enum MatchKind<A, I> {
     /// `matcher_list`: the first that holds.
-    List(Box<[(Predicate<I>, OnMatch<A, I>)]>),
+    List(Box<[Field<A, I>]>),
     /// `exact_match_map`.
     Exact(I, FxHashMap<Box<[u8]>, OnMatch<A, I>>),
     /// `prefix_match_map`, longest keys first.
-    Prefix(I, Box<[(Box<[u8]>, OnMatch<A, I>)]>),
+    Prefix(I, Box<[Entry<A, I>]>),
     /// An IP matcher: ranges from the longest to the shortest; exclusive ones end the search.
     Ip(I, Box<[(IpNet, usize)]>, Box<[(OnMatch<A, I>, bool)]>),
     /// Neither: `on_no_match` decides.
@@ -196,13 +202,9 @@ impl<A, I> MatchTree<A, I> {
     {
         let kind = match &self.kind {
             MatchKind::List(list) => {
-                let entry = |(predicate, then): &(Predicate<I>, OnMatch<A, I>),
-                             input: &mut dyn FnMut(&I) -> Option<J>| {
-                    Some((predicate.compile(input)?, then.compile(input)?))
-                };
                 let mut out = Vec::with_capacity(list.len());
-                for one in list {
-                    out.push(entry(one, input)?);
+                for (predicate, then) in list {
+                    out.push((predicate.compile(input)?, then.compile(input)?));
                 }
                 MatchKind::List(out.into())
             }

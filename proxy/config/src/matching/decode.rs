@@ -13,7 +13,7 @@ use pb::matcher::matcher_list as list;
 use prost::Message;
 use rustc_hash::FxHashMap;
 
-use super::{Condition, MatchInput, MatchKind, MatchTree, OnMatch, Predicate, Then};
+use super::{Condition, Entry, MatchInput, MatchKind, MatchTree, OnMatch, Predicate, Then};
 use crate::decode::{Context, lower, sorted, type_name};
 use crate::matchers::{RuntimeFraction, StringMatcher, cidr_range, xds_cidr_range};
 
@@ -176,11 +176,7 @@ impl<A> Decoder<'_, '_, A> {
         Some(MatchKind::Ip(input, ranges.into(), out.into()))
     }
 
-    fn entries(
-        &mut self,
-        cx: &mut Context,
-        message: &tree::matcher_tree::MatchMap,
-    ) -> Vec<(Box<[u8]>, OnMatch<A, MatchInput>)> {
+    fn entries(&mut self, cx: &mut Context, message: &tree::matcher_tree::MatchMap) -> Vec<Entry<A, MatchInput>> {
         cx.at("map", |cx| {
             let entries = sorted(&message.map).into_iter();
             entries
@@ -196,7 +192,7 @@ impl<A> Decoder<'_, '_, A> {
         match input {
             Some(input) if (self.allowed)(&input) => Some(input),
             Some(_) => {
-                cx.error(format!("input '{name}' has no value here"));
+                cx.error(format!("input '{name}' cannot be used here"));
                 None
             }
             None => {

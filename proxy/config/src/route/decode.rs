@@ -167,7 +167,9 @@ fn route_tree(
     inherited: &Inherited<'_>,
     routes: &mut Vec<Route>,
 ) -> Option<MatchTree<Range<u32>>> {
-    MatchTree::decode(cx, message, &MatchInput::is_of_request, &mut |cx, action| {
+    // As in Envoy, routes are found by request headers alone.
+    let allowed = |input: &MatchInput| matches!(input, MatchInput::RequestHeader(_));
+    MatchTree::decode(cx, message, &allowed, &mut |cx, action| {
         let any = action.typed_config.as_ref();
         let first = routes.len();
         cx.at("typed_config", |cx| match any.map_or("", |any| type_name(&any.type_url)) {

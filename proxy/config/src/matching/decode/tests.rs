@@ -166,7 +166,7 @@ fn inputs_that_are_unknown_or_have_no_value_here_are_errors() {
     let input = |name: &str| Some(any(name, &()));
     let Some(tree::MatcherType::MatcherTree(inner)) = &mut tree.matcher_type else { panic!("no tree") };
     inner.input = input("envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput");
-    let text = "input 'envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput' has no value here";
+    let text = "input 'envoy.type.matcher.v3.HttpResponseStatusCodeMatchInput' cannot be used here";
     assert_eq!(errors(decode(&tree)), [format!("matcher_tree.input: {text}")]);
     let Some(tree::MatcherType::MatcherTree(inner)) = &mut tree.matcher_type else { panic!("no tree") };
     inner.input = input("x.Y");
