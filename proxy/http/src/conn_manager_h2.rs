@@ -73,9 +73,10 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
         })
         .await;
         // They came before what was waited for.
+        let ended = matches!(wake, Wake::Error(_));
         for error in server.take_rejected() {
-            log_refused(context, error).await;
-            if matches!(wake, Wake::Error(_)) {
+            log_refused(context, error, !ended).await;
+            if ended {
                 context.leave_unfinished();
             }
         }
@@ -89,7 +90,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
             }
             Wake::Refused(refused) => {
                 for error in refused {
-                    log_refused(context, error).await;
+                    log_refused(context, error, true).await;
                 }
             }
             Wake::Error(error) => {
@@ -170,7 +171,8 @@ async fn close_late(context: &ConnectionContext, server: &mut H2Server<Io>) -> b
 }
 
 /// A request that the codec refused is counted and logged like any other.
-async fn log_refused(context: &ConnectionContext, error: StreamError) {
-    let mut stream = RefusedStream;
+async fn log_refused(context: &ConnectionContext, error: StreamError, reset: bool) {
+    // Its RST_STREAM, where the connection goes on.
+    let mut stream = RefusedStream { bytes_sent: if reset { 13 } else { 0 } };
     ActiveStream::new(context, &mut stream, Headers::new(), true).run_refused(&error).await;
 }

@@ -80,7 +80,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
         if connection.is_done() {
             connection.finish(End::Graceful);
         }
-        if connection.end().is_some() && (connection.out.is_empty() || connection.blocked) {
+        if connection.end().is_some() && (connection.out.is_empty() || connection.blocked || !self.spoken) {
             return Progress::Ended;
         }
         connection.driver_sleeps(cx.waker());

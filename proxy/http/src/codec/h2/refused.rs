@@ -10,7 +10,10 @@ use crate::headers::Headers;
 
 /// The stream.
 #[derive(Debug)]
-pub struct RefusedStream;
+pub struct RefusedStream {
+    /// Bytes of the RST_STREAM that the peer was sent, if it was.
+    pub bytes_sent: u64,
+}
 
 fn gone() -> StreamError {
     StreamError::new(ResetReason::LocalReset)
@@ -49,7 +52,7 @@ impl Stream for RefusedStream {
     }
 
     fn bytes_meter(&self) -> BytesMeter {
-        BytesMeter::default()
+        BytesMeter { wire_bytes_sent: self.bytes_sent, ..BytesMeter::default() }
     }
 }
 

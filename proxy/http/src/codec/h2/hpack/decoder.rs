@@ -19,6 +19,8 @@ const MAX_LITERAL: usize = 65_536;
 pub struct Decoder {
     table: Table,
     limit: usize,
+    /// The longest literal in its encoded form.
+    max_literal: usize,
     /// The limit fell below the table's size: the next block says so first.
     update_due: bool,
 }
@@ -32,13 +34,23 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder with an empty table of this size. Without SETTINGS it is 4096 bytes.
     pub fn new(max_table_size: usize) -> Decoder {
-        Decoder { table: Table::new(max_table_size), limit: max_table_size, update_due: false }
+        Decoder {
+            table: Table::new(max_table_size),
+            limit: max_table_size,
+            max_literal: MAX_LITERAL,
+            update_due: false,
+        }
     }
 
     /// Takes what our SETTINGS_HEADER_TABLE_SIZE allows, from the moment that the peer acknowledged it.
     pub fn set_max_table_size(&mut self, size: usize) {
         self.limit = size;
         self.update_due = size < self.table.max();
+    }
+
+    /// Takes longer literals than 64 KiB.
+    pub fn set_max_literal(&mut self, size: usize) {
+        self.max_literal = size;
     }
 
     /// Reads a whole block and hands each field with its size, which is the length of the name and the value.
@@ -143,7 +155,7 @@ impl Decoder {
     #[inline]
     fn literal(&self, index: usize, block: &mut &[u8], arena: &mut BytesMut) -> Result<Literal, HpackError> {
         let (name, mut fault) = if index == 0 {
-            string(block, arena)?;
+            string(block, arena, self.max_literal)?;
             match HeaderName::from_known(arena) {
                 Some(name) => {
                     arena.clear();
@@ -156,7 +168,7 @@ impl Decoder {
             (Some(name.clone()), fault)
         };
         let name_len = arena.len();
-        string(block, arena)?;
+        string(block, arena, self.max_literal)?;
         if fault.is_none() && !is_value(&arena[name_len..]) {
             fault = Some(Fault::Value);
         }
@@ -249,10 +261,10 @@ fn integer(block: &mut &[u8], bits: u32) -> Result<usize, HpackError> {
 
 /// A string (RFC 7541 5.2), decoded to the end of `arena`.
 #[inline]
-fn string(block: &mut &[u8], arena: &mut BytesMut) -> Result<(), HpackError> {
+fn string(block: &mut &[u8], arena: &mut BytesMut, most: usize) -> Result<(), HpackError> {
     let huffman = block.first().is_some_and(|b| b & 0x80 != 0);
     let len = integer(block, 7)?;
-    if len > MAX_LITERAL {
+    if len > most {
         return Err(HpackError::LiteralTooLong);
     }
     let (text, rest) = block.split_at_checked(len).ok_or(HpackError::Truncated)?;

@@ -37,6 +37,8 @@ pub(super) struct Block {
     pub(super) id: u32,
     target: Target,
     end_stream: bool,
+    /// Bytes of its frames, as Envoy counts them: with one header.
+    size: usize,
     data: Vec<u8>,
 }
 
@@ -81,14 +83,8 @@ impl Connection {
             self.constraints.opened();
         }
         self.constraints.payload(head.length == padding && !end).inspect_err(|_| self.begun(target))?;
-        if let Target::Stream(key) = target
-            && let Some(stream) = self.streams.get_mut(key)
-        {
-            let n = (head.length + frame::HEADER_SIZE) as u64;
-            stream.meter.header_bytes_received += n;
-            stream.meter.wire_bytes_received += n;
-        }
-        let block = Block { id: head.stream, target, end_stream: end, data: Vec::new() };
+        let size = head.length + frame::HEADER_SIZE;
+        let block = Block { id: head.stream, target, end_stream: end, size, data: Vec::new() };
         if head.has(flag::END_HEADERS) {
             return self.block(&block, fragment);
         }
@@ -99,7 +95,7 @@ impl Connection {
     /// A request that had begun when the connection ended is one that was refused.
     fn begun(&mut self, target: Target) {
         if target == Target::Request {
-            self.headers = Some(Block { id: 0, target, end_stream: false, data: Vec::new() });
+            self.headers = Some(Block { id: 0, target, end_stream: false, size: 0, data: Vec::new() });
         }
     }
 
@@ -154,12 +150,7 @@ impl Connection {
             self.headers = Some(block);
             return Err(flood.into());
         }
-        if let Target::Stream(key) = block.target
-            && let Some(stream) = self.streams.get_mut(key)
-        {
-            stream.meter.header_bytes_received += payload.len() as u64;
-            stream.meter.wire_bytes_received += payload.len() as u64;
-        }
+        block.size += payload.len();
         block.data.extend_from_slice(payload);
         if block.target != Target::Nowhere && block.data.len() > self.longest_block() {
             // It can only be too large, whatever its end is.
@@ -212,7 +203,7 @@ impl Connection {
             }
             (Target::Request, _) => {
                 let head = reader.request(block.end_stream);
-                self.request(block, head, data.len())
+                self.request(block, head)
             }
             (_, Some(key)) if kind == Kind::Trailers => {
                 let trailers = reader.trailers();
@@ -229,7 +220,7 @@ impl Connection {
         }
     }
 
-    fn request(&mut self, block: &Block, head: Result<RequestHead, Refusal>, length: usize) -> Result<(), Fail> {
+    fn request(&mut self, block: &Block, head: Result<RequestHead, Refusal>) -> Result<(), Fail> {
         let head = match head {
             Ok(head) => head,
             Err(refusal) => return self.refuse(None, block.id, refusal),
@@ -244,9 +235,7 @@ impl Connection {
         if head.connect {
             stream.expected = None;
         }
-        let n = (length + frame::HEADER_SIZE) as u64;
-        stream.meter.header_bytes_received = n;
-        stream.meter.wire_bytes_received = n;
+        stream.head_received(block.size);
         let key = self.insert(stream);
         self.accepted.push_back(Accepted {
             key,
@@ -285,10 +274,15 @@ impl Connection {
                     Refusal { error: message::errors::messaging(), malformed: true },
                 );
             }
-        } else if stream.heads.len() >= MAX_INFORMATIONAL {
+        } else if stream.informational.len() >= MAX_INFORMATIONAL {
             return self.refuse(Some(key), block.id, Refusal { error: message::errors::messaging(), malformed: true });
         }
-        stream.heads.push_back(headers);
+        if status >= 200 {
+            stream.head = Some(headers);
+        } else {
+            stream.informational.push_back(headers);
+        }
+        stream.head_received(block.size);
         stream.wake();
         self.settle(key);
         Ok(())
@@ -313,6 +307,7 @@ impl Connection {
             return self.refuse(Some(key), block.id, Refusal { error: message::errors::messaging(), malformed: true });
         }
         stream.recv_end = true;
+        stream.head_received(block.size);
         if !trailers.is_empty() && stream.held {
             stream.recv_trailers = Some(trailers);
         }
@@ -350,7 +345,6 @@ impl Connection {
 fn rules(config: &Config) -> Rules<'_> {
     Rules {
         limits: config.limits,
-        max_field: config.options.max_header_field_size_kb.map_or(0, |kb| kb as usize * 1024),
         underscores: config.underscores,
         extended_connect: config.options.allow_connect,
         stats: &config.stats,

@@ -205,7 +205,6 @@ impl Connection {
         if stream.recv_end {
             return Err(Fail::GoAway(ErrorCode::STREAM_CLOSED, "DATA: stream in half-closed(remote)"));
         }
-        stream.meter.wire_bytes_received += (head.length + frame::HEADER_SIZE) as u64;
         stream.recv_window -= head.length as i64;
         let code = if stream.recv_window < 0 {
             Some(ErrorCode::FLOW_CONTROL_ERROR)
@@ -227,10 +226,11 @@ impl Connection {
             frame.key = None;
             self.reset_stream(key, code)?;
             self.consume_connection(padding);
-        } else if padding > 0
-            && let Some(key) = key
-        {
-            self.consume(key, padding);
+        } else {
+            self.count_frame(head);
+            if let Some(key) = key.filter(|_| padding > 0) {
+                self.consume(key, padding);
+            }
         }
         self.data = Some(frame);
         Ok(())

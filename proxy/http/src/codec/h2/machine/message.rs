@@ -51,8 +51,6 @@ pub(super) enum Kind {
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
     pub(super) limits: Limits,
-    /// Bytes of one field; 0 for no limit of its own.
-    pub(super) max_field: usize,
     pub(super) underscores: UnderscoresAction,
     /// `:protocol` may be sent.
     pub(super) extended_connect: bool,
@@ -161,7 +159,7 @@ impl<'a> HeadReader<'a> {
             self.rules.stats.header_overflow().inc();
             return self.refuse(errors::too_many_headers(), false);
         }
-        if self.size > self.rules.limits.max_bytes || (self.rules.max_field > 0 && size > self.rules.max_field) {
+        if self.size > self.rules.limits.max_bytes {
             self.rules.stats.header_list_size_too_large().inc();
             return self.refuse(errors::too_large(), false);
         }

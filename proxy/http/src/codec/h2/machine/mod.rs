@@ -208,6 +208,9 @@ impl Connection {
             gauges: Gauges::default(),
             config,
         };
+        if let Some(kb) = connection.config.options.max_header_field_size_kb {
+            connection.decoder.set_max_literal(kb as usize * 1024);
+        }
         connection.begin();
         connection
     }

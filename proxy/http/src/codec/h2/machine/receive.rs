@@ -83,12 +83,12 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else {
             return Poll::Ready(Err(StreamError::new(ResetReason::LocalReset)));
         };
-        if let Some(head) = stream.heads.pop_front() {
-            let end = stream.recv_end
-                && stream.heads.is_empty()
-                && stream.recv.is_empty()
-                && stream.recv_trailers.is_none()
-                && stream.error.is_none();
+        if let Some(head) = stream.informational.pop_front() {
+            return Poll::Ready(Ok((head, false)));
+        }
+        if let Some(head) = stream.head.take() {
+            let end =
+                stream.recv_end && stream.recv.is_empty() && stream.recv_trailers.is_none() && stream.error.is_none();
             return Poll::Ready(Ok((head, end)));
         }
         if let Some(error) = &stream.error {

@@ -17,6 +17,8 @@ const SLICE_MIN: usize = 4 * 1024;
 const SLOW: usize = 256 * 1024;
 /// Size of the pieces of a slow queue.
 const BLOCK: usize = 64 * 1024;
+/// Places for streams that an idle connection keeps.
+const KEEP: usize = 128;
 /// Streams that this side reset, whose late frames are still recognised.
 const REMEMBERED_RESETS: usize = 256;
 
@@ -122,8 +124,9 @@ pub(super) struct Stream {
     /// The protocol of an extended CONNECT that this side sent.
     pub(super) upgrade: Option<HeaderValue>,
 
-    /// Response heads that were not taken yet (client): informational ones, then the final one.
-    pub(super) heads: VecDeque<Headers>,
+    /// Response heads that were not taken yet (client).
+    pub(super) informational: VecDeque<Headers>,
+    pub(super) head: Option<Headers>,
     pub(super) recv: Chunks,
     pub(super) recv_trailers: Option<Headers>,
     /// END_STREAM has come.
@@ -166,7 +169,8 @@ impl Stream {
             head_request: false,
             connect: false,
             upgrade: None,
-            heads: VecDeque::new(),
+            informational: VecDeque::new(),
+            head: None,
             recv: Chunks::default(),
             recv_trailers: None,
             recv_end: false,
@@ -206,6 +210,12 @@ impl Stream {
     /// The end never went, and why is known.
     pub(super) fn wants_flush_error(&self) -> bool {
         !self.sent_end && self.error.is_some()
+    }
+
+    /// Counts the frames of a header block.
+    pub(super) fn head_received(&mut self, size: usize) {
+        self.meter.header_bytes_received += size as u64;
+        self.meter.wire_bytes_received += size as u64;
     }
 
     /// Something waits to be sent.
@@ -270,7 +280,13 @@ impl Streams {
     }
 
     pub(super) fn remove(&mut self, key: usize) -> Option<Stream> {
-        self.slab.try_remove(key)
+        let stream = self.slab.try_remove(key);
+        if self.slab.is_empty() && self.slab.capacity() > KEEP {
+            // One rush must not be paid for as long as the connection lives.
+            self.slab = Slab::new();
+            self.by_id = FxHashMap::default();
+        }
+        stream
     }
 
     /// Remembers that this side reset a stream.
