@@ -445,6 +445,7 @@ mod tests {
                 control: tokio::runtime::Handle::current(),
                 outlier_events: None,
                 tls_contexts: Default::default(),
+                event_logs: None,
             });
             if let Some(addr) = upstream {
                 clusters.add(Arc::new(cluster(addr))).expect("a cluster");
