@@ -90,6 +90,8 @@ pub fn route_matcher(data: &[u8]) {
         random: 0,
         tls: None,
         dynamic_metadata: None,
+        info: None,
+        filter_state: None,
         runtime: &NoRuntime,
     };
     let found = match table.route(&query, None) {
@@ -120,6 +122,7 @@ fn route(at: usize, line: &str) -> Route {
             grpc: false,
             tls_context: None,
             dynamic_metadata: Vec::new(),
+            filter_state: Vec::new(),
         },
         action: RouteActionKind::NonForwarding,
         headers: HeaderMutations::default(),
@@ -139,6 +142,7 @@ fn config(routes: Vec<Route>) -> RouteConfiguration {
             name: "v".into(),
             domains: vec!["*.example:80".into(), "other".into()],
             routes,
+            matcher: None,
             require_tls: RequireTls::None,
             virtual_clusters: Vec::new(),
             headers: HeaderMutations::default(),
