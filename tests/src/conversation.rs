@@ -382,7 +382,7 @@ impl Talk<'_> {
             names
         };
         let error = |status: &Option<envoy_types::pb::google::rpc::Status>| {
-            status.as_ref().map(|s| format!("{}: {}", s.code, s.message))
+            status.as_ref().map(|s| format!("{}: {}", s.code, without_paths(&s.message)))
         };
         let mut entry = match &asked.request {
             Request::Sotw(r) => json!({
@@ -552,4 +552,15 @@ fn wrapped(resource: &Value, type_url: &str, version: &str) -> Result<ProtoResou
         resource: if outer["empty"] == true { None } else { Some(encoded(resource, type_url)?) },
         ..ProtoResource::default()
     })
+}
+/// The text of an error without the paths that Nuncio names behind Envoy's words: ` (in a.b[0])`.
+fn without_paths(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(" (in ") {
+        let Some(end) = rest[at..].find(')') else { break };
+        out.push_str(&rest[..at]);
+        rest = &rest[at + end + 1..];
+    }
+    out + rest
 }

@@ -394,6 +394,12 @@ impl ClusterManager {
         let _ = waiting.wait_for(|waiting| waiting.primary == 0 && waiting.secondary == 0).await;
     }
 
+    /// Whether [`ClusterManager::initialized`] would not wait.
+    pub fn is_initialized(&self) -> bool {
+        let waiting = *self.waiting.borrow();
+        waiting.primary == 0 && waiting.secondary == 0
+    }
+
     /// As [`ClusterManager::initialized`], for those clusters only that do not wait for endpoints from outside: what
     /// endpoints are fetched from must be among them.
     pub async fn primary_initialized(&self) {

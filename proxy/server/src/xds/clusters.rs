@@ -61,12 +61,16 @@ impl ResourceHandler for ClusterHandler {
         self.reloads.count();
         inner.hold_clusters_until_warm();
         self.target.set_ready();
+        inner.clusters_may_be_done();
         verdict("Error adding/updating cluster(s) ", errors)
     }
 
     fn on_failure(&self, why: FetchFailure) {
         if why != FetchFailure::ConnectionFailure {
             self.target.set_ready();
+            if let Some(inner) = self.inner.upgrade() {
+                inner.clusters_may_be_done();
+            }
         }
     }
 }

@@ -127,6 +127,7 @@ impl ResourceHandler for EndpointsHandler {
         let done = self.apply(&inner, &cluster, &update);
         cluster.give_up_waiting();
         forget_older(&inner, &cluster);
+        inner.clusters_may_be_done();
         match done {
             Ok(()) => Verdict::accept(),
             Err(message) => {
@@ -150,5 +151,6 @@ impl ResourceHandler for EndpointsHandler {
         }
         cluster.give_up_waiting();
         forget_older(&inner, &cluster);
+        inner.clusters_may_be_done();
     }
 }

@@ -67,6 +67,10 @@ pub(crate) struct Inner {
     secrets: RefCell<HashMap<u64, Subscription>>,
     /// Clusters of the bootstrap and of the first answer are warm.
     first_clusters_done: Cell<bool>,
+    /// The first list of clusters, once it is asked for.
+    first_clusters: RefCell<Option<Arc<InitTarget>>>,
+    /// What keeps listeners from being fetched.
+    listeners_error: RefCell<Option<String>>,
     /// Acknowledgements of CDS wait while new clusters warm.
     warming: RefCell<Option<Pause>>,
 }
@@ -130,6 +134,42 @@ impl Inner {
         });
     }
 
+    /// Called when a handler has done its work: as soon as the first clusters are warm listeners are asked for, before the
+    /// answer that made them so is acknowledged, as Envoy does.
+    fn clusters_may_be_done(self: &Rc<Self>) {
+        if self.warming.borrow().is_some() && self.server.context.clusters.is_warm() {
+            let pause = self.warming.take();
+            drop(pause);
+        }
+        let fetched = self.first_clusters.borrow().as_ref().is_some_and(|target| target.is_ready());
+        if fetched && !self.first_clusters_done.get() && self.server.context.clusters.is_initialized() {
+            self.first_clusters_done.set(true);
+            self.start_listeners();
+        }
+    }
+
+    /// Asks for listeners and for the routes of those that are there; once.
+    fn start_listeners(self: &Rc<Self>) {
+        if self.routes_may_start.replace(true) {
+            return;
+        }
+        let pause = self.client.pause(&[TypeUrl::ROUTE_CONFIGURATION]);
+        let held = self.held.take();
+        for want in held {
+            self.take(want);
+        }
+        self.take_wants();
+        drop(pause);
+        let Some(source) = &self.server.bootstrap.config.dynamic.lds else { return };
+        let target = InitTarget::new("LDS");
+        self.server.init.add(&target);
+        let handler = Rc::new(ListenerHandler { inner: Rc::downgrade(self), target });
+        match self.subscribe_wildcard(source, TypeUrl::LISTENER, "listener_manager.lds.", handler) {
+            Ok(subscription) => drop(self.listeners.replace(Some(subscription))),
+            Err(error) => *self.listeners_error.borrow_mut() = Some(error),
+        }
+    }
+
     fn subscribe_wildcard(
         &self,
         source: &ConfigSource,
@@ -175,6 +215,8 @@ impl Discovery {
             routes: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
+            first_clusters: RefCell::default(),
+            listeners_error: RefCell::default(),
             warming: RefCell::default(),
         });
         view::set(&inner);
@@ -215,6 +257,7 @@ impl Discovery {
         clusters.initialized().await;
         if let Some(source) = &server.bootstrap.config.dynamic.cds {
             let target = InitTarget::new("CDS");
+            inner.first_clusters.replace(Some(target.clone()));
             let reloads = Reloads::new(&server.context.registry, "cluster_manager.cds.");
             let handler = Rc::new(ClusterHandler { inner: Rc::downgrade(inner), target: target.clone(), reloads });
             let subscription = inner
@@ -234,21 +277,9 @@ impl Discovery {
     /// A source that cannot be used.
     pub async fn listeners(&self) -> Result<(), String> {
         let (inner, server) = (&self.inner, &self.inner.server);
-        inner.routes_may_start.set(true);
-        let pause = inner.client.pause(&[TypeUrl::ROUTE_CONFIGURATION]);
-        for want in inner.held.take() {
-            inner.take(want);
-        }
-        inner.take_wants();
-        drop(pause);
-        if let Some(source) = &server.bootstrap.config.dynamic.lds {
-            let target = InitTarget::new("LDS");
-            server.init.add(&target);
-            let handler = Rc::new(ListenerHandler { inner: Rc::downgrade(inner), target });
-            let subscription = inner
-                .subscribe_wildcard(source, TypeUrl::LISTENER, "listener_manager.lds.", handler)
-                .map_err(|error| format!("dynamic_resources.lds_config: {error}"))?;
-            inner.listeners.replace(Some(subscription));
+        inner.start_listeners();
+        if let Some(error) = inner.listeners_error.take() {
+            return Err(format!("dynamic_resources.lds_config: {error}"));
         }
         server.init.all_ready().await;
         Ok(())
