@@ -14,10 +14,12 @@ mod endpoints;
 mod health_check;
 mod load_balancing;
 mod outlier;
+mod subset;
 
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
 pub use health_check::{EndpointHealthCheck, HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
 pub use outlier::OutlierDetectionConfig;
+pub use subset::{FALLBACK_LIST, SelectorFallback, SubsetConfig, SubsetFallback, SubsetSelector};
 
 /// One cluster.
 #[derive(Debug, Clone)]
@@ -149,6 +151,8 @@ pub struct CommonLbConfig {
     pub ignore_new_hosts_until_first_hc: bool,
     /// Close all connections of a pool when the host set changes.
     pub close_connections_on_host_set_change: bool,
+    /// Hosts are divided into subsets, and the policy picks within one; None for no division.
+    pub subsets: Option<Arc<SubsetConfig>>,
 }
 
 impl Default for CommonLbConfig {
@@ -161,6 +165,7 @@ impl Default for CommonLbConfig {
             update_merge_window: Duration::from_secs(1),
             ignore_new_hosts_until_first_hc: false,
             close_connections_on_host_set_change: false,
+            subsets: None,
         }
     }
 }

@@ -419,7 +419,7 @@ pub struct WeightedClusterEntry {
     pub headers: HeaderMutations,
     /// Literal host.
     pub host_rewrite_literal: Option<Box<str>>,
-    /// `metadata_match`.
+    /// `metadata_match`: the route's, where this one does not say otherwise.
     pub metadata_match: Option<Arc<serde_json::Value>>,
     /// Per-filter configuration of this level.
     pub typed_per_filter_config: Vec<PerFilterConfig>,

@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use crate::access_log::AccessLogConfig;
-use crate::decode::{Context, u32_value};
+use crate::decode::{Context, json, u32_value};
 use crate::header_mutation::HeaderValueOption;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ pub struct TcpProxyConfig {
     pub stat_prefix: Box<str>,
     /// Where connections go; a single cluster is one entry of weight 1.
     pub clusters: Vec<(Arc<str>, u32)>,
+    /// `metadata_match` for each of `clusters`: its own, and the filter's where that does not say otherwise.
+    pub metadata_match: Vec<Option<Arc<serde_json::Value>>>,
     /// Default 1 h; None when 0 s was set.
     pub idle_timeout: Option<Duration>,
     /// None for no limit.
@@ -87,7 +89,17 @@ impl TcpProxyConfig {
                 return None;
             }
         };
+        let common = json::metadata_namespace(&message.metadata_match, "envoy.lb");
+        let metadata_match = match message.cluster_specifier.as_ref() {
+            Some(pb::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
+                let own =
+                    weighted.clusters.iter().map(|entry| json::metadata_namespace(&entry.metadata_match, "envoy.lb"));
+                own.map(|own| json::merged(common.as_ref(), own)).collect()
+            }
+            _ => vec![common],
+        };
         Some(TcpProxyConfig {
+            metadata_match,
             stat_prefix: message.stat_prefix.as_str().into(),
             clusters,
             idle_timeout: cx.timeout("idle_timeout", &message.idle_timeout, Some(Duration::from_secs(3600))),

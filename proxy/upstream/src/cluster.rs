@@ -224,7 +224,9 @@ impl Cluster {
     }
 
     pub(crate) fn mark_removed(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+        if !self.removed.swap(true, Ordering::Relaxed) {
+            self.state().tables.release(&self.stats);
+        }
         if let Some(outlier) = &self.outlier {
             outlier.stop();
         }
@@ -268,7 +270,7 @@ impl Cluster {
         self.stats.membership_healthy().set(healthy as u64);
         self.stats.membership_degraded().set(degraded as u64);
         self.stats.membership_excluded().set(excluded as u64);
-        let tables = LbTables::new(&self.config, &priority_set, &self.stats);
+        let tables = old.tables.renewed(&self.config, &priority_set, &self.stats);
         self.state.store(Arc::new(ClusterState { priority_set: Arc::new(priority_set), tables }));
         self.generation.fetch_add(1, Ordering::Release);
         if gone || (self.config.lb_common.close_connections_on_host_set_change && now != before) {

@@ -114,6 +114,13 @@ nuncio_base::stat_family! {
     }
 }
 
+nuncio_base::stat_family! {
+    /// Of clusters with subsets only.
+    pub struct SubsetFamily {
+        gauges { lb_subsets_single_host_per_subset_duplicate }
+    }
+}
+
 /// Response codes and request times of one prefix.
 #[derive(Clone)]
 pub struct ResponseStats {
@@ -223,6 +230,22 @@ impl ClusterStats {
         let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         kept.retain(|other| !other.is::<T>());
         kept.push(Box::new(family));
+    }
+
+    /// Subsets after an update and before it, and how many are new. Envoy divides hosts once per worker and once for its
+    /// main thread, and counts all of that.
+    pub(crate) fn count_subsets(&self, now: u64, before: u64, created: u64) {
+        let times = self.registry.workers() as u64 + 1;
+        self.lb_subsets_created().add(created * times);
+        self.lb_subsets_removed().add((before + created - now) * times);
+        self.lb_subsets_active().add(now.wrapping_sub(before).wrapping_mul(times));
+    }
+
+    /// Hosts that had no place in a subset of a single host.
+    pub(crate) fn lb_subsets_duplicates(&self, count: u64) {
+        let family = SubsetFamily::new(&self.registry, &self.prefix);
+        family.lb_subsets_single_host_per_subset_duplicate().set(count);
+        self.keep(family);
     }
 
     /// `cluster.<name>.`

@@ -6,8 +6,9 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies as policies;
 use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
-use super::{CommonLbConfig, LbPolicy};
+use super::{CommonLbConfig, LbPolicy, SubsetConfig};
 use crate::decode::{Context, type_name, u32_value, u64_value};
+use std::sync::Arc;
 
 const MAX_RING: u64 = 8 * 1024 * 1024;
 const MAGLEV_TABLE: u64 = 65_537;
@@ -16,7 +17,20 @@ impl LbPolicy {
     /// The policy of a cluster; what a policy says about localities goes into `common`.
     pub(super) fn decode(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) -> Option<Self> {
         if let Some(list) = &message.load_balancing_policy {
+            if message.lb_subset_config.is_some() {
+                cx.error_at(
+                    "lb_subset_config",
+                    "cluster: load_balancing_policy cannot be combined with lb_subset_config",
+                );
+            }
             return cx.at("load_balancing_policy", |cx| from_list(cx, list, common));
+        }
+        if let Some(config) = &message.lb_subset_config {
+            if message.lb_policy() == pb::cluster::LbPolicy::ClusterProvided {
+                let text = "cluster: LB policy CLUSTER_PROVIDED cannot be combined with lb_subset_config";
+                cx.error_at("lb_subset_config", text);
+            }
+            common.subsets = cx.at("lb_subset_config", |cx| SubsetConfig::legacy(cx, config)).map(Arc::new);
         }
         legacy(cx, message)
     }
@@ -123,6 +137,7 @@ fn is_known(extension: &TypedExtensionConfig) -> bool {
                 | "maglev.v3.Maglev"
                 | "cluster_provided.v3.ClusterProvided"
                 | "wrr_locality.v3.WrrLocality"
+                | "subset.v3.Subset"
         )
     )
 }
@@ -166,6 +181,21 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             cx.required("endpoint_picking_policy", &config.endpoint_picking_policy, |cx, list| {
                 from_list(cx, list, common)
             })?
+        }
+        "subset.v3.Subset" => {
+            let config: policies::subset::v3::Subset = cx.unpack(any)?;
+            if common.subsets.is_some() {
+                cx.error("subsets cannot be divided into subsets");
+            }
+            common.subsets = Some(Arc::new(SubsetConfig::extension(cx, &config)));
+            let Some(list) = &config.subset_lb_policy else {
+                cx.error_at(
+                    "subset_lb_policy",
+                    "cluster: didn't find a registered load balancer factory implementation for subset lb with names from []",
+                );
+                return None;
+            };
+            cx.at("subset_lb_policy", |cx| from_list(cx, list, common))?
         }
         _ => LbPolicy::ClusterProvided,
     })

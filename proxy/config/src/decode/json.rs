@@ -58,6 +58,18 @@ pub(crate) fn metadata_namespace(message: &Option<Metadata>, namespace: &str) ->
     message.as_ref()?.filter_metadata.get(namespace).map(|value| Arc::new(from_struct(value)))
 }
 
+/// The object `base` with the fields of `over`, which win.
+pub(crate) fn merged(base: Option<&Arc<Value>>, over: Option<Arc<Value>>) -> Option<Arc<Value>> {
+    match (base.map(|base| &**base), over.as_deref()) {
+        (Some(Value::Object(base)), Some(Value::Object(over))) => {
+            let mut object = base.clone();
+            object.extend(over.iter().map(|(key, value)| (key.clone(), value.clone())));
+            Some(Arc::new(Value::Object(object)))
+        }
+        _ => over.or_else(|| base.cloned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

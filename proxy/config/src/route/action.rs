@@ -45,7 +45,7 @@ impl RouteAction {
     ) -> Option<Self> {
         let hedge = message.hedge_policy.as_ref().or(inherited.hedge_policy);
         // Every field is decoded before the first failure returns, so that no error hides another.
-        let cluster = cluster_specifier(cx, message, inherited);
+        let mut cluster = cluster_specifier(cx, message, inherited);
         let path_rewrite = path_rewrite(cx, message, path);
         let host_rewrite = host_rewrite(cx, message);
         let upgrades = upgrades(cx, &message.upgrade_configs);
@@ -54,6 +54,12 @@ impl RouteAction {
         });
         let hash_policy = cx.each("hash_policy", &message.hash_policy, HashPolicy::decode);
         let retry_policy = cx.optional("retry_policy", &message.retry_policy, RetryPolicy::decode);
+        let metadata_match = json::metadata_namespace(&message.metadata_match, "envoy.lb");
+        if let Some(ClusterSpecifier::Weighted(weighted)) = &mut cluster {
+            for entry in &mut weighted.clusters {
+                entry.metadata_match = json::merged(metadata_match.as_ref(), entry.metadata_match.take());
+            }
+        }
         let max_stream_duration = cx.optional("max_stream_duration", &message.max_stream_duration, |cx, limits| {
             Some(MaxStreamDuration {
                 max_stream_duration: cx.duration("max_stream_duration", &limits.max_stream_duration),
@@ -69,7 +75,7 @@ impl RouteAction {
         };
         Some(RouteAction {
             cluster_not_found_response_code: not_found,
-            metadata_match: json::metadata_namespace(&message.metadata_match, "envoy.lb"),
+            metadata_match,
             append_x_forwarded_host: message.append_x_forwarded_host,
             timeout: cx.timeout("timeout", &message.timeout, Some(Duration::from_secs(15))),
             idle_timeout: cx

@@ -33,6 +33,7 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 11}}",
     "{name: c, type: STATIC, lb_policy: LEAST_REQUEST, least_request_lb_config: {active_request_bias: {}}}",
     "{name: c, type: STATIC, lb_policy: ROUND_ROBIN, round_robin_lb_config: {}}",
+    "{name: c, type: STATIC, lb_subset_config: {subset_selectors: [{keys: [a, b]}, {keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}]}}",
     "{name: c, type: EDS, eds_cluster_config: {}}",
     "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}",
     "{name: c, cluster_type: {name: envoy.clusters.dns, typed_config: {
@@ -79,6 +80,11 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality,
       endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.subset.v3.Subset,
+      subset_selectors: [{keys: [a, b]}, {keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}],
+      subset_lb_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
 ];
 

@@ -86,15 +86,15 @@ impl TcpProxy {
         })
     }
 
-    /// The cluster for one more connection, by weight.
-    fn cluster_name(&self, random: impl FnOnce(u64) -> u64) -> Option<&Arc<str>> {
-        if let [(only, _)] = &*self.config.clusters {
-            return Some(only);
+    /// The place of the cluster for one more connection, by weight.
+    fn choose_cluster(&self, random: impl FnOnce(u64) -> u64) -> Option<usize> {
+        if self.config.clusters.len() == 1 {
+            return Some(0);
         }
         let mut point = random(self.total_weight);
-        for (name, weight) in &self.config.clusters {
+        for (at, (_, weight)) in self.config.clusters.iter().enumerate() {
             match point.checked_sub(u64::from(*weight)) {
-                None => return Some(name),
+                None => return Some(at),
                 Some(rest) => point = rest,
             }
         }
@@ -200,8 +200,9 @@ impl TcpProxy {
     /// Connects to a host, trying again as often as configured. None when the connection cannot be served.
     async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<Upstream> {
         let began = Instant::now();
-        let name = self.cluster_name(random::below);
-        let Some(cluster) = name.and_then(|name| self.clusters.cluster(name)) else {
+        let chosen = self.choose_cluster(random::below);
+        let named = chosen.and_then(|at| self.clusters.cluster(&self.config.clusters[at].0));
+        let Some(cluster) = named else {
             self.stats.downstream_cx_no_route().inc();
             info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
             return None;
@@ -212,7 +213,14 @@ impl TcpProxy {
             upstream.cluster_alt_name = Some(cluster.observability_name.clone());
         }
         let hash = self.config.hash_source_ip.then(|| connection.info.remote_address.ip()).flatten();
-        let context = LbContext { hash: hash.map(|ip| xxh64(ip.to_string().as_bytes(), 0)), ..LbContext::default() };
+        let criteria = chosen.and_then(|at| self.config.metadata_match.get(at)?.as_deref());
+        let dynamic = info.borrow().dynamic_metadata.as_ref().and_then(|all| all.get("envoy.lb")?.as_object().cloned());
+        let context = LbContext {
+            hash: hash.map(|ip| xxh64(ip.to_string().as_bytes(), 0)),
+            metadata_match: criteria.and_then(|criteria| criteria.as_object()),
+            dynamic_metadata: dynamic.as_ref(),
+            ..LbContext::default()
+        };
         for _ in 0..self.config.max_connect_attempts.max(1) {
             match self.attempt(&cluster, &context, info).await {
                 Ok(upstream) => {
@@ -419,6 +427,7 @@ mod tests {
         TcpProxyConfig {
             stat_prefix: "t".into(),
             clusters: vec![("a".into(), 1)],
+            metadata_match: Vec::new(),
             idle_timeout: None,
             max_downstream_connection_duration: None,
             max_connect_attempts: 1,
@@ -566,7 +575,10 @@ mod tests {
     async fn weights_choose_the_cluster() {
         let clusters = vec![("a".into(), 1), ("b".into(), 3)];
         let setup = Setup::new(None, TcpProxyConfig { clusters, ..config() });
-        let chosen = |point| setup.proxy.cluster_name(|total| if total == 4 { point } else { 99 }).map(|name| &**name);
+        let chosen = |point| {
+            let at = setup.proxy.choose_cluster(|total| if total == 4 { point } else { 99 })?;
+            Some(&*setup.proxy.config.clusters[at].0)
+        };
         assert_eq!([chosen(0), chosen(1), chosen(3)], [Some("a"), Some("b"), Some("b")]);
     }
 }

@@ -8,6 +8,7 @@ pub mod edf;
 pub mod maglev;
 pub mod priority;
 pub mod ring_hash;
+mod subset;
 
 use crate::host::Host;
 use crate::host_set::{HostSet, LocalityHosts, PrioritySet};
@@ -16,8 +17,10 @@ use edf::EdfScheduler;
 use nuncio_base::random;
 use nuncio_config::cluster::{ClusterConfig, LbPolicy};
 use priority::{Availability, PriorityLoad};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use subset::Subsets;
 
 /// What a pick may depend on.
 #[derive(Clone, Copy, Default)]
@@ -30,6 +33,10 @@ pub struct LbContext<'a> {
     pub host_selection_retry_count: u32,
     /// Per priority: load to the healthy and to the degraded, instead of the cluster's own (retry priorities).
     pub priority_load: Option<&'a PriorityLoad>,
+    /// Metadata that hosts have to have (`metadata_match`), for clusters of subsets.
+    pub metadata_match: Option<&'a Map<String, Value>>,
+    /// More of it, from the dynamic metadata of the request or connection; wins over `metadata_match`.
+    pub dynamic_metadata: Option<&'a Map<String, Value>>,
 }
 
 impl std::fmt::Debug for LbContext<'_> {
@@ -66,6 +73,8 @@ pub struct LbTables {
     policy: Policy,
     load: PriorityLoad,
     fail_traffic_on_panic: bool,
+    /// Picks are made within one of these.
+    subsets: Option<Box<Subsets>>,
 }
 
 /// A cluster asks for a load balancing policy that does not exist here.
@@ -94,6 +103,31 @@ pub fn check_policy(config: &ClusterConfig) -> Result<(), UnsupportedPolicy> {
 impl LbTables {
     /// Builds the tables for `set`. Runs on the control thread.
     pub fn new(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
+        Self::with_subsets(config, set, stats, None)
+    }
+
+    /// As [`LbTables::new`], in place of these tables: subsets that stay keep their turns.
+    pub(crate) fn renewed(&self, config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
+        Self::with_subsets(config, set, stats, self.subsets.as_deref())
+    }
+
+    fn with_subsets(
+        config: &ClusterConfig,
+        set: &PrioritySet,
+        stats: &ClusterStats,
+        previous: Option<&Subsets>,
+    ) -> Self {
+        let Some(subsets) = &config.lb_common.subsets else { return Self::undivided(config, set, stats) };
+        LbTables {
+            // Never asked: every pick is that of a subset.
+            policy: Policy::Random,
+            load: PriorityLoad::new(set, config.lb_common.healthy_panic_threshold),
+            fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
+            subsets: Some(Box::new(Subsets::new(config, subsets, set, stats, previous))),
+        }
+    }
+
+    fn undivided(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
         let load = PriorityLoad::new(set, config.lb_common.healthy_panic_threshold);
         let tables = |build: &BuildTable<'_>| {
             set.host_sets.iter().zip(&load.panic).map(|(set, panic)| build(&normalized_weights(set, *panic))).collect()
@@ -112,7 +146,20 @@ impl LbTables {
             // Others were refused by `check_policy`.
             LbPolicy::RoundRobin | LbPolicy::ClusterProvided | LbPolicy::Extension(_) => Policy::RoundRobin,
         };
-        LbTables { policy, load, fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic }
+        LbTables { policy, load, fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic, subsets: None }
+    }
+
+    /// The cluster goes: its subsets are counted as removed.
+    pub(crate) fn release(&self, stats: &ClusterStats) {
+        if let Some(subsets) = &self.subsets {
+            subsets.release(stats);
+        }
+    }
+
+    /// Whether `metadata_match` of a context counts.
+    #[inline]
+    pub fn has_subsets(&self) -> bool {
+        self.subsets.is_some()
     }
 
     /// Load per priority.
@@ -205,18 +252,20 @@ struct PriorityTurns {
 pub struct WorkerLb {
     seed: u64,
     priorities: Vec<PriorityTurns>,
+    /// Turns within subsets, by slot.
+    subsets: Vec<WorkerLb>,
 }
 
 impl Default for WorkerLb {
     fn default() -> Self {
-        WorkerLb { seed: random::u64(), priorities: Vec::new() }
+        WorkerLb { seed: random::u64(), priorities: Vec::new(), subsets: Vec::new() }
     }
 }
 
 impl WorkerLb {
     /// Turns that begin at `seed` instead of a random place.
     pub fn with_seed(seed: u64) -> Self {
-        WorkerLb { seed, priorities: Vec::new() }
+        WorkerLb { seed, priorities: Vec::new(), subsets: Vec::new() }
     }
 
     /// The host sets have changed: weights are read anew, turns among equals go on where they were.
@@ -227,6 +276,7 @@ impl WorkerLb {
                 source.scheduler = None;
             }
         }
+        self.subsets.iter_mut().for_each(WorkerLb::refresh);
     }
 
     /// Picks a host. None when no host may be used.
@@ -237,6 +287,11 @@ impl WorkerLb {
         context: &LbContext<'_>,
         stats: &ClusterStats,
     ) -> Option<Arc<Host>> {
+        if let Some(subsets) = &tables.subsets {
+            return subsets.choose(context, stats, |subset| {
+                self.subset(subset.slot).choose_host(&subset.tables, &subset.set, context, stats)
+            });
+        }
         let mut attempt = 0;
         loop {
             let host = self.choose_once(tables, set, context, stats, attempt)?;
@@ -245,6 +300,14 @@ impl WorkerLb {
                 _ => return Some(host.clone()),
             }
         }
+    }
+
+    fn subset(&mut self, slot: u32) -> &mut WorkerLb {
+        let slot = slot as usize;
+        if self.subsets.len() <= slot {
+            self.subsets.resize_with(slot + 1, WorkerLb::default);
+        }
+        &mut self.subsets[slot]
     }
 
     fn choose_once<'a>(

@@ -93,6 +93,8 @@ pub(crate) struct Request {
     pub(crate) internal: bool,
     pub(crate) canary: bool,
     pub(crate) hash: Option<u64>,
+    /// Of the request's dynamic metadata, what the choice of a subset reads.
+    pub(crate) metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     pub(crate) set_cookie: Vec<HeaderValue>,
     pub(crate) hosts: SmallVec<[Arc<nuncio_upstream::Host>; 1]>,
     pub(crate) timeout_at: Option<timer::Sleep>,
@@ -215,7 +217,10 @@ impl Router {
         let limit = self.buffer_limit(stream, &route);
         let kept = retry.is_some() || entry.internal_redirect().is_some();
         let priority = if action.high_priority { ResourcePriority::High } else { ResourcePriority::Default };
+        let dynamic = stream.info.dynamic_metadata.as_ref().filter(|_| cluster.config.lb_common.subsets.is_some());
+        let metadata = dynamic.and_then(|all| all.get("envoy.lb")?.as_object().cloned()).map(Box::new);
         let mut request = Request {
+            metadata,
             route,
             cluster,
             priority,
