@@ -270,6 +270,8 @@ pub struct Http2Options {
     pub keepalive_idle_interval: Option<Duration>,
     /// `max_header_field_size_kb`.
     pub max_header_field_size_kb: Option<u32>,
+    /// `disallow_obs_text`: a value with bytes outside ASCII makes a message invalid.
+    pub disallow_obs_text: bool,
 }
 
 impl Default for Http2Options {
@@ -291,6 +293,7 @@ impl Default for Http2Options {
             keepalive_jitter: 150,
             keepalive_idle_interval: None,
             max_header_field_size_kb: None,
+            disallow_obs_text: false,
         }
     }
 }

@@ -86,6 +86,7 @@ impl Http2Options {
                 .or(invalid_message)
                 .or(message.stream_error_on_invalid_http_messaging.then_some(true)),
             max_header_field_size_kb: u32_value(&message.max_header_field_size_kb),
+            disallow_obs_text: bool_value(&message.disallow_obs_text).unwrap_or(false),
             ..default
         };
         if let Some(keepalive) = &message.connection_keepalive {

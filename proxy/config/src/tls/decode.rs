@@ -104,6 +104,12 @@ impl DownstreamTlsContext {
             }
             _ => {}
         }
+        if message.ocsp_staple_policy != pb::downstream_tls_context::OcspStaplePolicy::LenientStapling as i32 {
+            cx.error_at(
+                "ocsp_staple_policy",
+                "only LENIENT_STAPLING is supported: a staple is sent when there is one, whatever its age",
+            );
+        }
         Some(DownstreamTlsContext {
             require_client_certificate: bool_value(&message.require_client_certificate).unwrap_or(false),
             require_sni: bool_value(&message.require_sni).unwrap_or(false),
@@ -521,6 +527,23 @@ mod tests {
             errors(with_params(params)),
             [
                 "common_tls_context.tls_params.tls_minimum_protocol_version: TLSv1_0 is not supported: rustls speaks TLS 1.2 and TLS 1.3 only"
+            ]
+        );
+    }
+
+    #[test]
+    fn staples_cannot_be_demanded() {
+        let common = pb::CommonTlsContext { tls_certificates: vec![certificate()], ..Default::default() };
+        let message = pb::DownstreamTlsContext {
+            common_tls_context: Some(common),
+            ocsp_staple_policy: pb::downstream_tls_context::OcspStaplePolicy::MustStaple.into(),
+            ..Default::default()
+        };
+        let result = Context::default().run(|cx| DownstreamTlsContext::from_message(cx, &message));
+        assert_eq!(
+            errors(result),
+            [
+                "ocsp_staple_policy: only LENIENT_STAPLING is supported: a staple is sent when there is one, whatever its age"
             ]
         );
     }

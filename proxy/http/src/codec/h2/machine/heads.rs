@@ -347,6 +347,7 @@ fn rules(config: &Config) -> Rules<'_> {
         limits: config.limits,
         underscores: config.underscores,
         extended_connect: config.options.allow_connect,
+        disallow_obs_text: config.options.disallow_obs_text,
         stats: &config.stats,
     }
 }

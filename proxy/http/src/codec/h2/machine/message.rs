@@ -54,6 +54,8 @@ pub(super) struct Rules<'a> {
     pub(super) underscores: UnderscoresAction,
     /// `:protocol` may be sent.
     pub(super) extended_connect: bool,
+    /// Bytes outside ASCII make a value invalid.
+    pub(super) disallow_obs_text: bool,
     pub(super) stats: &'a Http2Stats,
 }
 
@@ -140,6 +142,9 @@ impl<'a> HeadReader<'a> {
                 return self.malformed();
             }
         };
+        if self.rules.disallow_obs_text && !value.as_bytes().is_ascii() {
+            return self.malformed();
+        }
         if name.is_pseudo() {
             if self.pseudo(&name, &value).is_break() {
                 return self.malformed();

@@ -286,6 +286,21 @@ fn a_malformed_request_resets_its_stream_where_told() {
 }
 
 #[test]
+fn bytes_outside_ascii_are_refused_where_told() {
+    let block = [GET, b"\0\x01x\x02\xc3\xa9"].concat();
+    let mut peer = Peer::server();
+    peer.recv(&headers(BOTH, 1, &block));
+    peer.accept();
+    let mut peer = Peer::new(Role::Server, |c| {
+        c.stream_error_on_invalid_http_message = true;
+        c.options.disallow_obs_text = true;
+    });
+    peer.recv(&headers(BOTH, 1, &block));
+    assert_eq!(peer.sent(), [Sent::Reset(1, 1)]);
+    assert_eq!(peer.connection.take_rejected()[0].details, "http2.invalid.header.field");
+}
+
+#[test]
 fn limits_reset_the_stream_and_leave_the_table_right() {
     let mut peer = Peer::new(Role::Server, |c| c.limits.max_count = 6);
     // With incremental indexing: what comes after the limit counts for the table.
