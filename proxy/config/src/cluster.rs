@@ -151,6 +151,8 @@ pub struct CommonLbConfig {
     pub ignore_new_hosts_until_first_hc: bool,
     /// Close all connections of a pool when the host set changes.
     pub close_connections_on_host_set_change: bool,
+    /// Hosts that have become healthy get their weight little by little; None for at once.
+    pub slow_start: Option<SlowStartConfig>,
     /// Hosts are divided into subsets, and the policy picks within one; None for no division.
     pub subsets: Option<Arc<SubsetConfig>>,
 }
@@ -165,9 +167,21 @@ impl Default for CommonLbConfig {
             update_merge_window: Duration::from_secs(1),
             ignore_new_hosts_until_first_hc: false,
             close_connections_on_host_set_change: false,
+            slow_start: None,
             subsets: None,
         }
     }
+}
+
+/// `SlowStartConfig`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStartConfig {
+    /// How long the weight grows; not zero.
+    pub window: Duration,
+    /// Default 1; greater is faster.
+    pub aggression: f64,
+    /// Least share of the weight; default 10.
+    pub min_weight_percent: f64,
 }
 
 /// `ClusterLoadAssignment`.

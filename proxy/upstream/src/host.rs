@@ -11,6 +11,8 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Health of a host as load balancing sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +130,8 @@ pub struct Host {
     removed: AtomicBool,
     /// How often it was ejected or failed its health check: pools then let go of what they had before.
     failures: AtomicU32,
+    /// When it passed its health check after failing it, or was first seen healthy; see [`now_ms`]. 0 for never.
+    healthy_since: AtomicU64,
     /// Set where its cluster detects outliers.
     outlier: OnceLock<Arc<HostMonitor>>,
     /// Set where it is health checked.
@@ -188,6 +192,7 @@ impl Host {
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
+            healthy_since: AtomicU64::new(0),
             outlier: OnceLock::new(),
             health_monitor: OnceLock::new(),
             stats: HostStats::default(),
@@ -288,6 +293,22 @@ impl Host {
         self.removed.store(true, Relaxed);
     }
 
+    /// When slow start began for it, on the clock of [`now_ms`].
+    #[inline]
+    pub(crate) fn healthy_since(&self) -> Option<u64> {
+        Some(self.healthy_since.load(Relaxed)).filter(|since| *since != 0)
+    }
+
+    /// It is healthy where load is balanced: slow start begins, unless it has begun before.
+    pub(crate) fn enter_service(&self) {
+        let _ = self.healthy_since.compare_exchange(0, now_ms(), Relaxed, Relaxed);
+    }
+
+    /// It passed a health check after failing: slow start begins anew.
+    pub(crate) fn note_health_check_passed(&self) {
+        self.healthy_since.store(now_ms(), Relaxed);
+    }
+
     /// The response asked for the host to fail its health check at once (`x-envoy-immediate-health-check-fail`).
     pub fn fail_health_check(&self) {
         if let Some(monitor) = self.health_monitor.get() {
@@ -347,6 +368,15 @@ impl Host {
         }
         true
     }
+}
+
+/// Milliseconds on a clock of the process that never goes back and is never 0.
+pub(crate) fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    // A clock that stands still may have been started before this one.
+    const MARGIN: Duration = Duration::from_secs(60);
+    let start = START.get_or_init(|| Instant::now().checked_sub(MARGIN).unwrap_or_else(Instant::now));
+    (Instant::now().saturating_duration_since(*start).as_millis() as u64).max(1)
 }
 
 /// Where a LOGICAL_DNS host is now; at least one address.

@@ -6,9 +6,10 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies as policies;
 use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
-use super::{CommonLbConfig, LbPolicy, SubsetConfig};
+use super::{CommonLbConfig, LbPolicy, SlowStartConfig, SubsetConfig};
 use crate::decode::{Context, type_name, u32_value, u64_value};
 use std::sync::Arc;
+use std::time::Duration;
 
 const MAX_RING: u64 = 8 * 1024 * 1024;
 const MAGLEV_TABLE: u64 = 65_537;
@@ -32,19 +33,26 @@ impl LbPolicy {
             }
             common.subsets = cx.at("lb_subset_config", |cx| SubsetConfig::legacy(cx, config)).map(Arc::new);
         }
-        legacy(cx, message)
+        legacy(cx, message, common)
     }
 }
 
-fn legacy(cx: &mut Context, message: &pb::Cluster) -> Option<LbPolicy> {
+fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     use pb::cluster::{LbConfig, LbPolicy as Policy};
     Some(match message.lb_policy() {
-        Policy::RoundRobin => LbPolicy::RoundRobin,
+        Policy::RoundRobin => {
+            if let Some(LbConfig::RoundRobinLbConfig(config)) = &message.lb_config {
+                common.slow_start =
+                    cx.at("round_robin_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config));
+            }
+            LbPolicy::RoundRobin
+        }
         Policy::LeastRequest => {
             let config = match &message.lb_config {
                 Some(LbConfig::LeastRequestLbConfig(config)) => config.clone(),
                 _ => Default::default(),
             };
+            common.slow_start = cx.at("least_request_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config));
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
                 active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
@@ -72,6 +80,29 @@ fn legacy(cx: &mut Context, message: &pb::Cluster) -> Option<LbPolicy> {
             cx.error_at("lb_policy", "cluster: field load_balancing_policy need to be set");
             return None;
         }
+    })
+}
+
+fn legacy_slow_start(cx: &mut Context, message: &Option<pb::cluster::SlowStartConfig>) -> Option<SlowStartConfig> {
+    let message = message.as_ref()?;
+    let (aggression, least) = (message.aggression.as_ref(), message.min_weight_percent.as_ref());
+    let window = cx.at("slow_start_config", |cx| cx.duration("slow_start_window", &message.slow_start_window))?;
+    slow_start_of(window, aggression.map(|value| value.default_value), least.map(|percent| percent.value))
+}
+
+fn slow_start(cx: &mut Context, message: &Option<policies::common::v3::SlowStartConfig>) -> Option<SlowStartConfig> {
+    let message = message.as_ref()?;
+    let (aggression, least) = (message.aggression.as_ref(), message.min_weight_percent.as_ref());
+    let window = cx.at("slow_start_config", |cx| cx.duration("slow_start_window", &message.slow_start_window))?;
+    slow_start_of(window, aggression.map(|value| value.default_value), least.map(|percent| percent.value))
+}
+
+/// None without a window. As in Envoy, an aggression that is not above zero is one.
+fn slow_start_of(window: Duration, aggression: Option<f64>, least: Option<f64>) -> Option<SlowStartConfig> {
+    (window.as_millis() > 0).then(|| SlowStartConfig {
+        window,
+        aggression: aggression.filter(|aggression| *aggression > 0.0).unwrap_or(1.0),
+        min_weight_percent: least.unwrap_or(10.0),
     })
 }
 
@@ -148,11 +179,13 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
         "round_robin.v3.RoundRobin" => {
             let config: policies::round_robin::v3::RoundRobin = cx.unpack(any)?;
             locality(common, &config.locality_lb_config);
+            common.slow_start = slow_start(cx, &config.slow_start_config);
             LbPolicy::RoundRobin
         }
         "least_request.v3.LeastRequest" => {
             let config: policies::least_request::v3::LeastRequest = cx.unpack(any)?;
             locality(common, &config.locality_lb_config);
+            common.slow_start = slow_start(cx, &config.slow_start_config);
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
                 active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
@@ -255,6 +288,28 @@ mod tests {
         let policy = LbPolicy::decode(&mut Context::default(), &message, &mut common);
         assert_eq!(policy, Some(LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 }));
         assert!(common.locality_weighted);
+    }
+
+    #[test]
+    fn slow_start_needs_a_window_and_a_positive_aggression() {
+        let decode = |seconds, aggression| {
+            let slow_start = pb::cluster::SlowStartConfig {
+                slow_start_window: Some(google::Duration { seconds, nanos: 0 }),
+                aggression: Some(envoy_types::pb::envoy::config::core::v3::RuntimeDouble {
+                    default_value: aggression,
+                    runtime_key: "r".into(),
+                }),
+                min_weight_percent: None,
+            };
+            let config = pb::cluster::RoundRobinLbConfig { slow_start_config: Some(slow_start) };
+            let lb_config = Some(pb::cluster::LbConfig::RoundRobinLbConfig(config));
+            let mut common = CommonLbConfig::default();
+            LbPolicy::decode(&mut Context::default(), &pb::Cluster { lb_config, ..Default::default() }, &mut common);
+            common.slow_start.map(|slow| (slow.window.as_secs(), slow.aggression, slow.min_weight_percent))
+        };
+        assert_eq!(decode(30, 2.0), Some((30, 2.0, 10.0)));
+        assert_eq!(decode(30, -1.0), Some((30, 1.0, 10.0)));
+        assert_eq!(decode(0, 2.0), None);
     }
 
     fn maglev_of(size: u64) -> pb::Cluster {

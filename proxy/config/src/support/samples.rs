@@ -31,8 +31,8 @@ const CLUSTERS: &[&str] = &[
         {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}]}}]}}",
     "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: RING_HASH, ring_hash_lb_config: {}}",
     "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 11}}",
-    "{name: c, type: STATIC, lb_policy: LEAST_REQUEST, least_request_lb_config: {active_request_bias: {}}}",
-    "{name: c, type: STATIC, lb_policy: ROUND_ROBIN, round_robin_lb_config: {}}",
+    "{name: c, type: STATIC, lb_policy: LEAST_REQUEST, least_request_lb_config: {active_request_bias: {}, slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}",
+    "{name: c, type: STATIC, lb_policy: ROUND_ROBIN, round_robin_lb_config: {slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}",
     "{name: c, type: STATIC, lb_subset_config: {subset_selectors: [{keys: [a, b]}, {keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}]}}",
     "{name: c, type: EDS, eds_cluster_config: {}}",
     "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}",
@@ -64,10 +64,10 @@ const CLUSTERS: &[&str] = &[
     // Policies as extensions.
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin,
-      slow_start_config: {}, locality_lb_config: {zone_aware_lb_config: {force_local_zone: {}}}}}}]}}",
+      slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}, locality_lb_config: {zone_aware_lb_config: {force_local_zone: {}}}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest,
-      slow_start_config: {}, locality_lb_config: {locality_weighted_lb_config: {}}}}}]}}",
+      slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}, locality_lb_config: {locality_weighted_lb_config: {}}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random,
       locality_lb_config: {zone_aware_lb_config: {}}}}}]}}",

@@ -224,6 +224,9 @@ impl HealthChecker {
         match result {
             CheckResult::Success { .. } => {
                 self.stats.success().inc();
+                if before & health_flag::FAILED_ACTIVE_HC != 0 {
+                    host.note_health_check_passed();
+                }
                 let passes = host.health_flags() & health_flag::FAILED_ACTIVE_HC == 0;
                 if let Some(outlier) = cluster.outlier_detection().filter(|_| passes) {
                     publish |= outlier.on_health_check_passed(host);

@@ -8,9 +8,10 @@ pub mod edf;
 pub mod maglev;
 pub mod priority;
 pub mod ring_hash;
+mod slow_start;
 mod subset;
 
-use crate::host::Host;
+use crate::host::{Health, Host, now_ms};
 use crate::host_set::{HostSet, LocalityHosts, PrioritySet};
 use crate::stats::ClusterStats;
 use edf::EdfScheduler;
@@ -18,6 +19,7 @@ use nuncio_base::random;
 use nuncio_config::cluster::{ClusterConfig, LbPolicy};
 use priority::{Availability, PriorityLoad};
 use serde_json::{Map, Value};
+use slow_start::SlowStart;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use subset::Subsets;
@@ -73,6 +75,7 @@ pub struct LbTables {
     policy: Policy,
     load: PriorityLoad,
     fail_traffic_on_panic: bool,
+    slow_start: Option<SlowStart>,
     /// Picks are made within one of these.
     subsets: Option<Box<Subsets>>,
 }
@@ -123,11 +126,16 @@ impl LbTables {
             policy: Policy::Random,
             load: PriorityLoad::new(set, config.lb_common.healthy_panic_threshold),
             fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
+            slow_start: None,
             subsets: Some(Box::new(Subsets::new(config, subsets, set, stats, previous))),
         }
     }
 
     fn undivided(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
+        let slow_start = config.lb_common.slow_start.as_ref();
+        if slow_start.is_some() {
+            set.hosts().filter(|host| host.health() == Health::Healthy).for_each(|host| host.enter_service());
+        }
         let load = PriorityLoad::new(set, config.lb_common.healthy_panic_threshold);
         let tables = |build: &BuildTable<'_>| {
             set.host_sets.iter().zip(&load.panic).map(|(set, panic)| build(&normalized_weights(set, *panic))).collect()
@@ -146,7 +154,13 @@ impl LbTables {
             // Others were refused by `check_policy`.
             LbPolicy::RoundRobin | LbPolicy::ClusterProvided | LbPolicy::Extension(_) => Policy::RoundRobin,
         };
-        LbTables { policy, load, fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic, subsets: None }
+        LbTables {
+            policy,
+            load,
+            fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
+            subsets: None,
+            slow_start: slow_start.map(SlowStart::new),
+        }
     }
 
     /// The cluster goes: its subsets are counted as removed.
@@ -413,13 +427,18 @@ impl WorkerLb {
             sources.resize_with(source.index() + 1, Turns::default);
         }
         let turns = &mut sources[source.index()];
-        let weight = |host: &Host| match tables.policy {
-            Policy::LeastRequest { bias, .. } => least_request_weight(host, bias),
-            _ => f64::from(host.weight()),
+        let slow_start = tables.slow_start.map(|slow_start| (slow_start, now_ms()));
+        let weight = |host: &Host| {
+            let full = match tables.policy {
+                Policy::LeastRequest { bias, .. } => least_request_weight(host, bias),
+                _ => f64::from(host.weight()),
+            };
+            slow_start.map_or(full, |(slow_start, now)| full * slow_start.share(host, now))
         };
         let scheduler = turns.scheduler.get_or_insert_with(|| {
             let first = hosts[0].weight();
-            if hosts.iter().all(|host| host.weight() == first) {
+            let grows = |host: &Host| slow_start.is_some_and(|(slow_start, now)| slow_start.concerns(host, now));
+            if hosts.iter().all(|host| host.weight() == first && !grows(host)) {
                 return None;
             }
             let mut scheduler = EdfScheduler::new(hosts.iter().map(|host| weight(host)));
