@@ -111,6 +111,8 @@ pub enum LbPolicy {
         choice_count: u32,
         /// Exponent of active requests in weighted mode; default 1.
         active_request_bias: f64,
+        /// All hosts are compared (`selection_method: FULL_SCAN`).
+        full_scan: bool,
     },
     /// Random.
     Random,

@@ -56,6 +56,7 @@ fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) 
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
                 active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
+                full_scan: false,
             }
         }
         Policy::Random => LbPolicy::Random,
@@ -183,12 +184,14 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             LbPolicy::RoundRobin
         }
         "least_request.v3.LeastRequest" => {
+            use policies::least_request::v3::least_request::SelectionMethod;
             let config: policies::least_request::v3::LeastRequest = cx.unpack(any)?;
             locality(common, &config.locality_lb_config);
             common.slow_start = slow_start(cx, &config.slow_start_config);
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
-                active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
+                active_request_bias: config.active_request_bias.as_ref().map_or(1.0, |bias| bias.default_value),
+                full_scan: config.selection_method() == SelectionMethod::FullScan,
             }
         }
         "random.v3.Random" => {
@@ -286,7 +289,10 @@ mod tests {
         let mut common = CommonLbConfig::default();
         let message = cluster(vec![extension("wrr_locality.v3.WrrLocality", &config)]);
         let policy = LbPolicy::decode(&mut Context::default(), &message, &mut common);
-        assert_eq!(policy, Some(LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 }));
+        assert_eq!(
+            policy,
+            Some(LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0, full_scan: false })
+        );
         assert!(common.locality_weighted);
     }
 
@@ -310,6 +316,18 @@ mod tests {
         assert_eq!(decode(30, 2.0), Some((30, 2.0, 10.0)));
         assert_eq!(decode(30, -1.0), Some((30, 1.0, 10.0)));
         assert_eq!(decode(0, 2.0), None);
+    }
+
+    #[test]
+    fn least_request_compares_some_or_all_hosts() {
+        use policies::least_request::v3::{LeastRequest, least_request::SelectionMethod};
+        let full = |config: &LeastRequest| {
+            let message = cluster(vec![extension("least_request.v3.LeastRequest", config)]);
+            let policy = LbPolicy::decode(&mut Context::default(), &message, &mut CommonLbConfig::default());
+            matches!(policy, Some(LbPolicy::LeastRequest { full_scan: true, .. }))
+        };
+        assert!(!full(&LeastRequest::default()));
+        assert!(full(&LeastRequest { selection_method: SelectionMethod::FullScan.into(), ..Default::default() }));
     }
 
     fn maglev_of(size: u64) -> pb::Cluster {

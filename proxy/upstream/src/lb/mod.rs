@@ -63,6 +63,7 @@ enum Policy {
     LeastRequest {
         choice_count: u32,
         bias: f64,
+        full_scan: bool,
     },
     Random,
     /// By priority.
@@ -147,9 +148,11 @@ impl LbTables {
             LbPolicy::Maglev { table_size } => {
                 Policy::Hash(tables(&|hosts| Box::new(maglev::MaglevTable::new(hosts, *table_size, stats))))
             }
-            LbPolicy::LeastRequest { choice_count, active_request_bias } => {
-                Policy::LeastRequest { choice_count: (*choice_count).max(1), bias: *active_request_bias }
-            }
+            LbPolicy::LeastRequest { choice_count, active_request_bias, full_scan } => Policy::LeastRequest {
+                choice_count: (*choice_count).max(1),
+                bias: *active_request_bias,
+                full_scan: *full_scan,
+            },
             LbPolicy::Random => Policy::Random,
             // Others were refused by `check_policy`.
             LbPolicy::RoundRobin | LbPolicy::ClusterProvided | LbPolicy::Extension(_) => Policy::RoundRobin,
@@ -452,6 +455,7 @@ impl WorkerLb {
             return hosts.get(index);
         }
         match tables.policy {
+            Policy::LeastRequest { full_scan: true, .. } => least_of_all(hosts),
             Policy::LeastRequest { choice_count, .. } => {
                 let mut best: Option<(&Arc<Host>, u32)> = None;
                 for _ in 0..choice_count {
@@ -471,6 +475,29 @@ impl WorkerLb {
             }
         }
     }
+}
+
+/// The host of the fewest active requests; of several, any with the same chance.
+fn least_of_all(hosts: &[Arc<Host>]) -> Option<&Arc<Host>> {
+    let mut best: Option<(&Arc<Host>, u32)> = None;
+    let mut tied = 0;
+    for host in hosts {
+        let active = host.stats.rq_active.load(Relaxed);
+        match best {
+            Some((_, least)) if active > least => {}
+            Some((_, least)) if active == least => {
+                tied += 1;
+                if random::below(tied) == 0 {
+                    best = Some((host, active));
+                }
+            }
+            _ => {
+                tied = 1;
+                best = Some((host, active));
+            }
+        }
+    }
+    best.map(|(host, _)| host)
 }
 
 /// Weight divided by the active requests (and one), to the power of the bias.
@@ -525,13 +552,26 @@ mod tests {
         set.host_sets[0].hosts[0].stats.rq_active.store(5, Relaxed);
         let mut config = config();
         // Two hosts and many choices: the busy one is picked only when all choices hit it.
-        config.lb_policy = LbPolicy::LeastRequest { choice_count: 64, active_request_bias: 1.0 };
+        config.lb_policy = LbPolicy::LeastRequest { choice_count: 64, active_request_bias: 1.0, full_scan: false };
         assert!(picks(&config, &set, &mut WorkerLb::with_seed(0), 100).iter().all(|port| *port == 1));
         // Weighted: 5 active make a weight of 6 worth one.
         let set = weighted_set(&[6, 1]);
         set.host_sets[0].hosts[0].stats.rq_active.store(5, Relaxed);
         let picks = picks(&config, &set, &mut WorkerLb::with_seed(0), 100);
         assert_eq!(picks.iter().filter(|port| **port == 0).count(), 50);
+    }
+
+    #[test]
+    fn a_full_scan_finds_the_idle_hosts_and_spreads_over_them() {
+        let set = weighted_set(&[1, 1, 1, 1]);
+        for (at, active) in [(0, 3), (2, 1)] {
+            set.host_sets[0].hosts[at].stats.rq_active.store(active, Relaxed);
+        }
+        let lb_policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0, full_scan: true };
+        let picks = picks(&ClusterConfig { lb_policy, ..config() }, &set, &mut WorkerLb::with_seed(0), 1000);
+        let count = |port| picks.iter().filter(|picked| **picked == port).count();
+        assert_eq!((count(0), count(2), count(1) + count(3)), (0, 0, 1000));
+        assert!((400..600).contains(&count(1)), "{}", count(1));
     }
 
     #[test]

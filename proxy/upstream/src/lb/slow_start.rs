@@ -125,7 +125,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn least_request_follows_the_growing_weight() {
-        let policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0 };
+        let policy = LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0, full_scan: false };
         let [half, full] = picks_of_the_younger(policy).await;
         assert!(half.abs_diff(100) <= 1 && full.abs_diff(150) <= 1, "{half} {full}");
     }

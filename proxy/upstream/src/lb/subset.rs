@@ -702,7 +702,11 @@ mod tests {
 
     #[test]
     fn rq_active_of_hosts_counts_within_subsets_for_least_request() {
-        let lb_policy = nuncio_config::cluster::LbPolicy::LeastRequest { choice_count: 64, active_request_bias: 1.0 };
+        let lb_policy = nuncio_config::cluster::LbPolicy::LeastRequest {
+            choice_count: 64,
+            active_request_bias: 1.0,
+            full_scan: false,
+        };
         let mut lb = Lb::new(subsets(SubsetFallback::None, vec![selector(&["v"], None)]), versions());
         lb.config.lb_policy = lb_policy;
         let set = set_of(lb.set.hosts().cloned().collect());
