@@ -230,6 +230,23 @@ async fn until(port: u16, path: &str, want: &str) -> Result<()> {
     }
 }
 
+/// `xds-check` finds everything of the first snapshot good, and leaves the ports alone.
+async fn dry_run(nuncio: &Path, bootstrap: &Path) -> Result<()> {
+    let mut command = Command::new(nuncio);
+    command.args(["xds-check", "--output", "json", "--timeout", "20", "--bootstrap"]).arg(bootstrap).kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output()).await??;
+    let value: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let rows = value["resources"].as_array().context("no resources")?;
+    let rows: Vec<_> = rows.iter().map(|row| json!([row["name"], row["verdict"]])).collect();
+    let names = ["up", "up", "main", "routes"];
+    // Delta: each resource has a version of its own.
+    let versions = value["resources"].as_array().is_some_and(|rows| rows.iter().all(|row| row["version"] != ""));
+    if !output.status.success() || !versions || rows != names.map(|name| json!([name, "accepted"])) {
+        bail!("{value:#}");
+    }
+    Ok(())
+}
+
 async fn play(binary: &Path, control_plane: &Path, mode: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut server = ControlPlane::start(control_plane, mode).await?;
@@ -238,6 +255,9 @@ async fn play(binary: &Path, control_plane: &Path, mode: &str) -> Result<()> {
     server.serve(dir.path(), "v1", &snapshot(mode, listener, one, "/")).await?;
     let path = dir.path().join("bootstrap.json");
     std::fs::write(&path, bootstrap(mode, admin, &server).to_string())?;
+    if find::nuncio().is_ok_and(|nuncio| nuncio == binary) {
+        dry_run(binary, &path).await.with_context(|| format!("xds-check in mode {mode}"))?;
+    }
     let stderr = dir.path().join("stderr");
     let mut child = Command::new(binary)
         .arg("-c")

@@ -24,6 +24,7 @@ pub mod stats;
 mod stats_config;
 pub mod worker;
 pub mod xds;
+pub mod xds_check;
 
 pub mod admin;
 mod admin_listener;

@@ -8,6 +8,7 @@ use nuncio::{demo, loading};
 use nuncio_config::diagnostics::Report;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -52,6 +53,10 @@ fn run(program: &str, options: Options) -> Result<(), String> {
         Some(Command::Demo { port }) => {
             let options = demo::options(&options, port);
             return serve(options, Some(demo::help(port)));
+        }
+        Some(Command::XdsCheck { bootstrap, timeout, output }) => {
+            let options = Options { config_path: Some(bootstrap), output, command: None, ..options };
+            return check(options, Duration::from_secs(timeout));
         }
         None => {}
     }
@@ -104,6 +109,30 @@ fn validate(options: Options) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn check(mut options: Options, timeout: Duration) -> Result<(), String> {
+    // What is refused is in the table; the log would say it twice.
+    if options.log_level == "info" {
+        options.log_level = "off".to_owned();
+    }
+    let log = install_log(&options)?;
+    nuncio_net::tls::warm_up();
+    let output = options.output;
+    let bootstrap = loading::load(&options).map_err(|report| render(&report, output))?;
+    let bound = server::build(bootstrap, options, log, false).map_err(|e| start_error(e, output))?;
+    let outcome = bound.check(timeout);
+    match output {
+        Output::Text => print_to(true, &outcome.to_text()),
+        Output::Json => print_to(true, &format!("{}\n", outcome.to_json())),
+    }
+    if outcome.is_good() {
+        return Ok(());
+    }
+    Err(match output {
+        Output::Text => format!("error: {}\n", outcome.summary()),
+        Output::Json => String::new(),
+    })
 }
 
 fn start_error(error: StartError, output: Output) -> String {

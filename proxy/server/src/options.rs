@@ -14,7 +14,8 @@ pub const ENVOY_VERSION: &str = "1.40.0";
 #[command(
     name = "nuncio",
     about = "An L7 proxy data plane that takes Envoy's place: same bootstrap, flags, admin interface, stats and logs.",
-    after_help = "Start with `nuncio demo`, or `nuncio -c envoy.yaml`. `nuncio --mode validate -c envoy.yaml` checks a file.",
+    after_help = "Start with `nuncio demo`, or `nuncio -c envoy.yaml`. `nuncio --mode validate -c envoy.yaml` checks a file, \
+                  `nuncio xds-check -c envoy.yaml` what a control plane sends.",
     disable_version_flag = true,
     args_override_self = true
 )]
@@ -167,6 +168,22 @@ pub enum Command {
         /// First of the three ports: edge, admin on the next.
         #[arg(long, default_value_t = 10000)]
         port: u16,
+    },
+    /// Fetch what a bootstrap asks for, print what would be applied or refused, and exit without serving.
+    ///
+    /// Connects to the control planes and files of the bootstrap, and reads clusters, endpoints, listeners, routes and
+    /// secrets as a serving process does. No listener is bound, no admin interface runs, no host is health checked. Exits
+    /// with 0 when all was accepted, and with 1 when something was refused or is missing.
+    XdsCheck {
+        /// The bootstrap.
+        #[arg(long, short = 'c', visible_alias = "config-path", value_name = "FILE")]
+        bootstrap: PathBuf,
+        /// Longest time to wait, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+        timeout: u64,
+        /// A table, or one JSON object.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
     },
     /// Print the man page in roff.
     #[command(hide = true)]

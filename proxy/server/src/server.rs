@@ -222,6 +222,9 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     if let Some(limit) = runtime.integer("overload.global_downstream_max_connections") {
         context.global.set_limit(limit);
     }
+    if !bind {
+        context.clusters.skip_health_checks();
+    }
     let mut errors = Vec::new();
     {
         let _control = control.enter();
@@ -253,8 +256,9 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         nuncio_config::descriptors::release();
     }
     nuncio_net::release_free_memory();
+    let manager = ListenerManager::new(ListenerManagerStats::new(&context.registry, "listener_manager."), concurrency);
     let server = Arc::new(Server {
-        listeners: ListenerManager::new(ListenerManagerStats::new(&context.registry, "listener_manager."), concurrency),
+        listeners: if bind { manager } else { manager.without_sockets() },
         init,
         resources: Resources::default(),
         runtime_stats: RuntimeStats::new(&context.registry, "runtime."),
@@ -407,6 +411,16 @@ impl Bound {
     /// Address of the admin interface.
     pub fn admin_address(&self) -> Option<nuncio_net::address::Address> {
         self.admin.as_ref().and_then(|l| l.addresses().into_iter().next())
+    }
+
+    /// Fetches what the bootstrap asks for and tells what came of it, without serving. For a server that was built
+    /// without sockets.
+    pub fn check(self, timeout: Duration) -> crate::xds_check::Outcome {
+        let Bound { server, control, wanted, .. } = self;
+        let tasks = tokio::task::LocalSet::new();
+        let outcome = tasks.block_on(&control, crate::xds_check::run(&server, wanted, timeout));
+        server.context.access_logs.flush(Duration::from_secs(1));
+        outcome
     }
 
     /// Serves until a signal or the admin interface ends it.

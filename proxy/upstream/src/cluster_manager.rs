@@ -6,7 +6,7 @@
 use crate::cluster::{Cluster, ClusterError, ClusterParts};
 use crate::discovery;
 use crate::dns::Resolvers;
-use crate::health_check::{self, Job};
+use crate::health_check::{self, HealthChecker, Job};
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
@@ -18,6 +18,7 @@ use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
@@ -67,6 +68,8 @@ pub struct ClusterManager {
     health_jobs: UnboundedSender<Job>,
     /// Until someone runs them.
     health_queue: Mutex<Option<UnboundedReceiver<Job>>>,
+    /// Nobody will check: clusters do not wait for it.
+    unchecked: AtomicBool,
 }
 
 /// How many clusters wait for their first hosts.
@@ -129,6 +132,7 @@ impl ClusterManager {
             waiting: watch::channel(Waiting::default()).0,
             health_jobs,
             health_queue: Mutex::new(Some(health_queue)),
+            unchecked: AtomicBool::new(false),
         })
     }
 
@@ -156,7 +160,7 @@ impl ClusterManager {
         let (cluster, discovery) = self.make(config, 0)?;
         let outcome = self.count_added(cluster.name());
         self.publish(&cluster);
-        match cluster.health_checker() {
+        match self.awaited_checker(&cluster) {
             None => discovery.start(&cluster, &self.options.control, || Warming::new(self, &cluster)),
             Some(checker) => {
                 let own = Warming::new(self, &cluster);
@@ -194,7 +198,7 @@ impl ClusterManager {
         self.show_warming();
         // Dropped at once where hosts are known.
         let own = Warming::new(self, &cluster);
-        if let Some(checker) = cluster.health_checker() {
+        if let Some(checker) = self.awaited_checker(&cluster) {
             checker.wait(own.downgrade());
         }
         discovery.start(&cluster, &self.options.control, || own.clone());
@@ -247,6 +251,16 @@ impl ClusterManager {
                 health_check::run(jobs).await;
             }
         }
+    }
+
+    /// Clusters added from now on are warm without the health checks of their first hosts: the process looks at a
+    /// configuration only, and [`ClusterManager::run_health_checks`] is not called.
+    pub fn skip_health_checks(&self) {
+        self.unchecked.store(true, Ordering::Relaxed);
+    }
+
+    fn awaited_checker<'a>(&self, cluster: &'a Cluster) -> Option<&'a Arc<HealthChecker>> {
+        cluster.health_checker().filter(|_| !self.unchecked.load(Ordering::Relaxed))
     }
 
     /// The cluster warms until the secrets of its TLS contexts have come.

@@ -69,6 +69,7 @@ pub struct ListenerManager {
     draining: Mutex<Vec<Arc<Listener>>>,
     workers: Mutex<Vec<mpsc::UnboundedSender<WorkerCommand>>>,
     concurrency: usize,
+    binds: bool,
 }
 
 impl ListenerManager {
@@ -80,7 +81,14 @@ impl ListenerManager {
             draining: Mutex::default(),
             workers: Mutex::default(),
             concurrency,
+            binds: true,
         }
+    }
+
+    /// As it was, but for a process that only looks at a configuration: no listener that comes gets a socket.
+    #[must_use]
+    pub fn without_sockets(self) -> ListenerManager {
+        ListenerManager { binds: false, ..self }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -281,6 +289,9 @@ impl ListenerManager {
         targets: &InitTargets,
     ) -> Result<Arc<Listener>, Vec<ConfigError>> {
         let listener = build::listener(config, &server.context, targets)?;
+        if !self.binds {
+            return Ok(listener);
+        }
         listener.bind_for_later(self.concurrency, active).map_err(|error| {
             self.stats.listener_create_failure().inc();
             vec![ConfigError::new(FieldPath::parse(&config.path), error.to_string())]

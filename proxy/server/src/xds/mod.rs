@@ -37,6 +37,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use wants::Want;
+use xds_client::status::SourceState;
 use xds_client::{
     Client, ClientOptions, Interest, Pause, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl,
 };
@@ -45,6 +46,17 @@ use xds_client::{
 pub struct Discovery {
     inner: Rc<Inner>,
     reader: tokio::task::AbortHandle,
+}
+
+/// A resource whose source cannot be used.
+#[derive(Debug, Clone)]
+pub struct Unusable {
+    /// Its type.
+    pub type_url: TypeUrl,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub error: String,
 }
 
 /// What handlers share.
@@ -71,6 +83,8 @@ pub(crate) struct Inner {
     first_clusters: RefCell<Option<Arc<InitTarget>>>,
     /// What keeps listeners from being fetched.
     listeners_error: RefCell<Option<String>>,
+    /// What cannot be asked for, because its source cannot be used.
+    unusable: RefCell<Vec<Unusable>>,
     /// Acknowledgements of CDS wait while new clusters warm.
     warming: RefCell<Option<Pause>>,
 }
@@ -217,6 +231,7 @@ impl Discovery {
             first_clusters_done: Cell::new(false),
             first_clusters: RefCell::default(),
             listeners_error: RefCell::default(),
+            unusable: RefCell::default(),
             warming: RefCell::default(),
         });
         view::set(&inner);
@@ -283,6 +298,22 @@ impl Discovery {
         }
         server.init.all_ready().await;
         Ok(())
+    }
+
+    /// Everything that was asked for, with what came of it.
+    pub fn snapshot(&self) -> Vec<SourceState> {
+        self.inner.client.snapshot()
+    }
+
+    /// What could not be asked for.
+    pub fn unusable(&self) -> Vec<Unusable> {
+        self.inner.unusable.borrow().clone()
+    }
+
+    /// Whether listeners have been asked for, or need not be.
+    pub fn listeners_asked(&self) -> bool {
+        let inner = &self.inner;
+        inner.server.bootstrap.config.dynamic.lds.is_none() || inner.listeners.borrow().is_some()
     }
 }
 

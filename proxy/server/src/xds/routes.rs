@@ -1,7 +1,7 @@
 //! RDS: a route table under a name has one subscription, whoever uses it.
 
 use super::stats::{Counted, Reloads};
-use super::{Inner, text};
+use super::{Inner, Unusable, text};
 use crate::listeners::Origin;
 use crate::named_routes::NamedRoutes;
 use crate::resources::Failure;
@@ -17,6 +17,8 @@ use xds_client::{FetchFailure, Interest, ResourceHandler, SubscriptionOptions, T
 pub(super) fn watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) {
     if let Err(error) = try_watch(inner, routes) {
         tracing::error!(target: "config", "routes '{}' cannot be fetched: {error}", routes.name);
+        let name = routes.name.to_string();
+        inner.unusable.borrow_mut().push(Unusable { type_url: TypeUrl::ROUTE_CONFIGURATION, name, error });
         routes.target.set_ready();
     }
 }

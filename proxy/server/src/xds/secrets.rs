@@ -1,7 +1,7 @@
 //! SDS: a secret under a name has one subscription, whatever contexts use it.
 
 use super::stats::Counted;
-use super::{Inner, text};
+use super::{Inner, Unusable, text};
 use crate::listeners::Origin;
 use crate::resources::Failure;
 use nuncio_config::config_source::ConfigSource;
@@ -16,6 +16,8 @@ use xds_client::{FetchFailure, Interest, ResourceHandler, SubscriptionOptions, T
 pub(super) fn watch(inner: &Rc<Inner>, secret: &Arc<Secret>) {
     if let Err(error) = try_watch(inner, secret) {
         tracing::error!(target: "config", "secret '{}' cannot be fetched: {error}", secret.name);
+        let name = secret.name.to_string();
+        inner.unusable.borrow_mut().push(Unusable { type_url: TypeUrl::SECRET, name, error });
         secret.set_ready();
     }
 }
