@@ -22,6 +22,19 @@ fn every_script_is_a_test() {
 }
 
 #[test]
+fn every_known_difference_is_explained() {
+    let differences = include_str!("../../docs/differences.md");
+    for file in ["clusters.yaml", "listeners.yaml"] {
+        let file = nuncio_tests::conversation::load(&nuncio_tests::conversation::dir().join(file));
+        for script in file.unwrap_or_else(|e| panic!("{e:#}")).conversations {
+            let Some(known) = script.known_difference else { continue };
+            let heading = format!("## {}", known.reason);
+            assert!(differences.lines().any(|line| line == heading), "{}: {heading:?}", script.conversation);
+        }
+    }
+}
+
+#[test]
 fn the_list_of_pending_conversations_is_true_and_does_not_grow() {
     let dir = nuncio_tests::conversation::dir();
     let (most, list) = nuncio_tests::pending::read_in(&dir);

@@ -77,10 +77,11 @@ pub fn not_implemented(kind: &str, config: &TypedConfig, path: FieldPath) -> Con
             "Didn't find a registered implementation for '{name}' with type URL: ''; the {kind} has no typed_config"
         )
     } else {
-        format!(
-            "Didn't find a registered implementation for '{name}' with type URL: '{}'; this {kind} is not implemented yet",
-            config.type_name
-        )
+        let url = &config.type_name;
+        // Only what is an extension of Envoy may come.
+        let yet =
+            if url.starts_with("envoy.") { format!("; this {kind} is not implemented yet") } else { String::new() };
+        format!("Didn't find a registered implementation for '{name}' with type URL: '{url}'{yet}")
     };
     ConfigError::new(path, message)
 }

@@ -10,6 +10,7 @@ mod json;
 mod scalars;
 mod source_map;
 mod tree;
+mod typed_struct;
 mod walk;
 mod wire;
 mod yaml;
@@ -19,7 +20,6 @@ use std::path::Path;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
-use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, MessageDescriptor};
 
@@ -29,6 +29,7 @@ use crate::paths::FieldPath;
 
 pub use inspect::{Findings, IgnoredField, Inspector, inspect};
 pub use source_map::SourceMap;
+pub use typed_struct::{Unwrapped, unwrap_typed_struct, unwrap_typed_structs};
 pub use walk::UnknownField;
 pub(crate) use wire::Shallow;
 
@@ -186,35 +187,6 @@ pub fn parse(descriptor: &MessageDescriptor, text: &str, syntax: Syntax, number:
     Parsed { bytes, warnings: warnings.collect(), errors: walk.errors, unknown: walk.unknown }
 }
 
-/// The message inside a `TypedStruct`, packed as what it stands for; `None` if `any` is none, or of a type that is not
-/// known and has to stay opaque.
-///
-/// # Errors
-/// What is wrong with the struct as a message of that type; paths begin at `path`.
-pub fn unwrap_typed_struct(any: &Any, path: &FieldPath) -> Result<Option<Any>, Vec<ConfigError>> {
-    let name = descriptors::type_name(&any.type_url);
-    if !matches!(name, "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct") {
-        return Ok(None);
-    }
-    let fail = |message: String| vec![ConfigError::new(path.clone(), message)];
-    let Some(Ok(typed)) = descriptors::any_to_dynamic(&any.type_url, &any.value) else {
-        return Err(fail("the TypedStruct cannot be decoded".to_owned()));
-    };
-    let type_url = typed.get_field_by_name("type_url").and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-    let Some(descriptor) = descriptors::message(descriptors::type_name(&type_url)) else { return Ok(None) };
-    let value = typed.get_field_by_name("value").and_then(|v| v.as_message().and_then(descriptors::dynamic_to_json));
-    let text = value.map_or_else(|| "{}".to_owned(), |value| value.to_string());
-    let mut parsed = parse(&descriptor, &text, Syntax::Json, 0, false);
-    if parsed.errors.is_empty() {
-        return Ok(Some(Any { type_url: descriptors::type_url(&type_url), value: parsed.bytes }));
-    }
-    for error in &mut parsed.errors {
-        error.path = path.join(&error.path);
-        error.position = None;
-    }
-    Err(parsed.errors)
-}
-
 /// Where the walk has found fault already: a violation there would say the same thing twice, less clearly. A misspelt
 /// field counts for the field that was meant, too.
 fn faulty_paths(errors: &[ConfigError]) -> Vec<FieldPath> {
@@ -239,7 +211,7 @@ fn read_file(
     let lower = name.to_ascii_lowercase();
     if lower.ends_with(".pb") {
         source_map.push(&name, "", None);
-        return Ok(binary(&name, descriptor, bytes));
+        return Ok(binary(&name, descriptor, bytes, allow_unknown));
     }
     let text = match std::str::from_utf8(&bytes) {
         Ok(text) => text,
@@ -250,7 +222,7 @@ fn read_file(
     };
     if lower.ends_with(".pb_text") {
         source_map.push(&name, text, None);
-        return Ok(text_format(&name, descriptor, text));
+        return Ok(text_format(&name, descriptor, text, allow_unknown));
     }
     let syntax = if lower.ends_with(".yaml") || lower.ends_with(".yml") {
         Syntax::Yaml
@@ -263,20 +235,25 @@ fn read_file(
     Ok(parse(descriptor, text, syntax, 0, allow_unknown))
 }
 
-fn binary(name: &str, descriptor: &MessageDescriptor, bytes: Vec<u8>) -> Parsed {
+fn binary(name: &str, descriptor: &MessageDescriptor, bytes: Vec<u8>, allow_unknown: bool) -> Parsed {
     match DynamicMessage::decode(descriptor.clone(), bytes.as_slice()) {
-        Ok(_) => Parsed { bytes, errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() },
+        Ok(_) => unwrapped(descriptor, bytes, allow_unknown),
         Err(error) => unparsable(name, descriptor, "binary", &error.to_string()),
     }
 }
 
-fn text_format(name: &str, descriptor: &MessageDescriptor, text: &str) -> Parsed {
+fn text_format(name: &str, descriptor: &MessageDescriptor, text: &str, allow_unknown: bool) -> Parsed {
     match DynamicMessage::parse_text_format(descriptor.clone(), text) {
-        Ok(message) => {
-            Parsed { bytes: message.encode_to_vec(), errors: Vec::new(), unknown: Vec::new(), warnings: Vec::new() }
-        }
+        Ok(message) => unwrapped(descriptor, message.encode_to_vec(), allow_unknown),
         Err(error) => unparsable(name, descriptor, "text", &error.to_string()),
     }
+}
+
+/// What was not read by [`parse`], which unwraps each `TypedStruct` on its way.
+fn unwrapped(descriptor: &MessageDescriptor, bytes: Vec<u8>, allow_unknown: bool) -> Parsed {
+    let done = unwrap_typed_structs(descriptor, &bytes, allow_unknown);
+    let bytes = done.bytes.unwrap_or(bytes);
+    Parsed { bytes, errors: done.errors, unknown: done.unknown, warnings: Vec::new() }
 }
 
 fn unparsable(name: &str, descriptor: &MessageDescriptor, form: &str, why: &str) -> Parsed {

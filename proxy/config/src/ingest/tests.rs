@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use envoy_types::pb::google::protobuf::Any;
 
 fn json_of(loaded: &Loaded) -> Value {
     descriptors::to_json(descriptors::BOOTSTRAP, &loaded.bytes)
@@ -151,8 +152,9 @@ fn a_typed_struct_from_the_wire_is_unwrapped_with_the_same_rules() {
     let text = "{\"@type\": a/xds.type.v3.TypedStruct, type_url: a/unknown, value: {statPrefix: a, cluster: b}}";
     let descriptor = descriptors::message("google.protobuf.Any").unwrap();
     let any = Any::decode(parse(&descriptor, text, Syntax::Yaml, 0, false).bytes.as_slice()).unwrap();
+    let mut unknown = Vec::new();
     let path = FieldPath::root().field("typed_config");
-    assert!(unwrap_typed_struct(&any, &path).unwrap().is_none(), "an unknown type stays opaque");
+    assert!(unwrap_typed_struct(&any, &path, false, &mut unknown).unwrap().is_none(), "an unknown type stays opaque");
     let mut bytes = any.value.clone();
     let retype = |bytes: &mut Vec<u8>, url: &str| {
         // A second type_url in the encoding replaces the first.
@@ -160,13 +162,14 @@ fn a_typed_struct_from_the_wire_is_unwrapped_with_the_same_rules() {
     };
     retype(&mut bytes, TCP_PROXY);
     let typed = Any { type_url: any.type_url.clone(), value: bytes };
-    let message = unwrap_typed_struct(&typed, &path).unwrap().unwrap();
+    let message = unwrap_typed_struct(&typed, &path, false, &mut unknown).unwrap().unwrap();
     assert_eq!(message.type_url, TCP_PROXY);
     let json = descriptors::to_json(descriptors::type_name(TCP_PROXY), &message.value);
     assert_eq!(json, json!({"stat_prefix": "a", "cluster": "b"}));
     let mut bytes = any.value;
     retype(&mut bytes, "a/envoy.config.cluster.v3.Cluster");
-    let errors = unwrap_typed_struct(&Any { type_url: any.type_url, value: bytes }, &path).unwrap_err();
+    let errors =
+        unwrap_typed_struct(&Any { type_url: any.type_url, value: bytes }, &path, false, &mut unknown).unwrap_err();
     assert!(errors.iter().any(|e| e.path.to_string() == "typed_config.statPrefix"), "{errors:?}");
 }
 

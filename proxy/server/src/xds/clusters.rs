@@ -62,7 +62,7 @@ impl ResourceHandler for ClusterHandler {
         inner.hold_clusters_until_warm();
         self.target.set_ready();
         inner.clusters_may_be_done();
-        verdict("Error adding/updating cluster(s) ", errors)
+        verdict("Error adding/updating cluster(s) ", ", ", "", errors)
     }
 
     fn on_failure(&self, why: FetchFailure) {
@@ -104,13 +104,13 @@ fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
     Ok(())
 }
 
-/// Envoy's text of a NACK: all bad resources with their reasons.
-pub(super) fn verdict(prefix: &str, errors: Vec<ResourceError>) -> Verdict {
+/// Envoy's text of a NACK: all bad resources with their reasons, which `separator` and `end` keep apart.
+pub(super) fn verdict(prefix: &str, separator: &str, end: &str, errors: Vec<ResourceError>) -> Verdict {
     if errors.is_empty() {
         return Verdict::accept();
     }
     let all: Vec<_> = errors.iter().map(|error| format!("{}: {}", error.name, error.message)).collect();
-    let message = format!("{prefix}{}", all.join(", "));
-    tracing::warn!(target: "config", "{message}");
+    let message = format!("{prefix}{}{end}", all.join(separator));
+    tracing::warn!(target: "config", "{}", message.trim_end());
     Verdict::reject_resources(message, errors)
 }

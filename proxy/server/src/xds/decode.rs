@@ -1,8 +1,10 @@
-//! From the bytes of a resource to the configuration: constraints, the support table, unknown fields, decoding.
+//! From the bytes of a resource to the configuration: `TypedStruct`s, constraints, the support table, unknown fields,
+//! decoding.
 //!
 //! All errors of a resource come back as one text, each with its path, for the NACK and for people.
 
 use crate::server::Server;
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAssignment;
@@ -13,7 +15,7 @@ use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
 use nuncio_config::decode::{Context, StaticSecret};
 use nuncio_config::descriptors;
 use nuncio_config::diagnostics::ConfigError;
-use nuncio_config::ingest::Inspector;
+use nuncio_config::ingest::{self, Inspector};
 use nuncio_config::listener::ListenerConfig;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
@@ -53,15 +55,18 @@ impl Decoder {
             return Err(format!("unknown type {}", resource.type_url));
         };
         let options = &self.server.options;
+        let allow_unknown = !options.reject_unknown_dynamic_fields;
+        let unwrapped = ingest::unwrap_typed_structs(&descriptor, &resource.body, allow_unknown);
+        if !unwrapped.errors.is_empty() {
+            return Err(text(&unwrapped.errors));
+        }
+        let body = unwrapped.bytes.map_or_else(|| resource.body.clone(), Bytes::from);
         let mut inspector = self.inspector.borrow_mut();
-        let findings = inspector.get_or_insert_with(Inspector::default).inspect(
-            &descriptor,
-            &resource.body,
-            !options.reject_unknown_dynamic_fields,
-        );
+        let mut findings = inspector.get_or_insert_with(Inspector::default).inspect(&descriptor, &body, allow_unknown);
         if !findings.errors.is_empty() {
             return Err(text(&findings.errors));
         }
+        findings.unknown.extend(unwrapped.unknown);
         if !findings.unknown.is_empty() && !options.ignore_unknown_dynamic_fields {
             self.server.stats.dynamic_unknown_fields().add(findings.unknown.len() as u64);
             for field in &findings.unknown {
@@ -71,7 +76,7 @@ impl Decoder {
         for field in &findings.ignored {
             tracing::debug!(target: "config", resource = resource.name, "{} has no effect: {}", field.path, field.reason);
         }
-        M::decode(resource.body.clone()).map_err(|error| error.to_string())
+        M::decode(body).map_err(|error| error.to_string())
     }
 
     fn context(&self) -> Context {
@@ -124,4 +129,72 @@ pub(crate) fn text(errors: &[ConfigError]) -> String {
 /// Tells two versions of a resource apart.
 pub(crate) fn fingerprint(body: &[u8]) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(body)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::log::Log;
+    use crate::options::Options;
+    use nuncio_config::listener::NetworkFilterConfig;
+    use prost_reflect::DynamicMessage;
+    use serde_json::{Value, json};
+    use xds_client::TypeUrl;
+
+    /// A server that serves nothing, and keeps what it takes to read resources.
+    pub(in crate::xds) fn server(flags: &[&str]) -> Arc<Server> {
+        let config = "node: {id: a, cluster: b}\n\
+                      dynamic_resources: {cds_config: {path_config_source: {path: /dev/null}}}\n";
+        let args = ["nuncio", "--config-yaml", config, "--concurrency", "1", "-l", "error"];
+        let args = args.iter().chain(flags).map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        let options = Options::parse_args(args).unwrap_or_else(|(text, _)| panic!("{text}"));
+        let log = Log::install("error", "", "%v", false, None).unwrap();
+        let bootstrap = crate::loading::load(&options).unwrap_or_else(|report| panic!("{report}"));
+        crate::server::build(bootstrap, options, log, false).unwrap_or_else(|e| panic!("{e:?}")).server
+    }
+
+    /// A listener as a control plane sends it that has its one filter's configuration as a struct.
+    fn listener(fields: Value) -> Resource {
+        let filter = json!({"name": "f", "typed_config": {
+            "@type": "type.googleapis.com/xds.type.v3.TypedStruct",
+            "type_url": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "value": fields,
+        }});
+        let address = json!({"socket_address": {"address": "127.0.0.1", "port_value": 1}});
+        let message = json!({"name": "l", "address": address, "filter_chains": [{"filters": [filter]}]});
+        let descriptor = descriptors::message("envoy.config.listener.v3.Listener").unwrap();
+        let body = DynamicMessage::deserialize(descriptor, message).unwrap().encode_to_vec();
+        resource("l", TypeUrl::LISTENER, body)
+    }
+
+    pub(in crate::xds) fn resource(name: &str, type_url: TypeUrl, body: Vec<u8>) -> Resource {
+        Resource {
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            version: "1".to_owned(),
+            type_url,
+            body: body.into(),
+            unresolved: false,
+            ttl: None,
+            do_not_cache: false,
+        }
+    }
+
+    #[test]
+    fn extensions_that_come_as_structs_are_read_as_the_messages_that_they_stand_for() {
+        let read = |server: &Arc<Server>, fields| Decoder::new(server).listener(&listener(fields));
+        let lenient = server(&[]);
+        let config = read(&lenient, json!({"stat_prefix": "s", "cluster": "c"})).unwrap();
+        let filter = &config.filter_chains[0].filters[0];
+        assert!(matches!(filter, NetworkFilterConfig::TcpProxy(proxy) if &*proxy.stat_prefix == "s"), "{filter:?}");
+        // The constraints of the message count, and its own unknown fields.
+        let error = read(&lenient, json!({"cluster": "c"})).unwrap_err();
+        assert!(error.contains("TcpProxyValidationError.StatPrefix"), "{error}");
+        let before = lenient.stats.dynamic_unknown_fields().value();
+        read(&lenient, json!({"stat_prefix": "s", "cluster": "c", "no_such": 1})).unwrap();
+        assert_eq!(lenient.stats.dynamic_unknown_fields().value(), before + 1);
+        let strict = server(&["--reject-unknown-dynamic-fields"]);
+        let error = read(&strict, json!({"stat_prefix": "s", "cluster": "c", "no_such": 1})).unwrap_err();
+        assert!(error.contains("(in filter_chains[0].filters[0].typed_config.no_such)"), "{error}");
+    }
 }

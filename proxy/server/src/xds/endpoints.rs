@@ -126,8 +126,9 @@ impl ResourceHandler for EndpointsHandler {
         };
         let done = self.apply(&inner, &cluster, &update);
         cluster.give_up_waiting();
-        forget_older(&inner, &cluster);
+        // What ends here asks for endpoints again, and stands behind the answer to the clusters.
         inner.clusters_may_be_done();
+        forget_older(&inner, &cluster);
         match done {
             Ok(()) => Verdict::accept(),
             Err(message) => {
@@ -150,7 +151,7 @@ impl ResourceHandler for EndpointsHandler {
             cluster.set_endpoints(Arc::new(assignment));
         }
         cluster.give_up_waiting();
-        forget_older(&inner, &cluster);
         inner.clusters_may_be_done();
+        forget_older(&inner, &cluster);
     }
 }

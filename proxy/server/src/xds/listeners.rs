@@ -52,7 +52,8 @@ impl ResourceHandler for ListenerHandler {
         inner.take_wants();
         drop(pause);
         self.target.set_ready();
-        verdict("Error adding/updating listener(s) ", errors)
+        // Of listeners each has a line.
+        verdict("Error adding/updating listener(s) ", "\n", "\n", errors)
     }
 
     fn on_failure(&self, why: FetchFailure) {

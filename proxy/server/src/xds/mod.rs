@@ -9,6 +9,8 @@
 //! control thread.
 
 mod clusters;
+#[cfg(test)]
+mod corpora;
 mod decode;
 mod endpoints;
 mod files;
