@@ -7,14 +7,16 @@
 pub(super) struct Trie {
     nodes: Box<[Node]>,
     labels: Box<[u8]>,
-    /// First byte of a child's label, and the child; sorted within a node.
-    edges: Box<[(u8, u32)]>,
+    /// First byte of a child's label, sorted within a node, and the child at the same place.
+    bytes: Box<[u8]>,
+    children: Box<[u32]>,
     values: Box<[u32]>,
     fold: bool,
 }
 
 #[derive(Debug)]
 struct Node {
+    /// Without its first byte, which led here.
     label: (u32, u32),
     edges: (u32, u32),
     values: (u32, u32),
@@ -37,19 +39,29 @@ impl Trie {
         if drafts.len() == 1 && drafts[0].values.is_empty() {
             return Trie { fold, ..Trie::default() };
         }
-        let (mut nodes, mut labels, mut edges, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut nodes, mut labels, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bytes, mut children) = (Vec::new(), Vec::new());
         for mut draft in drafts {
             draft.edges.sort_unstable();
+            let label = draft.label.get(1..).unwrap_or_default();
             nodes.push(Node {
-                label: span(labels.len(), draft.label.len()),
-                edges: span(edges.len(), draft.edges.len()),
+                label: span(labels.len(), label.len()),
+                edges: span(bytes.len(), draft.edges.len()),
                 values: span(values.len(), draft.values.len()),
             });
-            labels.append(&mut draft.label);
-            edges.append(&mut draft.edges);
+            labels.extend_from_slice(label);
+            bytes.extend(draft.edges.iter().map(|edge| edge.0));
+            children.extend(draft.edges.iter().map(|edge| edge.1));
             values.append(&mut draft.values);
         }
-        Trie { nodes: nodes.into(), labels: labels.into(), edges: edges.into(), values: values.into(), fold }
+        Trie {
+            nodes: nodes.into(),
+            labels: labels.into(),
+            bytes: bytes.into(),
+            children: children.into(),
+            values: values.into(),
+            fold,
+        }
     }
 
     /// True when nothing was put in.
@@ -68,26 +80,22 @@ impl Trie {
             }
             let Some(&byte) = text.get(depth) else { return };
             let byte = if self.fold { byte.to_ascii_lowercase() } else { byte };
-            let edges = &self.edges[node.edges.0 as usize..node.edges.1 as usize];
-            let Some(at) = find(edges, byte) else { return };
-            node = &self.nodes[at as usize];
-            let label = &self.labels[node.label.0 as usize..node.label.1 as usize];
-            let Some(piece) = text.get(depth..depth + label.len()) else { return };
-            let same = if self.fold { piece.eq_ignore_ascii_case(label) } else { piece == label };
-            if !same {
-                return;
+            let first = node.edges.0 as usize;
+            let Some(at) = memchr::memchr(byte, &self.bytes[first..node.edges.1 as usize]) else { return };
+            node = &self.nodes[self.children[first + at] as usize];
+            depth += 1;
+            // Where keys branch a lot labels are one byte, which has been compared.
+            if node.label.0 != node.label.1 {
+                let label = &self.labels[node.label.0 as usize..node.label.1 as usize];
+                let Some(piece) = text.get(depth..depth + label.len()) else { return };
+                let same = if self.fold { piece.eq_ignore_ascii_case(label) } else { piece == label };
+                if !same {
+                    return;
+                }
+                depth += label.len();
             }
-            depth += label.len();
         }
     }
-}
-
-#[inline]
-fn find(edges: &[(u8, u32)], byte: u8) -> Option<u32> {
-    if edges.len() <= 8 {
-        return edges.iter().find(|edge| edge.0 == byte).map(|edge| edge.1);
-    }
-    edges.binary_search_by_key(&byte, |edge| edge.0).ok().map(|at| edges[at].1)
 }
 
 fn span(start: usize, len: usize) -> (u32, u32) {
