@@ -73,7 +73,7 @@ fn an_http1_request_stays_under_its_ceiling() {
 
 #[test]
 fn an_http2_request_stays_under_its_ceiling() {
-    hold("h2c", 33.0, measure("h2c", Protocol::Http2, Around::default()));
+    hold("h2c", 16.0, measure("h2c", Protocol::Http2, Around::default()));
 }
 
 #[test]
