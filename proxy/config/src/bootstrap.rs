@@ -12,6 +12,8 @@ use std::time::Duration;
 
 mod decode;
 
+pub use decode::runtime_values;
+
 /// `envoy.config.bootstrap.v3.Bootstrap`, decoded.
 #[derive(Debug, Clone)]
 pub struct BootstrapConfig {
@@ -168,6 +170,11 @@ pub enum RuntimeLayerKind {
     },
     /// Changed through the admin interface.
     Admin,
-    /// RTDS, serialized.
-    Rtds(bytes::Bytes),
+    /// Fetched (RTDS).
+    Rtds {
+        /// Name of the resource.
+        resource: Box<str>,
+        /// Serialized `ConfigSource`.
+        source: bytes::Bytes,
+    },
 }

@@ -1,9 +1,11 @@
 //! Runtime layers: keys that override parts of the configuration (`layered_runtime`).
 //!
-//! Static, disk and admin layers; a later layer wins. The merged snapshot is immutable and published whole: workers read
-//! it without locks, the admin interface and the disk watcher replace it.
+//! Static, disk, admin and fetched layers; a later layer wins. The merged snapshot is immutable and published whole: workers read
+//! it without locks; the admin interface, SIGHUP and the discovery client replace it.
 
+use crate::stats::RuntimeStats;
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use nuncio_config::bootstrap::{RuntimeLayer, RuntimeLayerKind};
 use nuncio_config::matchers::FractionalPercent;
 use nuncio_http::matchers::Runtime;
@@ -19,30 +21,57 @@ struct Layer {
     values: Vec<(String, Value)>,
     admin: bool,
     disk: Option<PathBuf>,
+    /// Resource and serialized source of a layer that is fetched.
+    fetched: Option<(Box<str>, Bytes)>,
+}
+
+/// A layer that is fetched.
+#[derive(Debug, Clone)]
+pub struct FetchedLayer {
+    /// Its place among the layers.
+    pub index: usize,
+    /// Name of the resource.
+    pub resource: Box<str>,
+    /// Serialized `ConfigSource`.
+    pub source: Bytes,
 }
 
 /// The layers of the process.
 pub struct RuntimeLoader {
     layers: Mutex<Vec<Layer>>,
     snapshot: ArcSwap<FxHashMap<String, Value>>,
+    stats: RuntimeStats,
 }
 
 impl RuntimeLoader {
     /// From the bootstrap; disk layers are read now. `cluster` is the service cluster.
-    pub fn new(layers: &[RuntimeLayer], cluster: &str) -> Arc<RuntimeLoader> {
+    pub fn new(layers: &[RuntimeLayer], cluster: &str, stats: RuntimeStats) -> Arc<RuntimeLoader> {
         let layers = layers.iter().map(|layer| build(layer, cluster)).collect();
-        let loader = RuntimeLoader { layers: Mutex::new(layers), snapshot: ArcSwap::default() };
-        loader.publish();
+        let loader = RuntimeLoader { layers: Mutex::new(layers), snapshot: ArcSwap::default(), stats };
+        loader.refresh();
         Arc::new(loader)
     }
 
-    fn publish(&self) {
+    /// Merges the layers anew and publishes the result.
+    pub fn refresh(&self) {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut merged = FxHashMap::default();
         for layer in layers.iter() {
             for (key, value) in &layer.values {
                 merged.insert(key.clone(), value.clone());
             }
+        }
+        let stats = &self.stats;
+        stats.num_layers().set(layers.len() as u64);
+        stats.num_keys().set(merged.len() as u64);
+        stats
+            .admin_overrides_active()
+            .set(u64::from(layers.iter().any(|layer| layer.admin && !layer.values.is_empty())));
+        stats.load_success().inc();
+        // Envoy counts whether there is more than one layer on disk.
+        match layers.iter().filter(|layer| layer.disk.is_some()).count() {
+            0 | 1 => stats.override_dir_not_exists().inc(),
+            _ => stats.override_dir_exists().inc(),
         }
         self.snapshot.store(Arc::new(merged));
     }
@@ -57,7 +86,7 @@ impl RuntimeLoader {
                 }
             }
         }
-        self.publish();
+        self.refresh();
     }
 
     /// Directories of disk layers, to be watched.
@@ -73,10 +102,24 @@ impl RuntimeLoader {
         layers.iter().map(|l| (l.name.to_string(), l.values.iter().map(text).collect())).collect()
     }
 
-    /// Number of layers and of keys in force, for the stats.
-    pub fn counts(&self) -> (usize, usize) {
+    /// Layers that are fetched, lowest first.
+    pub fn fetched(&self) -> Vec<FetchedLayer> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        (layers.len(), self.snapshot.load().len())
+        let fetched = |(index, layer): (usize, &Layer)| {
+            let (resource, source) = layer.fetched.clone()?;
+            Some(FetchedLayer { index, resource, source })
+        };
+        layers.iter().enumerate().filter_map(fetched).collect()
+    }
+
+    /// Replaces the values of a layer that is fetched.
+    pub fn set_fetched(&self, index: usize, values: Vec<(Box<str>, Value)>) {
+        {
+            let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(layer) = layers.get_mut(index).filter(|layer| layer.fetched.is_some()) else { return };
+            layer.values = values.into_iter().map(|(key, value)| (key.into_string(), value)).collect();
+        }
+        self.refresh();
     }
 
     /// Sets values in the last admin layer; an empty value removes the key.
@@ -94,13 +137,13 @@ impl RuntimeLoader {
                 }
             }
         }
-        self.publish();
+        self.refresh();
         Ok(())
     }
 }
 
 fn build(layer: &RuntimeLayer, cluster: &str) -> Layer {
-    let mut out = Layer { name: layer.name.clone(), values: Vec::new(), admin: false, disk: None };
+    let mut out = Layer { name: layer.name.clone(), values: Vec::new(), admin: false, disk: None, fetched: None };
     match &layer.kind {
         RuntimeLayerKind::Static(values) => {
             out.values = values.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
@@ -114,7 +157,7 @@ fn build(layer: &RuntimeLayer, cluster: &str) -> Layer {
             out.values = read_disk(&root);
             out.disk = Some(root);
         }
-        RuntimeLayerKind::Rtds(_) => {}
+        RuntimeLayerKind::Rtds { resource, source } => out.fetched = Some((resource.clone(), source.clone())),
     }
     out
 }
@@ -190,6 +233,38 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn stats() -> RuntimeStats {
+        let registry = nuncio_base::stats::Registry::new(1, nuncio_base::stats::StatsConfig::default());
+        RuntimeStats::new(&registry, "runtime.")
+    }
+
+    #[test]
+    fn a_fetched_layer_keeps_its_place_and_is_replaced_whole() {
+        let fixed = |values: &[(&str, Value)]| {
+            RuntimeLayerKind::Static(values.iter().map(|(key, value)| ((*key).into(), value.clone())).collect())
+        };
+        let list = [
+            RuntimeLayer { name: "low".into(), kind: fixed(&[("a", json!(1)), ("b", json!(1))]) },
+            RuntimeLayer {
+                name: "far".into(),
+                kind: RuntimeLayerKind::Rtds { resource: "r".into(), source: Bytes::new() },
+            },
+            RuntimeLayer { name: "high".into(), kind: fixed(&[("c", json!(3))]) },
+        ];
+        let r = RuntimeLoader::new(&list, "", stats());
+        let fetched = r.fetched();
+        assert_eq!((fetched.len(), fetched[0].index, &*fetched[0].resource), (1, 1, "r"));
+        let loads = r.stats.load_success().value();
+        r.set_fetched(1, vec![("a".into(), json!(2)), ("c".into(), json!(2)), ("d".into(), json!(2))]);
+        assert_eq!(["a", "b", "c", "d"].map(|key| r.integer(key)), [Some(2), Some(1), Some(3), Some(2)]);
+        assert_eq!((r.stats.num_keys().value(), r.stats.load_success().value()), (4, loads + 1));
+        r.set_fetched(1, vec![("b".into(), json!(2))]);
+        assert_eq!(["a", "b", "d"].map(|key| r.integer(key)), [Some(1), Some(2), None]);
+        // A layer that is not fetched stays.
+        r.set_fetched(0, Vec::new());
+        assert_eq!(r.integer("a"), Some(1));
+    }
+
     fn layers() -> Arc<RuntimeLoader> {
         let fixed = RuntimeLayerKind::Static(vec![
             ("a.b".into(), json!(3)),
@@ -199,7 +274,7 @@ mod tests {
             RuntimeLayer { name: "static".into(), kind: fixed },
             RuntimeLayer { name: "admin".into(), kind: RuntimeLayerKind::Admin },
         ];
-        RuntimeLoader::new(&list, "")
+        RuntimeLoader::new(&list, "", stats())
     }
 
     #[test]
@@ -222,7 +297,7 @@ mod tests {
 
     #[test]
     fn without_an_admin_layer_nothing_can_be_modified() {
-        let r = RuntimeLoader::new(&[], "");
+        let r = RuntimeLoader::new(&[], "", stats());
         assert_eq!(r.modify(&[("a".into(), "1".into())]).unwrap_err(), "No admin layer specified");
     }
 }

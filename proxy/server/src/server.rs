@@ -115,8 +115,6 @@ pub struct Server {
     pub log: Log,
     /// `server.`
     pub stats: ServerStats,
-    /// `runtime.`
-    pub runtime_stats: RuntimeStats,
     /// Start of the process.
     pub started: Instant,
     /// Start of the process on the wall clock.
@@ -170,7 +168,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         .map_err(|e| StartError::Other(format!("stats_config.stats_tags: {e}")))?;
     let registry = Registry::new(concurrency, stats_config);
     let stats = ServerStats::new(&registry, "server.");
-    let runtime = RuntimeLoader::new(&config.runtime, &config.node.cluster);
+    let runtime = RuntimeLoader::new(&config.runtime, &config.node.cluster, RuntimeStats::new(&registry, "runtime."));
     let access_logs = AccessLogWriter::start(
         &registry,
         WriterOptions {
@@ -261,7 +259,6 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         listeners: if bind { manager } else { manager.without_sockets() },
         init,
         resources: Resources::default(),
-        runtime_stats: RuntimeStats::new(&context.registry, "runtime."),
         context,
         options,
         bootstrap,
@@ -384,6 +381,17 @@ impl Server {
         }
     }
 
+    /// Sets the limits on connections that runtime keys name, after those have changed. A key that is gone limits nothing.
+    pub fn apply_runtime_limits(&self) {
+        let limit = self.runtime.integer("overload.global_downstream_max_connections");
+        self.context.global.set_limit(limit.unwrap_or(u64::MAX));
+        for listener in self.listeners.active() {
+            let key = listeners::build::connection_limit_key(listener.name());
+            let limit = self.runtime.integer(&key).or(listener.config().connection_limit);
+            listener.set_connection_limit(limit);
+        }
+    }
+
     /// Brings the gauges that are looked at from outside up to date.
     pub fn update_gauges(&self) {
         let s = &self.stats;
@@ -396,9 +404,6 @@ impl Server {
         s.memory_heap_size().set(memory.heap_size);
         s.memory_physical_size().set(memory.total_physical_bytes);
         s.days_until_first_cert_expiring().set(self.days_until_first_expiry());
-        let (layers, keys) = self.runtime.counts();
-        self.runtime_stats.num_layers().set(layers as u64);
-        self.runtime_stats.num_keys().set(keys as u64);
     }
 
     /// Envoy's value for "no certificate" is the largest 32-bit number.

@@ -55,6 +55,7 @@ pub fn spawn_watchers(server: &Arc<Server>) {
                 "caught SIGHUP: reading runtime layers from disk again; the bootstrap is read at start only"
             );
             server.runtime.reload_disk();
+            server.apply_runtime_limits();
         }
     });
     let contexts = server.context.contexts.clone();

@@ -191,7 +191,9 @@ impl AdminSources for Sources<'_> {
     }
 
     fn modify_runtime(&self, values: &[(String, String)]) -> Result<(), String> {
-        self.server.runtime.modify(values)
+        self.server.runtime.modify(values)?;
+        self.server.apply_runtime_limits();
+        Ok(())
     }
 
     fn log_levels(&self) -> Vec<(String, LogLevel)> {

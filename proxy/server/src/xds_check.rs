@@ -154,7 +154,8 @@ fn rows(sources: &[SourceState]) -> Vec<Row> {
 }
 
 fn order(kind: &str) -> usize {
-    const TYPES: [TypeUrl; 5] = [
+    const TYPES: [TypeUrl; 6] = [
+        TypeUrl::RUNTIME,
         TypeUrl::CLUSTER,
         TypeUrl::CLUSTER_LOAD_ASSIGNMENT,
         TypeUrl::LISTENER,

@@ -18,7 +18,7 @@ use super::{
 use crate::access_log::{AccessLogConfig, AccessLogSink, LogFormat, LogFormatKind};
 use crate::address::Address;
 use crate::cluster::{BindConfig, ClusterConfig, Locality};
-use crate::config_source::DynamicResources;
+use crate::config_source::{ConfigSource, DynamicResources};
 use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted};
 use crate::diagnostics::ConfigError;
 use crate::listener::{ListenerConfig, SocketOption};
@@ -283,7 +283,14 @@ fn runtime_layers(cx: &mut Context, message: &pb::LayeredRuntime) -> Option<Vec<
                 }
                 RuntimeLayerKind::Admin
             }
-            Some(LayerSpecifier::RtdsLayer(rtds)) => RuntimeLayerKind::Rtds(serialized(rtds)),
+            Some(LayerSpecifier::RtdsLayer(rtds)) => {
+                // Read now for its errors, and again when it is fetched from.
+                cx.at("rtds_layer", |cx| cx.required("rtds_config", &rtds.rtds_config, ConfigSource::decode));
+                RuntimeLayerKind::Rtds {
+                    resource: rtds.name.as_str().into(),
+                    source: rtds.rtds_config.as_ref().map(serialized).unwrap_or_default(),
+                }
+            }
             None => {
                 cx.error(
                     "Field 'layer_specifier' is missing: one of static_layer, disk_layer, admin_layer, rtds_layer",
@@ -293,6 +300,23 @@ fn runtime_layers(cx: &mut Context, message: &pb::LayeredRuntime) -> Option<Vec<
         };
         Some(RuntimeLayer { name: layer.name.as_str().into(), kind })
     }))
+}
+
+/// The keys and values of a layer that was fetched.
+///
+/// # Errors
+/// Values that are none.
+pub fn runtime_values(
+    cx: &mut Context,
+    layer: Option<&Struct>,
+) -> Result<Vec<(Box<str>, serde_json::Value)>, Vec<ConfigError>> {
+    cx.run(|cx| {
+        let mut entries = Vec::new();
+        if let Some(values) = layer {
+            cx.at("layer", |cx| flatten(cx, "", values, &mut entries));
+        }
+        Some(entries)
+    })
 }
 
 /// Nested objects become keys joined by dots; an object that is a fraction stays one value.

@@ -23,11 +23,16 @@ pub(crate) fn listener(
 ) -> Result<Arc<Listener>, Vec<ConfigError>> {
     let listener = with_parts(config, context, targets, |parts| Listener::new(config.clone(), parts))?;
     wait_for_secrets(&listener.filter_chains(), targets);
-    let key = format!("envoy.resource_limits.listener.{}.connection_limit", config.name);
+    let key = connection_limit_key(&config.name);
     if let Some(limit) = context.runtime.integer(&key) {
         listener.set_connection_limit(Some(limit));
     }
     Ok(listener)
+}
+
+/// The runtime key with the limit on a listener's connections.
+pub(crate) fn connection_limit_key(listener: &str) -> String {
+    format!("envoy.resource_limits.listener.{listener}.connection_limit")
 }
 
 /// Adds the secrets that filter chains need.

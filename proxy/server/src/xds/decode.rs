@@ -11,6 +11,8 @@ use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAss
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as PbRoutes;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::service::runtime::v3::Runtime;
+use nuncio_config::bootstrap::runtime_values;
 use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
 use nuncio_config::decode::{Context, StaticSecret};
 use nuncio_config::descriptors;
@@ -109,6 +111,11 @@ impl Decoder {
     pub(crate) fn secret(&self, resource: &Resource) -> Result<StaticSecret, String> {
         let message: Secret = self.message(resource)?;
         self.context().run(|cx| StaticSecret::decode(cx, &message)).map_err(|errors| text(&errors))
+    }
+
+    pub(crate) fn runtime(&self, resource: &Resource) -> Result<Vec<(Box<str>, serde_json::Value)>, String> {
+        let message: Runtime = self.message(resource)?;
+        runtime_values(&mut self.context(), message.layer.as_ref()).map_err(|errors| text(&errors))
     }
 
     pub(crate) fn routes(&self, resource: &Resource) -> Result<RouteConfiguration, String> {

@@ -1,7 +1,7 @@
 //! Where the discovery client meets the configuration: the only part of the proxy that knows that resources are fetched.
 //!
 //! ```text
-//! clusters of the bootstrap -> their endpoints -> CDS -> endpoints of its clusters -> LDS -> routes, secrets -> workers
+//! clusters of the bootstrap -> runtime layers -> their endpoints -> CDS -> endpoints of its clusters -> LDS -> routes, secrets -> workers
 //! ```
 //!
 //! Each kind of resource has a file with its handler, which reads what came (`decode`), hands it to its manager, and
@@ -17,6 +17,7 @@ mod files;
 mod listeners;
 mod node;
 mod routes;
+mod runtime;
 mod secrets;
 mod source;
 mod stats;
@@ -75,6 +76,12 @@ pub(crate) struct Inner {
     listeners: RefCell<Option<Subscription>>,
     /// By name of the cluster; the newest object's last.
     endpoints: RefCell<HashMap<Arc<str>, Vec<endpoints::Watch>>>,
+    /// The first layers of the runtime are acknowledged once clusters are asked for, as Envoy does.
+    runtime_held: RefCell<Option<Pause>>,
+    /// The layers of the runtime that the start waits for; empty once it does not.
+    runtime_targets: RefCell<Vec<Arc<InitTarget>>>,
+    /// Of the runtime's layers.
+    runtime: RefCell<Vec<Subscription>>,
     /// By id of the table.
     routes: RefCell<HashMap<u64, Subscription>>,
     /// By id of the secret.
@@ -228,6 +235,9 @@ impl Discovery {
             clusters: RefCell::default(),
             listeners: RefCell::default(),
             endpoints: RefCell::default(),
+            runtime_held: RefCell::default(),
+            runtime_targets: RefCell::default(),
+            runtime: RefCell::default(),
             routes: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
@@ -263,6 +273,15 @@ impl Discovery {
         let clusters = &server.context.clusters;
         clusters.primary_initialized().await;
         inner.client.start_ads();
+        runtime::watch_all(inner)?;
+        let layers = inner.runtime_targets.borrow().clone();
+        layers.iter().for_each(|layer| server.init.add(layer));
+        for layer in &layers {
+            layer.ready().await;
+        }
+        inner.runtime_targets.take();
+        server.runtime.refresh();
+        let held = inner.runtime_held.take();
         let pause = inner.client.pause(&[TypeUrl::CLUSTER_LOAD_ASSIGNMENT]);
         for cluster in clusters.clusters() {
             if matches!(cluster.config.discovery, ClusterDiscovery::Eds { .. }) {
@@ -271,6 +290,7 @@ impl Discovery {
             }
         }
         drop(pause);
+        let held = held.filter(|_| clusters.is_initialized());
         clusters.initialized().await;
         if let Some(source) = &server.bootstrap.config.dynamic.cds {
             let target = InitTarget::new("CDS");
@@ -281,6 +301,7 @@ impl Discovery {
                 .subscribe_wildcard(source, TypeUrl::CLUSTER, "cluster_manager.cds.", handler)
                 .map_err(|error| format!("dynamic_resources.cds_config: {error}"))?;
             inner.clusters.replace(Some(subscription));
+            drop(held);
             target.ready().await;
             clusters.initialized().await;
         }
@@ -325,5 +346,6 @@ impl Drop for Discovery {
         // Subscriptions have handlers with weak references only; what is left ends with the client.
         self.inner.clusters.take();
         self.inner.listeners.take();
+        self.inner.runtime.take();
     }
 }
