@@ -3,7 +3,6 @@
 use crate::address::{Address, EndpointAddress};
 use crate::hcm::{Http1Options, Http2Options};
 use crate::listener::SocketOption;
-use crate::matchers::FractionalPercent;
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -195,8 +194,8 @@ pub struct ClusterLoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// Overrides the cluster's factor.
     pub overprovisioning_factor: Option<u32>,
-    /// `drop_overloads`: category and share.
-    pub drop_overloads: Vec<(Box<str>, FractionalPercent)>,
+    /// `drop_overloads`: how many of a million requests are refused.
+    pub drop_per_million: u32,
     /// `endpoint_stale_after`: without an update for this long the endpoints are given up.
     pub stale_after: Option<Duration>,
 }

@@ -71,6 +71,8 @@ known_names! {
     X_ENVOY_UPSTREAM_HEALTHCHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster",
     X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail",
     X_ENVOY_OVERLOADED = "x-envoy-overloaded", X_ENVOY_LOCAL_OVERLOADED = "x-envoy-local-overloaded",
+    X_ENVOY_DROP_OVERLOAD = "x-envoy-drop-overload",
+    X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD = "x-envoy-unconditional-drop-overload",
     X_ENVOY_RATELIMITED = "x-envoy-ratelimited", X_ENVOY_DEGRADED = "x-envoy-degraded",
     X_ENVOY_IP_TAGS = "x-envoy-ip-tags", X_ENVOY_HOPS = "x-envoy-hops",
     GRPC_STATUS = "grpc-status", GRPC_MESSAGE = "grpc-message", GRPC_TIMEOUT = "grpc-timeout",

@@ -22,7 +22,7 @@ use nuncio_http::headers::{HeaderName, names};
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use nuncio_net::tls::secrets::Secrets;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -52,6 +52,8 @@ pub struct Cluster {
     generation: AtomicU64,
     removed: AtomicBool,
     pub(crate) given: Mutex<Given>,
+    /// How many of a million requests are refused.
+    pub(crate) drop_per_million: AtomicU32,
     pub(crate) transport: Transport,
     auto_sni_header: HeaderName,
     /// How sockets to hosts are made.
@@ -158,6 +160,7 @@ impl Cluster {
             generation: AtomicU64::new(1),
             removed: AtomicBool::new(false),
             given: Mutex::default(),
+            drop_per_million: AtomicU32::new(config.endpoints.drop_per_million),
             fingerprint,
             transport,
             auto_sni_header: auto_sni_header.unwrap_or(names::AUTHORITY),

@@ -13,6 +13,7 @@ use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{ClusterLoadAssignment, Endpoint, Locality};
 use nuncio_net::address::Address;
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// What a cluster remembers of the endpoints that were handed in.
@@ -57,6 +58,7 @@ impl Cluster {
             let groups = self.groups_of(&assignment);
             let heaviest = groups.groups.iter().flat_map(|group| &group.hosts).map(|host| host.weight()).max();
             self.stats.max_host_weight().set(u64::from(heaviest.unwrap_or(0)));
+            self.drop_per_million.store(assignment.drop_per_million, Ordering::Relaxed);
             given.assignment = Some(assignment);
             self.update(groups.priority_set());
             EndpointsOutcome::Rebuilt
@@ -65,6 +67,11 @@ impl Cluster {
         // After the hosts are there: the end of warming makes the cluster visible.
         drop(warming);
         outcome
+    }
+
+    /// How many of a million requests the endpoints' policy (`drop_overloads`) wants to be refused.
+    pub fn drop_per_million(&self) -> u32 {
+        self.drop_per_million.load(Ordering::Relaxed)
     }
 
     /// Nothing has come in time, or nothing will: the cluster warms no longer, with the hosts that it has.

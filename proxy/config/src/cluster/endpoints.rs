@@ -36,20 +36,43 @@ impl ClusterLoadAssignment {
         }
         let policy = message.policy.clone().unwrap_or_default();
         let stale_after = cx.at("policy", |cx| cx.timeout("endpoint_stale_after", &policy.endpoint_stale_after, None));
+        let drop_per_million = cx.at("policy", |cx| drop_overload(cx, &policy.drop_overloads));
         Some(ClusterLoadAssignment {
             cluster_name: message.cluster_name.as_str().into(),
             stale_after,
             localities,
             overprovisioning_factor: u32_value(&policy.overprovisioning_factor),
-            drop_overloads: policy
-                .drop_overloads
-                .iter()
-                .filter_map(|drop| {
-                    Some((drop.category.as_str().into(), FractionalPercent::decode(drop.drop_percentage.as_ref()?)))
-                })
-                .collect(),
+            drop_per_million,
         })
     }
+}
+
+/// The share of requests that are refused, of a million.
+fn drop_overload(cx: &mut Context, drops: &[pb::cluster_load_assignment::policy::DropOverload]) -> u32 {
+    if drops.len() > 1 {
+        let categories = drops.len();
+        cx.error_at(
+            "drop_overloads",
+            format!("Cluster drop_overloads config has {categories} categories. Envoy only support one."),
+        );
+    }
+    let Some(share) = drops.first().and_then(|drop| drop.drop_percentage.as_ref()).map(FractionalPercent::decode)
+    else {
+        return 0;
+    };
+    if share.numerator > share.denominator {
+        let ratio = f64::from(share.numerator) / f64::from(share.denominator);
+        let (numerator, denominator) = (share.numerator, share.denominator);
+        cx.error_at(
+            "drop_overloads",
+            format!(
+                "Cluster drop_overloads config is invalid. drop_ratio={ratio}(Numerator {numerator} / Denominator \
+                 {denominator}). The valid range is 0~1."
+            ),
+        );
+        return 0;
+    }
+    share.numerator * (1_000_000 / share.denominator)
 }
 
 impl LocalityEndpoints {

@@ -93,7 +93,6 @@ const CARRIED: &[&str] = &[
     "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
     "envoy.config.cluster.v3.Cluster.close_connections_on_host_health_failure",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
-    "envoy.config.endpoint.v3.ClusterLoadAssignment.Policy.drop_overloads",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",
 ];

@@ -180,8 +180,36 @@ impl Router {
         };
         stream.info.upstream.cluster = Some(cluster.name().clone());
         stream.info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+        if let Some(reply) = self.drop_overload(cluster.drop_per_million()) {
+            charge_cluster(&cluster, stream.internal, 503);
+            route.request_stats().for_each(|stats| stats.charge(503));
+            stream.routed_reply(reply);
+            return;
+        }
         let mut request = self.prepare(stream, route.clone(), action, cluster);
         self.run(stream, &mut request).await;
+    }
+
+    /// The answer to a request that the policy of the endpoints wants to be refused.
+    fn drop_overload(&self, per_million: u32) -> Option<LocalReply> {
+        const ALL: u32 = 1_000_000;
+        if per_million == 0 || random::below(u64::from(ALL)) >= u64::from(per_million) {
+            return None;
+        }
+        let (body, details, flag, header) = match per_million {
+            ALL => (
+                "unconditional drop overload",
+                "unconditional_drop_overload",
+                ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD,
+                names::X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD,
+            ),
+            _ => ("drop overload", "drop_overload", ResponseFlags::DROP_OVERLOAD, names::X_ENVOY_DROP_OVERLOAD),
+        };
+        let reply = LocalReply::new(503, body, details).flags(flag);
+        Some(match self.config.suppress_envoy_headers {
+            true => reply,
+            false => reply.header(header, HeaderValue::from_static("true")),
+        })
     }
 
     /// Timeouts, retries, rewrites: everything that is done once per request.
@@ -506,17 +534,21 @@ fn global_timeout(stream: &mut ActiveStream<'_>, request: &mut Request, waiting:
     stream.routed_reply(timeout_reply(request, "response_timeout").flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT));
 }
 
-/// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
-/// upstream sent it.
-pub(crate) fn charge(request: &Request, code: u16, answered: bool) {
-    let stats = &request.cluster.stats;
+fn charge_cluster(cluster: &Cluster, internal: bool, code: u16) {
+    let stats = &cluster.stats;
     stats.responses().codes.count(code);
-    match request.internal {
+    match internal {
         true => stats.internal().codes.count(code),
         false => stats.external().codes.count(code),
     }
+}
+
+/// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
+/// upstream sent it.
+pub(crate) fn charge(request: &Request, code: u16, answered: bool) {
+    charge_cluster(&request.cluster, request.internal, code);
     if request.canary {
-        stats.canary().codes.count(code);
+        request.cluster.stats.canary().codes.count(code);
     }
     request.route.request_stats().for_each(|stats| stats.charge(code));
     if let Some(host) = request.hosts.last() {
