@@ -189,14 +189,29 @@ mod tests {
         assert_eq!(loaded.bootstrap.node.as_ref().map(|node| node.id.as_str()), Some("/certs"));
     }
 
+    /// Bootstraps of the corpora that name a field which the support table refuses: HTTP/3 and UDP (4), matcher trees of
+    /// filter chains and network namespaces (4). May only fall.
+    const MOST_UNSUPPORTED: usize = 8;
+
+    /// Whether all that is wrong with a file is that it asks for what the support table refuses.
+    fn unsupported(outcome: &Outcome) -> bool {
+        let Content::Refused(report) = &outcome.content else { return false };
+        report.errors.iter().all(|error| error.message.contains(" is not supported: "))
+    }
+
     /// The corpora of the project are not part of the repository: `CORPORA` names their folder where there are any.
     #[test]
     fn every_file_of_the_corpora_is_read_and_keeps_the_constraints() {
-        let Some(corpora) = std::env::var_os("CORPORA") else { return };
-        for folder in ["bootstraps", "resources"] {
+        let Some(corpora) = std::env::var_os("CORPORA") else {
+            eprintln!("NOT TESTED: CORPORA names no folder of real configurations");
+            return;
+        };
+        for (folder, most) in [("bootstraps", MOST_UNSUPPORTED), ("resources", 0)] {
             let outcomes = check(&Path::new(&corpora).join(folder), "/certs").unwrap();
             assert!(!outcomes.is_empty());
-            assert!(outcomes.iter().all(Outcome::accepted), "{}", table(&outcomes));
+            let (unsupported, other): (Vec<_>, Vec<_>) =
+                outcomes.iter().filter(|outcome| !outcome.accepted()).partition(|outcome| unsupported(outcome));
+            assert!(other.is_empty() && unsupported.len() <= most, "{}", table(&outcomes));
         }
     }
 }
