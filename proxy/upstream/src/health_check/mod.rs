@@ -7,7 +7,7 @@
 //!                       flags of the host ── publisher ──► host set published, cluster warm
 //! ```
 //! `state` is the arithmetic of thresholds and intervals, `probe` does the checks, `event` writes the log. Sessions need
-//! the control thread's local task set: whoever runs it calls [`run`].
+//! the control thread's local task set: whoever runs it calls `run`.
 
 mod event;
 mod probe;
