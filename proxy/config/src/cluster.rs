@@ -77,6 +77,40 @@ pub struct ClusterConfig {
     pub path: Box<str>,
 }
 
+impl ClusterConfig {
+    /// A static cluster of this name with Envoy's defaults and no endpoint.
+    pub fn new(name: &str) -> Self {
+        ClusterConfig {
+            name: name.into(),
+            alt_stat_name: None,
+            discovery: Discovery::Static,
+            connect_timeout: Duration::from_secs(5),
+            per_connection_buffer_limit_bytes: 1 << 20,
+            lb_policy: LbPolicy::RoundRobin,
+            lb_common: CommonLbConfig::default(),
+            endpoints: ClusterLoadAssignment::default(),
+            http: UpstreamHttpOptions::default(),
+            circuit_breakers: CircuitBreakers::default(),
+            tls: None,
+            transport_socket: None,
+            transport_socket_matches: Vec::new(),
+            bind: BindConfig::default(),
+            tcp_keepalive: None,
+            dns: DnsConfig::default(),
+            close_connections_on_host_health_failure: false,
+            ignore_health_on_host_removal: false,
+            health_check: None,
+            outlier_detection: None,
+            metadata: None,
+            connection_pool_per_downstream_connection: false,
+            per_upstream_preconnect_ratio: 1000,
+            track_timeout_budgets: false,
+            added_via_api: false,
+            path: "".into(),
+        }
+    }
+}
+
 /// How hosts are found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovery {
@@ -241,6 +275,21 @@ pub struct Endpoint {
     pub metadata: Option<Arc<serde_json::Value>>,
     /// `health_check_config`.
     pub own_health_check: Option<Arc<EndpointHealthCheck>>,
+}
+
+impl Endpoint {
+    /// An endpoint of weight 1 of which nothing but the address is known.
+    pub fn new(address: EndpointAddress) -> Self {
+        Endpoint {
+            address,
+            additional_addresses: Vec::new(),
+            hostname: "".into(),
+            health: HealthStatus::Unknown,
+            weight: 1,
+            metadata: None,
+            own_health_check: None,
+        }
+    }
 }
 
 /// `HealthStatus`.

@@ -521,18 +521,12 @@ mod tests {
     }
 
     fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
-        let endpoints = ports.iter().map(|port| Endpoint {
-            address: EndpointAddress::Resolved(Address::Socket(SocketAddress {
+        let endpoints = ports.iter().map(|port| {
+            Endpoint::new(EndpointAddress::Resolved(Address::Socket(SocketAddress {
                 addr: ([127, 0, 0, 1], *port).into(),
                 ipv4_compat: false,
                 udp: false,
-            })),
-            additional_addresses: Vec::new(),
-            hostname: "".into(),
-            health: HealthStatus::Unknown,
-            weight: 1,
-            metadata: None,
-            own_health_check: None,
+            })))
         });
         let locality = LocalityEndpoints {
             locality: Locality::default(),

@@ -4,45 +4,14 @@ use crate::host::{Host, HostDescription};
 use crate::host_set::{HostGroup, HostGroups, PrioritySet};
 use crate::stats::ClusterStats;
 use nuncio_base::stats::{Registry, StatsConfig};
-use nuncio_config::cluster::{
-    BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    HealthStatus, LbPolicy, Locality, UpstreamHttpOptions,
-};
+use nuncio_config::cluster::{ClusterConfig, HealthStatus, Locality};
 use nuncio_net::address::Address;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A static cluster `a` without endpoints.
 pub(crate) fn config() -> ClusterConfig {
-    ClusterConfig {
-        name: "a".into(),
-        alt_stat_name: None,
-        discovery: Discovery::Static,
-        connect_timeout: Duration::from_secs(5),
-        per_connection_buffer_limit_bytes: 1 << 20,
-        lb_policy: LbPolicy::RoundRobin,
-        lb_common: CommonLbConfig::default(),
-        endpoints: ClusterLoadAssignment::default(),
-        http: UpstreamHttpOptions::default(),
-        circuit_breakers: CircuitBreakers::default(),
-        tls: None,
-        transport_socket: None,
-        transport_socket_matches: Vec::new(),
-        bind: BindConfig::default(),
-        tcp_keepalive: None,
-        dns: DnsConfig::default(),
-        close_connections_on_host_health_failure: false,
-        ignore_health_on_host_removal: false,
-        health_check: None,
-        outlier_detection: None,
-        metadata: None,
-        connection_pool_per_downstream_connection: false,
-        per_upstream_preconnect_ratio: 1000,
-        track_timeout_budgets: false,
-        added_via_api: false,
-        path: "static_resources.clusters[0]".into(),
-    }
+    ClusterConfig { path: "static_resources.clusters[0]".into(), ..ClusterConfig::new("a") }
 }
 
 pub(crate) fn stats() -> ClusterStats {

@@ -382,44 +382,17 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     fn cluster(addr: SocketAddr) -> ClusterConfig {
-        let endpoint = Endpoint {
-            address: EndpointAddress::Resolved(Address::Socket(SocketAddress { addr, ipv4_compat: false, udp: false })),
-            additional_addresses: Vec::new(),
-            hostname: "".into(),
-            health: HealthStatus::Unknown,
-            weight: 1,
-            metadata: None,
-            own_health_check: None,
+        let address =
+            EndpointAddress::Resolved(Address::Socket(SocketAddress { addr, ipv4_compat: false, udp: false }));
+        let group = LocalityEndpoints {
+            locality: Locality::default(),
+            priority: 0,
+            weight: None,
+            endpoints: vec![Endpoint::new(address)],
         };
-        let group =
-            LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: vec![endpoint] };
         ClusterConfig {
-            name: "a".into(),
-            alt_stat_name: None,
-            discovery: Discovery::Static,
-            connect_timeout: Duration::from_secs(5),
-            per_connection_buffer_limit_bytes: 1 << 20,
-            lb_policy: LbPolicy::RoundRobin,
-            lb_common: CommonLbConfig::default(),
             endpoints: ClusterLoadAssignment { localities: vec![group], ..ClusterLoadAssignment::default() },
-            http: UpstreamHttpOptions::default(),
-            circuit_breakers: CircuitBreakers::default(),
-            tls: None,
-            transport_socket: None,
-            transport_socket_matches: Vec::new(),
-            bind: BindConfig::default(),
-            tcp_keepalive: None,
-            dns: DnsConfig::default(),
-            close_connections_on_host_health_failure: false,
-            ignore_health_on_host_removal: false,
-            health_check: None,
-            outlier_detection: None,
-            metadata: None,
-            connection_pool_per_downstream_connection: false,
-            per_upstream_preconnect_ratio: 1000,
-            track_timeout_budgets: false,
-            added_via_api: false,
-            path: "".into(),
+            ..ClusterConfig::new("a")
         }
     }
 

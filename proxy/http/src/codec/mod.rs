@@ -11,7 +11,9 @@ pub mod raw;
 pub mod stats;
 
 use crate::headers::Headers;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::task::{Context, Poll};
 
 /// Protocol of one side of a stream.
@@ -192,4 +194,19 @@ pub trait ClientStream: Stream {
 
     /// The response head, `:status` first; true when there is no body. After a `1xx` head (not 101) it is called again.
     fn poll_headers(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Headers, bool), StreamError>>;
+}
+
+/// Fills `slices` with what one write should take of an output, bodies in `queue` before what is gathered in `scratch`; the
+/// number of slices.
+fn gather<'a>(queue: &'a VecDeque<Bytes>, scratch: &'a BytesMut, slices: &mut [IoSlice<'a>]) -> usize {
+    let mut n = 0;
+    for (slice, piece) in slices.iter_mut().zip(queue) {
+        *slice = IoSlice::new(piece);
+        n += 1;
+    }
+    if n < slices.len() && !scratch.is_empty() {
+        slices[n] = IoSlice::new(scratch);
+        n += 1;
+    }
+    n
 }

@@ -5,7 +5,7 @@ use crate::testing::config;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{
-    BindConfig, ClusterConfig, Discovery, DnsLookupFamily, Endpoint, HealthStatus, Locality, LocalityEndpoints,
+    BindConfig, ClusterConfig, Discovery, DnsLookupFamily, Endpoint, Locality, LocalityEndpoints,
 };
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -51,15 +51,7 @@ fn named(discovery: Discovery, host: &str, server: SocketAddr) -> ClusterConfig 
         locality: Locality::default(),
         priority: 0,
         weight: None,
-        endpoints: vec![Endpoint {
-            address: EndpointAddress::Name { host: host.to_owned(), port: 80 },
-            additional_addresses: Vec::new(),
-            hostname: "".into(),
-            health: HealthStatus::Unknown,
-            weight: 1,
-            metadata: None,
-            own_health_check: None,
-        }],
+        endpoints: vec![Endpoint::new(EndpointAddress::Name { host: host.to_owned(), port: 80 })],
     });
     config
 }

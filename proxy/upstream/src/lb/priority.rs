@@ -25,25 +25,7 @@ pub struct PriorityLoad {
 impl PriorityLoad {
     /// Computes the load for `set`. `panic_threshold` in percent.
     pub fn new(set: &PrioritySet, panic_threshold: f64) -> Self {
-        let count = set.host_sets.len();
-        let mut load = PriorityLoad {
-            healthy: vec![0; count].into(),
-            degraded: vec![0; count].into(),
-            panic: vec![false; count].into(),
-        };
-        let health: Vec<u32> = set.host_sets.iter().map(|set| availability(set, set.healthy().len())).collect();
-        let degraded: Vec<u32> = set.host_sets.iter().map(|set| availability(set, set.degraded.len())).collect();
-        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
-        if total > 0 {
-            let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
-            let (first_degraded, rest) = distribute(&mut load.degraded, &degraded, rest, total);
-            // What is left are rounding errors.
-            match (first_healthy, first_degraded) {
-                (Some(first), _) => load.healthy[first] += rest,
-                (None, Some(first)) => load.degraded[first] += rest,
-                (None, None) => {}
-            }
-        }
+        let (mut load, total) = Self::by_health(set, |_| false);
         let threshold = panic_threshold.min(100.0);
         if threshold == 0.0 && total == 0 {
             load.healthy[0] = 100;
@@ -60,30 +42,36 @@ impl PriorityLoad {
 
     /// The load with some priorities left out; None where the others have no host to offer. No priority is in panic.
     pub fn excluding(set: &PrioritySet, excluded: &[bool]) -> Option<Self> {
+        let (load, total) = Self::by_health(set, |level| excluded.get(level) == Some(&true));
+        (total > 0).then_some(load)
+    }
+
+    /// The load that health alone gives, without panic, and how much of 100 there are hosts for.
+    fn by_health(set: &PrioritySet, excluded: impl Fn(usize) -> bool) -> (Self, u32) {
         let count = set.host_sets.len();
-        let share = |hosts: &dyn Fn(&HostSet) -> usize| -> Vec<u32> {
-            let levels = set.host_sets.iter().zip(excluded);
-            levels.map(|(set, excluded)| if *excluded { 0 } else { availability(set, hosts(set)) }).collect()
-        };
-        let health = share(&|set| set.healthy().len());
-        let degraded = share(&|set| set.degraded.len());
-        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
-        if total == 0 {
-            return None;
-        }
         let mut load = PriorityLoad {
             healthy: vec![0; count].into(),
             degraded: vec![0; count].into(),
             panic: vec![false; count].into(),
         };
-        let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
-        let (first_degraded, rest) = distribute(&mut load.degraded, &degraded, rest, total);
-        match (first_healthy, first_degraded) {
-            (Some(first), _) => load.healthy[first] += rest,
-            (None, Some(first)) => load.degraded[first] += rest,
-            (None, None) => {}
+        let share = |hosts: &dyn Fn(&HostSet) -> usize| -> Vec<u32> {
+            let levels = set.host_sets.iter().enumerate();
+            levels.map(|(level, set)| if excluded(level) { 0 } else { availability(set, hosts(set)) }).collect()
+        };
+        let health = share(&|set| set.healthy().len());
+        let degraded = share(&|set| set.degraded.len());
+        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
+        if total > 0 {
+            let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
+            let (first_degraded, rest) = distribute(&mut load.degraded, &degraded, rest, total);
+            // What is left are rounding errors.
+            match (first_healthy, first_degraded) {
+                (Some(first), _) => load.healthy[first] += rest,
+                (None, Some(first)) => load.degraded[first] += rest,
+                (None, None) => {}
+            }
         }
-        Some(load)
+        (load, total)
     }
 
     /// With every priority in panic, load follows the number of hosts.

@@ -6,7 +6,7 @@ use crate::lb::LbContext;
 use crate::testing::config;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Endpoint, HealthStatus, Locality, LocalityEndpoints};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Endpoint, Locality, LocalityEndpoints};
 use nuncio_http::headers::{HeaderName, HeaderValue, Headers};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -31,18 +31,12 @@ impl Setup {
             event_logs: None,
         });
         let mut config = config();
-        let endpoint = |addr: &SocketAddr| Endpoint {
-            address: EndpointAddress::Resolved(Address::Socket(SocketAddress {
+        let endpoint = |addr: &SocketAddr| {
+            Endpoint::new(EndpointAddress::Resolved(Address::Socket(SocketAddress {
                 addr: *addr,
                 ipv4_compat: false,
                 udp: false,
-            })),
-            additional_addresses: Vec::new(),
-            hostname: "".into(),
-            health: HealthStatus::Unknown,
-            weight: 1,
-            metadata: None,
-            own_health_check: None,
+            })))
         };
         config.endpoints.localities.push(LocalityEndpoints {
             locality: Locality::default(),

@@ -13,6 +13,7 @@ use nuncio_base::buffer_pool;
 use nuncio_config::hcm::HeaderKeyFormat;
 use tokio::io::AsyncWrite;
 
+use crate::codec::gather;
 use crate::headers::{Headers, Known};
 
 /// Up to this size data is copied: cheaper than another slice to write and a buffer held back.
@@ -121,15 +122,7 @@ impl Output {
                 Pin::new(&mut *io).poll_write(cx, &self.scratch)
             } else if io.is_write_vectored() {
                 let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                let mut n = 0;
-                for piece in self.queue.iter().take(MAX_SLICES) {
-                    slices[n] = IoSlice::new(piece);
-                    n += 1;
-                }
-                if n < MAX_SLICES && !self.scratch.is_empty() {
-                    slices[n] = IoSlice::new(&self.scratch);
-                    n += 1;
-                }
+                let n = gather(&self.queue, &self.scratch, &mut slices);
                 Pin::new(&mut *io).poll_write_vectored(cx, &slices[..n])
             } else {
                 Pin::new(&mut *io).poll_write(cx, &self.queue[0])

@@ -9,6 +9,7 @@ use std::io::IoSlice;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use nuncio_base::buffer_pool;
 
+use crate::codec::gather;
 use crate::codec::h2::frame;
 
 /// Up to this size a payload is copied next to its frame header.
@@ -110,16 +111,7 @@ impl Output {
 
     /// What a write should take next; the number of slices.
     pub(in crate::codec::h2) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
-        let mut n = 0;
-        for piece in self.queue.iter().take(MAX_SLICES) {
-            slices[n] = IoSlice::new(piece);
-            n += 1;
-        }
-        if n < MAX_SLICES && !self.scratch.is_empty() {
-            slices[n] = IoSlice::new(&self.scratch);
-            n += 1;
-        }
-        n
+        gather(&self.queue, &self.scratch, slices)
     }
 
     /// Notes that `n` bytes are written.
