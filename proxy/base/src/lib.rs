@@ -7,6 +7,7 @@ pub mod worker;
 
 pub mod stats;
 
+pub mod clock;
 pub mod date;
 pub mod timer;
 

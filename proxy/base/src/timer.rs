@@ -21,6 +21,8 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+use crate::clock;
+
 const LEVELS: usize = 6;
 const SLOTS: usize = 64;
 const SLOT_BITS: u32 = 6;
@@ -183,11 +185,11 @@ impl Wheel {
 
     /// Whole milliseconds since the wheel's start.
     fn current_tick(&self) -> u64 {
-        Instant::now().saturating_duration_since(self.start).as_millis() as u64
+        clock::now().saturating_duration_since(self.start).as_millis() as u64
     }
 
     fn deadline_tick(&self, delay: Duration) -> u64 {
-        let at = Instant::now().saturating_duration_since(self.start).saturating_add(delay);
+        let at = clock::now().saturating_duration_since(self.start).saturating_add(delay);
         let ticks = u64::try_from(at.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         // At most 1/128 of the delay, so that the deadlines of many requests share slots.

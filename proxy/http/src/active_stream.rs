@@ -27,6 +27,7 @@ use crate::local_reply::{LocalReply, grpc_status_of_http};
 use crate::route::{ActiveRoute, RouteOutcome, RouteRequest, RouteTable};
 use crate::stream_info::{ResponseFlags, StreamInfo};
 use bytes::{Bytes, BytesMut};
+use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -34,7 +35,6 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Why a stream ends before its response does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -388,7 +388,7 @@ impl<'a> ActiveStream<'a> {
         if frame.is_end() {
             self.request_complete = true;
             self.timers.request = None;
-            self.info.request_complete = Some(Instant::now());
+            self.info.request_complete = Some(clock::now());
         }
         if self.chain.any.decode_body {
             self.decode_body(&mut frame);
@@ -452,7 +452,7 @@ impl<'a> ActiveStream<'a> {
         hcm.charge(code);
         self.info.response_code = code;
         self.response_started = true;
-        self.info.response_first_tx = Some(Instant::now());
+        self.info.response_first_tx = Some(clock::now());
         if self.head_request {
             end_stream = true;
         }
@@ -516,7 +516,7 @@ impl<'a> ActiveStream<'a> {
 
     fn response_ended(&mut self) {
         self.response_complete = true;
-        self.info.response_last_tx = Some(Instant::now());
+        self.info.response_last_tx = Some(clock::now());
     }
 
     /// Writes what is queued; ready when all is written.

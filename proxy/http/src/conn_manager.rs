@@ -15,6 +15,7 @@ use crate::codec::h2;
 use crate::hcm::Hcm;
 use crate::headers::Headers;
 use bytes::BytesMut;
+use nuncio_base::clock;
 use nuncio_base::drain::DrainSignal;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_config::hcm::CodecType;
@@ -235,7 +236,7 @@ impl Drop for ConnectionStats {
         }
         stats.downstream_cx_rx_bytes_total().add(self.info.bytes.received.get());
         stats.downstream_cx_tx_bytes_total().add(self.info.bytes.sent.get());
-        let length = self.info.start.elapsed().as_millis() as u64;
+        let length = clock::now().saturating_duration_since(self.info.start).as_millis() as u64;
         stats.downstream_cx_length_ms().record(length);
     }
 }

@@ -5,6 +5,7 @@ use crate::codec::StreamError;
 use crate::codec::h2::{Config, H2Request, H2Server, RefusedStream};
 use crate::conn_manager::ConnectionContext;
 use crate::headers::Headers;
+use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_net::connection::Io;
 use std::future::{Future, poll_fn};
@@ -83,7 +84,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
         match wake {
             Wake::Request(request) => {
                 context.count_request();
-                tokio::task::spawn_local(serve_stream(context.clone(), request));
+                tokio::task::spawn_local(clock::once_per_poll(serve_stream(context.clone(), request)));
                 if let Some((sleep, delay)) = &mut idle {
                     sleep.reset(*delay);
                 }

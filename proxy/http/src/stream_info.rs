@@ -3,6 +3,7 @@
 
 use crate::codec::{BytesMeter, Protocol};
 use crate::route::ActiveRoute;
+use nuncio_base::clock;
 use nuncio_net::connection::ConnectionInfo;
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -217,7 +218,7 @@ impl StreamInfo {
         StreamInfo {
             connection,
             start_time: SystemTime::now(),
-            start: Instant::now(),
+            start: clock::now(),
             stream_id,
             protocol,
             remote_address: None,

@@ -3,6 +3,7 @@
 //! Made by the listener (downstream) and by the upstream connector; read by filters, access logs and formatters. Names are
 //! those of Envoy's `ConnectionInfoProvider` and `StreamInfo`. Nothing of HTTP is here.
 
+use nuncio_base::clock;
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
 use std::fmt;
@@ -208,7 +209,7 @@ impl ConnectionInfo {
         Self {
             id: 0,
             start_time: SystemTime::now(),
-            start: Instant::now(),
+            start: clock::now(),
             direct_local_address: local.clone(),
             local_address: local,
             direct_remote_address: remote.clone(),

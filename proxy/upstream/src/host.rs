@@ -5,6 +5,7 @@
 
 use crate::health_check::HealthMonitor;
 use crate::outlier::HostMonitor;
+use nuncio_base::clock;
 use nuncio_config::cluster::{EndpointHealthCheck, HealthStatus, Locality};
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
@@ -375,8 +376,8 @@ pub(crate) fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     // A clock that stands still may have been started before this one.
     const MARGIN: Duration = Duration::from_secs(60);
-    let start = START.get_or_init(|| Instant::now().checked_sub(MARGIN).unwrap_or_else(Instant::now));
-    (Instant::now().saturating_duration_since(*start).as_millis() as u64).max(1)
+    let start = START.get_or_init(|| clock::now().checked_sub(MARGIN).unwrap_or_else(Instant::now));
+    (clock::now().saturating_duration_since(*start).as_millis() as u64).max(1)
 }
 
 /// Where a LOGICAL_DNS host is now; at least one address.

@@ -12,7 +12,7 @@ mod tunnel;
 
 use futures_util::future::LocalBoxFuture;
 use nuncio_base::stats::Registry;
-use nuncio_base::{random, timer};
+use nuncio_base::{clock, random, timer};
 use nuncio_config::tcp_proxy::TcpProxyConfig;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::ResetReason;
@@ -31,7 +31,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use tokio::time::Instant;
 use tunnel::{Tunnel, TunnelEnd};
 use xxhash_rust::xxh64::xxh64;
 
@@ -135,7 +134,7 @@ impl TcpProxy {
             let mut info = info.borrow_mut();
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
         }
-        info.borrow_mut().complete = Some(Instant::now());
+        info.borrow_mut().complete = Some(clock::now());
         self.log(&info, AccessLogType::TcpConnectionEnd);
     }
 
@@ -199,7 +198,7 @@ impl TcpProxy {
 
     /// Connects to a host, trying again as often as configured. None when the connection cannot be served.
     async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<Upstream> {
-        let began = Instant::now();
+        let began = clock::now();
         let chosen = self.choose_cluster(random::below);
         let named = chosen.and_then(|at| self.clusters.cluster(&self.config.clusters[at].0));
         let Some(cluster) = named else {
@@ -225,7 +224,7 @@ impl TcpProxy {
             match self.attempt(&cluster, &context, info).await {
                 Ok(upstream) => {
                     let mut info = info.borrow_mut();
-                    info.upstream.pool_ready = Some(began.elapsed());
+                    info.upstream.pool_ready = Some(clock::now().saturating_duration_since(began));
                     let connection = match &upstream {
                         Upstream::Tcp(upstream) => &upstream.info,
                         Upstream::Tunnel(upstream) => upstream.connection(),

@@ -2,6 +2,7 @@
 //! upgrades. A request that fails here has been answered.
 
 use super::*;
+use nuncio_base::clock;
 
 impl ActiveStream<'_> {
     /// The checks before routing; false when the stream has been answered.
@@ -208,7 +209,8 @@ impl ActiveStream<'_> {
             },
         };
         if let Some(limit) = limit {
-            self.timers.duration = Some(timer::sleep(limit.saturating_sub(self.info.start.elapsed())));
+            self.timers.duration =
+                Some(timer::sleep(limit.saturating_sub(clock::now().saturating_duration_since(self.info.start))));
         }
     }
 

@@ -1,6 +1,7 @@
 //! How a stream ends: replies made here, resets, what an abort is answered with, the access log.
 
 use super::*;
+use nuncio_base::clock;
 
 impl ActiveStream<'_> {
     /// Ends a response that has begun and cannot go on: the peer sees an incomplete message.
@@ -220,7 +221,7 @@ impl ActiveStream<'_> {
                 }
             }
         }
-        let now = Instant::now();
+        let now = clock::now();
         self.info.complete = Some(now);
         self.info.meter = self.downstream.bytes_meter();
         let elapsed = now.duration_since(self.info.start);

@@ -3,6 +3,7 @@
 //! The loop ends only when the listener is stopped: an error of accept(2) is counted and followed by a pause. Each
 //! connection is a task of its own; what it needs until its filter chain serves it is in a future that is freed then.
 
+use nuncio_base::clock;
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
@@ -237,7 +238,7 @@ fn start(this: &Rc<WorkerListener>, plain: Plain, peer: Address, own: &Address) 
         let _ = stream.set_nodelay(true);
     }
     let info = ConnectionInfo::unnumbered(local, peer);
-    tokio::task::spawn_local(connection(this.clone(), plain, info, accepted));
+    tokio::task::spawn_local(clock::once_per_poll(connection(this.clone(), plain, info, accepted)));
 }
 
 async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: ConnectionInfo, accepted: AcceptedGuard) {

@@ -1,5 +1,6 @@
 //! `listener.ADDRESS.*`, and guards that keep its gauges right however a connection ends.
 
+use nuncio_base::clock;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -103,7 +104,7 @@ impl ConnectionGuard {
         listener.stats.downstream_cx_active().inc();
         worker.downstream_cx_total().inc();
         worker.downstream_cx_active().inc();
-        Self { listener: listener.clone(), worker: worker.clone(), start: Instant::now() }
+        Self { listener: listener.clone(), worker: worker.clone(), start: clock::now() }
     }
 }
 
@@ -112,7 +113,7 @@ impl Drop for ConnectionGuard {
         let stats = &self.listener.stats;
         stats.downstream_cx_active().dec();
         stats.downstream_cx_destroy().inc();
-        stats.downstream_cx_length_ms().record(self.start.elapsed().as_millis() as u64);
+        stats.downstream_cx_length_ms().record(clock::now().saturating_duration_since(self.start).as_millis() as u64);
         self.worker.downstream_cx_active().dec();
     }
 }

@@ -4,6 +4,7 @@ use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::transport::TransportOptions;
+use nuncio_base::clock;
 use nuncio_base::timer;
 use nuncio_http::codec::ResetReason;
 use nuncio_net::address::Address;
@@ -158,7 +159,7 @@ impl CountedConnection {
             cluster: cluster.clone(),
             host: host.clone(),
             priority,
-            start: Instant::now(),
+            start: clock::now(),
             meter: None,
             counted_received: 0,
             counted_sent: 0,
@@ -169,7 +170,10 @@ impl CountedConnection {
 
     /// It is connected.
     pub(crate) fn connected(&mut self, info: &ConnectionInfo) {
-        self.cluster.stats.upstream_cx_connect_ms().record(self.start.elapsed().as_millis() as u64);
+        self.cluster
+            .stats
+            .upstream_cx_connect_ms()
+            .record(clock::now().saturating_duration_since(self.start).as_millis() as u64);
         self.meter = Some(info.bytes.clone());
     }
 
@@ -229,7 +233,7 @@ impl Drop for CountedConnection {
                 Ended::Remote => stats.upstream_cx_destroy_remote_with_active_rq().inc(),
             }
         }
-        stats.upstream_cx_length_ms().record(self.start.elapsed().as_millis() as u64);
+        stats.upstream_cx_length_ms().record(clock::now().saturating_duration_since(self.start).as_millis() as u64);
         stats.upstream_cx_active().dec();
         self.host.stats.cx_active.fetch_sub(1, Relaxed);
         self.cluster.resource_manager(self.priority).dec(Resource::Connections);

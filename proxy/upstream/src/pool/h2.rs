@@ -3,6 +3,7 @@
 use super::connect::{Connected, CountedConnection, Ended};
 use super::http::HttpPool;
 use crate::stats::ClusterStats;
+use nuncio_base::clock;
 use nuncio_base::timer;
 use nuncio_config::cluster::UpstreamHttpOptions;
 use nuncio_http::codec::ResetReason;
@@ -56,7 +57,7 @@ impl H2Connection {
             remaining: Cell::new(http.max_requests_per_connection.filter(|max| *max > 0).unwrap_or(u32::MAX)),
             served: Cell::new(0),
             draining: Cell::new(false),
-            idle_since: Cell::new(Instant::now()),
+            idle_since: Cell::new(clock::now()),
             driver: Cell::new(None),
             counted: RefCell::new(counted),
         });
@@ -121,7 +122,7 @@ impl H2Connection {
         }
         drop(counted);
         if self.active.get() == 0 {
-            self.idle_since.set(Instant::now());
+            self.idle_since.set(clock::now());
             if self.draining.get() {
                 self.wake();
             }
@@ -157,7 +158,7 @@ impl Driver {
         let counted = connection.counted.borrow();
         let (http, stats) = (&counted.cluster.config.http, &counted.cluster.stats);
         loop {
-            let now = Instant::now();
+            let now = clock::now();
             if self.deadline.is_some_and(|deadline| deadline <= now) {
                 self.deadline = None;
                 stats.upstream_cx_max_duration_reached().inc();

@@ -19,6 +19,7 @@ use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
 use crate::host::{Health, Host};
 use crate::transport::TransportOptions;
+use nuncio_base::clock;
 use nuncio_base::timer;
 use nuncio_http::codec::{ResetReason, h1, h2};
 use std::cell::{Cell, RefCell};
@@ -232,7 +233,7 @@ impl HttpPool {
     /// Takes a connection back: for the next request, for the idle list, or to close it.
     pub(super) fn release_h1(self: &Rc<Self>, mut connection: Box<H1Connection>) {
         connection.counted.count_bytes();
-        let now = Instant::now();
+        let now = clock::now();
         if connection.deadline.is_some_and(|deadline| deadline <= now) && !connection.draining {
             self.cluster.stats.upstream_cx_max_duration_reached().inc();
             connection.draining = true;
@@ -507,7 +508,7 @@ impl HttpPool {
 
     /// Closes idle connections that have ended or are too old; returns when to look again.
     fn sweep(&self) -> Option<Instant> {
-        let now = Instant::now();
+        let now = clock::now();
         let idle_timeout = self.cluster.config.http.idle_timeout;
         let stats = &self.cluster.stats;
         let mut ended = Vec::new();
@@ -654,7 +655,7 @@ impl Future for Janitor {
                 return Poll::Pending;
             };
             drop(pool);
-            let delay = next.saturating_duration_since(Instant::now());
+            let delay = next.saturating_duration_since(clock::now());
             let sleep = match &mut self.sleep {
                 Some(sleep) => {
                     sleep.reset(delay);

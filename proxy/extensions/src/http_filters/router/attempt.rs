@@ -7,6 +7,7 @@ use super::{
     Decision, Request, RouterConfig, charge, charge_retried, decide, hedge, outlier, poll_request_timers, redirect,
     service_time,
 };
+use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::{Abort, ActiveStream};
 use nuncio_http::codec::{Frame, ResetReason, StreamError};
@@ -87,7 +88,7 @@ impl Attempt {
     pub(crate) async fn run(config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request) -> Outcome {
         let Some(host) = choose_host(request) else { return Outcome::NoHost };
         note_host(stream, request, &host, !config.suppress_envoy_headers);
-        let started = Instant::now();
+        let started = clock::now();
         let upstream = match connect(stream, request, &host).await {
             Ok(upstream) => upstream,
             Err(outcome) => {
@@ -98,7 +99,7 @@ impl Attempt {
         outlier::connected(&host);
         request.route.request_stats().for_each(|stats| stats.upstream_rq_total().inc());
         let info = &mut stream.info.upstream;
-        info.pool_ready = Some(started.elapsed());
+        info.pool_ready = Some(clock::now().saturating_duration_since(started));
         if info.hosts_attempted.is_empty() {
             info.hosts_attempted.push(host.address_text.clone());
         }
@@ -179,7 +180,7 @@ impl Attempt {
         request: &mut Request,
     ) -> Outcome {
         let end = stream.request_complete() && request.replay.as_ref().is_none_or(|replay| replay.is_empty());
-        stream.info.upstream.first_tx = Some(Instant::now());
+        stream.info.upstream.first_tx = Some(clock::now());
         if let Err(error) = self.upstream.send_headers(&stream.request, end) {
             return Outcome::Failed(Failure::of(&error, true));
         }
@@ -198,7 +199,7 @@ impl Attempt {
 
     fn sent(&mut self, stream: &mut ActiveStream<'_>) {
         self.request_sent = true;
-        stream.info.upstream.last_tx = Some(Instant::now());
+        stream.info.upstream.last_tx = Some(clock::now());
     }
 
     /// Moves the request body upstream as far as both sides allow.
@@ -419,7 +420,7 @@ impl Attempt {
         end: bool,
     ) -> Outcome {
         hedge::reset_all(request);
-        stream.info.upstream.first_rx = Some(Instant::now());
+        stream.info.upstream.first_rx = Some(clock::now());
         if redirect::follow(stream, request, &head) {
             return Outcome::Redirected;
         }
@@ -427,7 +428,7 @@ impl Attempt {
             return outcome;
         }
         let outcome = poll_fn(|cx| self.poll_body(stream, request, cx)).await;
-        let now = Instant::now();
+        let now = clock::now();
         stream.info.upstream.last_rx = Some(now);
         if matches!(outcome, Outcome::Done) {
             complete(stream, request, now);
@@ -444,7 +445,7 @@ impl Attempt {
         mut head: Headers,
         end: bool,
     ) -> Option<Outcome> {
-        let now = Instant::now();
+        let now = clock::now();
         let status = head.status();
         // From here on the response belongs to downstream: the body need not be kept any more.
         request.release_retries();

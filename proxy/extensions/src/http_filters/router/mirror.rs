@@ -8,6 +8,7 @@
 //! its request does, so do the copies.
 
 use super::Request;
+use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::codec::{Frame, Protocol, ResetReason, StreamError};
@@ -224,7 +225,7 @@ impl Task {
             upstream.reset(ResetReason::LocalReset);
         }
         if let Some(since) = self.complete {
-            let millis = since.elapsed().as_millis() as u64;
+            let millis = clock::now().saturating_duration_since(since).as_millis() as u64;
             cluster.stats.responses().time.upstream_rq_time().record(millis);
             cluster.stats.internal().time.upstream_rq_time().record(millis);
         }
@@ -253,7 +254,7 @@ impl Task {
                 return Poll::Ready(failed(&error));
             }
             if self.end {
-                self.complete = Some(Instant::now());
+                self.complete = Some(clock::now());
             }
         }
         // Reading tells what became of a request that could not be written.

@@ -28,6 +28,7 @@ use crate::registry::HttpFilterEntry;
 use attempt::{Attempt, Outcome};
 use failure::{Failure, charge_abort, timeout_reply};
 use mirror::AsyncClientStats;
+use nuncio_base::clock;
 use nuncio_base::random;
 use nuncio_base::timer;
 use nuncio_config::route::RouteAction;
@@ -361,7 +362,8 @@ impl Router {
             stream.request.set(names::X_ENVOY_IS_TIMEOUT_RETRY, value);
         }
         let Some(action) = entry.route_action() else { return };
-        let elapsed = stream.info.request_complete.map(|at| at.elapsed()).unwrap_or_default();
+        let elapsed =
+            stream.info.request_complete.map(|at| clock::now().saturating_duration_since(at)).unwrap_or_default();
         let rules = self.timeout_rules(stream, action, request.hedge);
         request.timeouts.tell(rules, elapsed, &mut stream.request);
     }
@@ -474,7 +476,8 @@ pub(crate) fn poll_request_timers(
         && let Some(timeout) = request.timeouts.global
         && stream.request_complete()
     {
-        let since = stream.info.request_complete.map(|at| at.elapsed()).unwrap_or_default();
+        let since =
+            stream.info.request_complete.map(|at| clock::now().saturating_duration_since(at)).unwrap_or_default();
         request.timeout_at = Some(timer::sleep(timeout.saturating_sub(since)));
     }
     let sleep = request.timeout_at.as_mut()?;
