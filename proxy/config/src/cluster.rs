@@ -129,6 +129,11 @@ pub enum Discovery {
     },
     /// ORIGINAL_DST.
     OriginalDst,
+    /// `envoy.clusters.aggregate`: no hosts of its own but those of these clusters, which need not exist.
+    Aggregate {
+        /// Names; the first is preferred.
+        clusters: Box<[Box<str>]>,
+    },
     /// `cluster_type`.
     Extension(TypedConfig),
 }

@@ -53,6 +53,12 @@ pub const LISTENER_FILTERS: &[(&str, &str)] = &[
     ("envoy.filters.listener.proxy_protocol", "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"),
 ];
 
+/// Clusters of types of their own: decoded with the cluster.
+pub const CLUSTERS: &[(&str, &str)] = &[
+    ("envoy.clusters.aggregate", "envoy.extensions.clusters.aggregate.v3.ClusterConfig"),
+    ("envoy.clusters.dns", "envoy.extensions.clusters.dns.v3.DnsCluster"),
+];
+
 /// Access loggers.
 pub const ACCESS_LOGGERS: &[(&str, &str)] = &[
     ("envoy.access_loggers.file", "envoy.extensions.access_loggers.file.v3.FileAccessLog"),

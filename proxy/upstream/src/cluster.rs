@@ -4,11 +4,13 @@
 //! [`Cluster::choose_host`], which reads one generation number and the worker's own state.
 
 use crate::circuit_breakers::{ResourceManager, ResourcePriority};
-use crate::cluster_manager::Warming;
+use crate::cluster_manager::{ClusterManager, Warming};
 use crate::endpoints::Given;
+use crate::followers::Followers;
 use crate::health_check::{HealthChecker, Job};
 use crate::host::{Host, health_flag};
 use crate::host_set::PrioritySet;
+use crate::lb::priority::{Level, PriorityLoad};
 use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
 use crate::outlier::OutlierDetection;
 use crate::stats::ClusterStats;
@@ -16,12 +18,14 @@ use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{BindConfig, ClusterConfig};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use nuncio_net::tls::secrets::Secrets;
+use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,6 +37,24 @@ pub struct ClusterState {
     pub priority_set: Arc<PrioritySet>,
     /// Tables of the load balancer over them.
     pub tables: LbTables,
+}
+
+impl ClusterState {
+    /// How many priorities load is spread over; those of an aggregate cluster are its members'.
+    pub fn level_count(&self) -> usize {
+        self.tables.priority_load().healthy.len()
+    }
+
+    /// The place of `host` among them; None where it has none any more.
+    pub fn level_of(&self, host: &Host) -> Option<usize> {
+        self.tables.level_of(host)
+    }
+
+    /// The load without some of them; None where the others have no host to offer.
+    pub fn load_excluding(&self, excluded: &[bool]) -> Option<PriorityLoad> {
+        let levels: SmallVec<[Level; 4]> = self.tables.levels(&self.priority_set);
+        PriorityLoad::excluding(&levels, excluded)
+    }
 }
 
 /// One cluster.
@@ -61,6 +83,7 @@ pub struct Cluster {
     outlier: Option<Arc<OutlierDetection>>,
     health: Option<Arc<HealthChecker>>,
     weak: Weak<Cluster>,
+    followers: Arc<Followers>,
     pub(crate) workers: Weak<worker::Workers>,
 }
 
@@ -106,6 +129,8 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) health_jobs: &'a UnboundedSender<Job>,
     /// Secrets by name.
     pub(crate) secrets: &'a Secrets,
+    /// Who is told of other hosts.
+    pub(crate) followers: &'a Arc<Followers>,
 }
 
 impl Cluster {
@@ -123,6 +148,7 @@ impl Cluster {
             health_log,
             health_jobs,
             secrets,
+            followers,
         } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -152,6 +178,7 @@ impl Cluster {
             outlier,
             health,
             weak: weak.clone(),
+            followers: followers.clone(),
             connect,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             observability_name,
@@ -253,6 +280,7 @@ impl Cluster {
             gone = true;
         }
         for host in priority_set.hosts().filter(|host| !before.contains(&host.id)) {
+            host.set_owner(&self.weak);
             self.transport.count_match(host, &self.stats);
         }
         if now != before {
@@ -276,9 +304,43 @@ impl Cluster {
         let tables = old.tables.renewed(&self.config, &priority_set, &self.stats);
         self.state.store(Arc::new(ClusterState { priority_set: Arc::new(priority_set), tables }));
         self.generation.fetch_add(1, Ordering::Release);
+        self.followers.changed(self.name());
         if gone || (self.config.lb_common.close_connections_on_host_set_change && now != before) {
             self.notify_workers();
         }
+    }
+
+    /// Follows the clusters on whose hosts its picks depend.
+    pub(crate) fn start_following(&self, manager: &ClusterManager) {
+        if let Discovery::Aggregate { clusters } = &self.config.discovery {
+            clusters.iter().for_each(|name| self.followers.follow(name, self));
+            self.follow(manager);
+        }
+    }
+
+    /// One of the clusters that it follows has changed: publishes tables that know of it.
+    pub(crate) fn follow(&self, manager: &ClusterManager) {
+        let Discovery::Aggregate { clusters } = &self.config.discovery else { return };
+        let members = clusters.iter().filter_map(|name| manager.cluster(name));
+        let tables = LbTables::aggregate(&self.config, members);
+        let priority_set = self.state().priority_set.clone();
+        self.state.store(Arc::new(ClusterState { priority_set, tables }));
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it.
+    #[inline]
+    pub(crate) fn serving<'a>(self: &'a Arc<Self>, host: &Host) -> Cow<'a, Arc<Cluster>> {
+        match self.config.discovery {
+            Discovery::Aggregate { .. } => host.owner().map_or(Cow::Borrowed(self), Cow::Owned),
+            _ => Cow::Borrowed(self),
+        }
+    }
+
+    /// Whether dynamic metadata may decide on hosts.
+    #[inline]
+    pub fn reads_metadata(&self) -> bool {
+        self.config.lb_common.subsets.is_some() || matches!(self.config.discovery, Discovery::Aggregate { .. })
     }
 
     /// The cluster warms until endpoints are handed in, or it is told that none will come.

@@ -6,6 +6,7 @@
 use crate::cluster::{Cluster, ClusterError, ClusterParts};
 use crate::discovery;
 use crate::dns::Resolvers;
+use crate::followers::Followers;
 use crate::health_check::{self, HealthChecker, Job};
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
@@ -61,6 +62,7 @@ pub struct ClusterManager {
     options: ClusterManagerOptions,
     stats: ClusterManagerStats,
     workers: Arc<Workers>,
+    followers: Arc<Followers>,
     resolvers: Resolvers,
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
@@ -122,18 +124,21 @@ impl ClusterManager {
     /// A manager without clusters.
     pub fn new(options: ClusterManagerOptions) -> Arc<ClusterManager> {
         let (health_jobs, health_queue) = mpsc::unbounded_channel();
-        Arc::new(ClusterManager {
+        let manager = Arc::new(ClusterManager {
             shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
             stats: ClusterManagerStats::new(&options.registry, "cluster_manager."),
             options,
             workers: Arc::default(),
+            followers: Arc::default(),
             resolvers: Resolvers::default(),
             control: Mutex::default(),
             waiting: watch::channel(Waiting::default()).0,
             health_jobs,
             health_queue: Mutex::new(Some(health_queue)),
             unchecked: AtomicBool::new(false),
-        })
+        });
+        manager.followers.belong_to(&manager);
+        manager
     }
 
     /// The cluster of this name. Lock-free; for every thread.
@@ -226,6 +231,7 @@ impl ClusterManager {
             health_log,
             health_jobs: &self.health_jobs,
             secrets: options.tls_contexts.secrets(),
+            followers: &self.followers,
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
@@ -298,6 +304,9 @@ impl ClusterManager {
                 self.stats.active_clusters().inc();
             }
         }
+        drop(control);
+        cluster.start_following(self);
+        self.followers.changed(cluster.name());
     }
 
     /// The first hosts of a cluster have come, or will not come.
@@ -344,6 +353,7 @@ impl ClusterManager {
         if let Some(old) = old {
             old.mark_removed();
             self.stats.active_clusters().dec();
+            self.followers.changed(name);
         }
         if found {
             self.stats.cluster_removed().inc();

@@ -22,6 +22,8 @@ pub(crate) enum Discovery {
     LogicalDns(Target, Resolver),
     /// Whoever runs the process hands the endpoints in.
     Given,
+    /// There are no hosts of its own.
+    None,
 }
 
 impl Discovery {
@@ -69,6 +71,7 @@ impl Discovery {
                 }
             }
             DiscoveryConfig::Eds { .. } => Ok(Discovery::Given),
+            DiscoveryConfig::Aggregate { .. } => Ok(Discovery::None),
             DiscoveryConfig::OriginalDst => {
                 unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
             }
@@ -95,6 +98,7 @@ impl Discovery {
                 let warming = cluster.config.dns.wait_for_warm_on_init.then(warming);
                 dns::cluster::start_logical(cluster, target, &resolver, control, warming);
             }
+            Discovery::None => {}
             Discovery::Given => cluster.wait_for_endpoints(warming()),
         }
     }

@@ -3,6 +3,7 @@
 //! Shared by all threads; pools and load balancers hold it by `Arc`. A host that is configured again with the same
 //! address keeps its object, so its counters and connections go on. Nothing here connects.
 
+use crate::cluster::Cluster;
 use crate::health_check::HealthMonitor;
 use crate::outlier::HostMonitor;
 use nuncio_base::clock;
@@ -10,8 +11,8 @@ use nuncio_config::cluster::{EndpointHealthCheck, HealthStatus, Locality};
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{OnceLock, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -129,6 +130,8 @@ pub struct Host {
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
     current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
+    /// The cluster that it is part of, once it was published.
+    owner: OnceLock<Weak<Cluster>>,
     /// How often it was ejected or failed its health check: pools then let go of what they had before.
     failures: AtomicU32,
     /// When it passed its health check after failing it, or was first seen healthy; see [`now_ms`]. 0 for never.
@@ -192,6 +195,7 @@ impl Host {
             own_health_check: description.own_health_check,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
+            owner: OnceLock::new(),
             failures: AtomicU32::new(0),
             healthy_since: AtomicU64::new(0),
             outlier: OnceLock::new(),
@@ -278,6 +282,15 @@ impl Host {
     #[inline]
     pub fn is_removed(&self) -> bool {
         self.removed.load(Relaxed)
+    }
+
+    /// The cluster that it is part of.
+    pub(crate) fn owner(&self) -> Option<Arc<Cluster>> {
+        self.owner.get()?.upgrade()
+    }
+
+    pub(crate) fn set_owner(&self, cluster: &Weak<Cluster>) {
+        self.owner.get_or_init(|| cluster.clone());
     }
 
     /// How often it was found to be failing.

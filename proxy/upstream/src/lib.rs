@@ -2,12 +2,13 @@
 //!
 //! Reading order: the manager that finds a cluster by name (`cluster_manager`), the cluster (`cluster`) with its hosts
 //! (`host_set`, `host`), how one is picked (`lb`), what limits it (`circuit_breakers`), and how a stream to it is had
-//! (`pool`). Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`). `worker` is what each thread keeps.
+//! (`pool`). `followers` tells clusters of changes in others. Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`). `worker` is what each thread keeps.
 //! Knows no routes; the router filter does.
 
 pub mod cluster_manager;
 
 pub mod cluster;
+mod followers;
 pub mod host;
 pub mod host_set;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
 use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as NewFamily;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
@@ -44,8 +45,8 @@ impl ClusterConfig {
         if let (Some(discovery), Some(lb_policy)) = (&discovery, &lb_policy) {
             check_policy(cx, message, discovery, lb_policy);
         }
-        let names =
-            matches!(discovery, Some(Discovery::StrictDns | Discovery::LogicalDns | Discovery::Extension(_)) | None);
+        // Other kinds want addresses.
+        let names = !matches!(discovery, Some(Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst));
         let endpoints = match &message.load_assignment {
             Some(assignment) => {
                 cx.at("load_assignment", |cx| ClusterLoadAssignment::from_message(cx, assignment, names))?
@@ -122,6 +123,12 @@ fn discovery(cx: &mut Context, message: &pb::Cluster, dns: &mut DnsConfig) -> Op
                 Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.dns.v3.DnsCluster" => {
                     cx.at("typed_config", |cx| dns_cluster(cx, any, dns))
                 }
+                Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.aggregate.v3.ClusterConfig" => cx
+                    .at("typed_config", |cx| {
+                        let config: AggregateCluster = cx.unpack(any)?;
+                        let clusters = config.clusters.iter().map(|name| name.as_str().into()).collect();
+                        Some(Discovery::Aggregate { clusters })
+                    }),
                 None => match custom.name.as_str() {
                     "envoy.cluster.static" => Some(Discovery::Static),
                     "envoy.cluster.strict_dns" => Some(Discovery::StrictDns),
@@ -193,7 +200,14 @@ fn check_policy(cx: &mut Context, message: &pb::Cluster, discovery: &Discovery, 
                 message.lb_policy().as_str_name()
             ),
         ),
-        Discovery::OriginalDst | Discovery::Extension(_) => {}
+        Discovery::Aggregate { .. } if !provided => cx.error_at(
+            "lb_policy",
+            format!(
+                "cluster manager: cluster provided LB not specified but cluster '{}' provided one. Check cluster documentation.",
+                message.name
+            ),
+        ),
+        Discovery::OriginalDst | Discovery::Aggregate { .. } | Discovery::Extension(_) => {}
         _ if provided => cx.error_at(
             "lb_policy",
             format!(
@@ -715,6 +729,31 @@ mod tests {
         let cluster = decode(&message).unwrap();
         assert_eq!(cluster.discovery, Discovery::LogicalDns);
         assert_eq!((cluster.dns.refresh_rate.as_secs(), cluster.dns.family), (7, DnsLookupFamily::V4Only));
+    }
+
+    #[test]
+    fn an_aggregate_cluster_names_others_and_leaves_picking_to_them() {
+        let config = AggregateCluster { clusters: vec!["a".into(), "b".into()] };
+        let any = Any {
+            type_url: "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig".into(),
+            value: config.encode_to_vec(),
+        };
+        let kind = pb::cluster::CustomClusterType { name: "envoy.clusters.aggregate".into(), typed_config: Some(any) };
+        let mut message = pb::Cluster {
+            cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(kind)),
+            ..cluster(DiscoveryType::Static, &[])
+        };
+        assert_eq!(
+            errors(decode(&message)),
+            [
+                "lb_policy: cluster manager: cluster provided LB not specified but cluster 'c' provided one. Check cluster documentation."
+            ]
+        );
+        message.lb_policy = pb::cluster::LbPolicy::ClusterProvided.into();
+        assert_eq!(
+            decode(&message).unwrap().discovery,
+            Discovery::Aggregate { clusters: ["a".into(), "b".into()].into() }
+        );
     }
 
     #[test]

@@ -48,6 +48,8 @@ const CLUSTERS: &[&str] = &[
         expected_statuses: [{start: 200, end: 300}], service_name_matcher: {exact: x}}}]}",
     "{name: c, type: STATIC, health_checks: [{tcp_health_check: {send: {text: '61'}, receive: [{binary: YQ==}]}}]}",
     "{name: c, type: STATIC, http2_protocol_options: {}, health_checks: [{grpc_health_check: {}}]}",
+    "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.aggregate, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [a, b]}}}",
     "{name: c, cluster_type: {name: other.cluster}}",
     "{name: c, cluster_type: {name: other.cluster}, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided}}}]}}",

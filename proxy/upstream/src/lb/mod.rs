@@ -4,6 +4,7 @@
 //! for one cluster. As in Envoy every worker takes its own turns, starting at a random place. First the priority is
 //! chosen (`priority`), then the locality where localities are weighted, then the host by the cluster's policy.
 
+mod aggregate;
 pub mod edf;
 pub mod maglev;
 pub mod priority;
@@ -17,9 +18,10 @@ use crate::stats::ClusterStats;
 use edf::EdfScheduler;
 use nuncio_base::random;
 use nuncio_config::cluster::{ClusterConfig, LbPolicy};
-use priority::{Availability, PriorityLoad};
+use priority::{Availability, Level, PriorityLoad};
 use serde_json::{Map, Value};
 use slow_start::SlowStart;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use subset::Subsets;
@@ -66,6 +68,8 @@ enum Policy {
         full_scan: bool,
     },
     Random,
+    /// Members pick.
+    Aggregate(aggregate::Row),
     /// By priority.
     Hash(Box<[Box<dyn HashTable>]>),
 }
@@ -97,7 +101,6 @@ pub struct UnsupportedPolicy {
 /// [`UnsupportedPolicy`] for policies of extensions.
 pub fn check_policy(config: &ClusterConfig) -> Result<(), UnsupportedPolicy> {
     let policy = match &config.lb_policy {
-        LbPolicy::ClusterProvided => "CLUSTER_PROVIDED".to_owned(),
         LbPolicy::Extension(typed) => format!("{typed:?}"),
         _ => return Ok(()),
     };
@@ -182,6 +185,22 @@ impl LbTables {
     /// Load per priority.
     pub fn priority_load(&self) -> &PriorityLoad {
         &self.load
+    }
+
+    /// The priorities that load is spread over: those of `set`, or those of an aggregate cluster's members.
+    pub(crate) fn levels(&self, set: &PrioritySet) -> SmallVec<[Level; 4]> {
+        match &self.policy {
+            Policy::Aggregate(row) => row.levels().iter().copied().collect(),
+            _ => set.host_sets.iter().map(Level::of).collect(),
+        }
+    }
+
+    /// The place of `host` among them.
+    pub(crate) fn level_of(&self, host: &Host) -> Option<usize> {
+        match &self.policy {
+            Policy::Aggregate(row) => row.level_of(host),
+            _ => Some(host.priority.load(Relaxed) as usize),
+        }
     }
 }
 
@@ -308,6 +327,9 @@ impl WorkerLb {
             return subsets.choose(context, stats, |subset| {
                 self.subset(subset.slot).choose_host(&subset.tables, &subset.set, context, stats)
             });
+        }
+        if let Policy::Aggregate(row) = &tables.policy {
+            return row.choose(context.priority_load.unwrap_or(&tables.load), context);
         }
         let mut attempt = 0;
         loop {

@@ -1,6 +1,46 @@
 //! How load spreads over priorities: Envoy's health, overprovisioning and panic arithmetic. Pure functions.
 
 use crate::host_set::{HostSet, PrioritySet};
+use smallvec::SmallVec;
+
+/// What the arithmetic wants to know of one priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    hosts: usize,
+    healthy: usize,
+    degraded: usize,
+    /// Left out of the number of hosts.
+    excluded: usize,
+    /// In percent.
+    overprovisioning_factor: u32,
+}
+
+impl Level {
+    /// Counts the hosts of a priority.
+    pub fn of(set: &HostSet) -> Self {
+        Level {
+            hosts: set.hosts.len(),
+            healthy: set.healthy().len(),
+            degraded: set.degraded.len(),
+            excluded: set.excluded,
+            overprovisioning_factor: set.overprovisioning_factor,
+        }
+    }
+
+    /// Percentage that is available, with the overprovisioning factor, at most 100.
+    fn availability(&self, hosts: usize) -> u32 {
+        match self.hosts.saturating_sub(self.excluded) {
+            0 => 0,
+            total => (u64::from(self.overprovisioning_factor) * hosts as u64 / total as u64).min(100) as u32,
+        }
+    }
+
+    fn in_panic(&self, threshold: f64) -> bool {
+        let total = self.hosts.saturating_sub(self.excluded);
+        let percent = |count: usize| if total == 0 { 0.0 } else { 100.0 * count as f64 / total as f64 };
+        percent(self.healthy) + percent(self.degraded) < threshold
+    }
+}
 
 /// Healthy or degraded hosts of a priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,41 +65,60 @@ pub struct PriorityLoad {
 impl PriorityLoad {
     /// Computes the load for `set`. `panic_threshold` in percent.
     pub fn new(set: &PrioritySet, panic_threshold: f64) -> Self {
-        let (mut load, total) = Self::by_health(set, |_| false);
+        let levels: SmallVec<[Level; 4]> = set.host_sets.iter().map(Level::of).collect();
+        Self::of_levels(&levels, panic_threshold)
+    }
+
+    /// All load to the hosts of one of `count` priorities.
+    pub fn only(level: usize, availability: Availability, count: usize) -> Self {
+        let mut load = Self::none(count);
+        match availability {
+            Availability::Healthy => load.healthy[level] = 100,
+            Availability::Degraded => load.degraded[level] = 100,
+        }
+        load
+    }
+
+    fn none(count: usize) -> Self {
+        PriorityLoad {
+            healthy: vec![0; count].into(),
+            degraded: vec![0; count].into(),
+            panic: vec![false; count].into(),
+        }
+    }
+
+    /// Computes the load for these priorities, at least one. `panic_threshold` in percent.
+    pub fn of_levels(levels: &[Level], panic_threshold: f64) -> Self {
+        let (mut load, total) = Self::by_health(levels, |_| false);
         let threshold = panic_threshold.min(100.0);
         if threshold == 0.0 && total == 0 {
             load.healthy[0] = 100;
             return load;
         }
-        for (panic, set) in load.panic.iter_mut().zip(&set.host_sets) {
-            *panic = total != 100 && in_panic(set, threshold);
+        for (panic, level) in load.panic.iter_mut().zip(levels) {
+            *panic = total != 100 && level.in_panic(threshold);
         }
         if load.panic.iter().all(|panic| *panic) {
-            load.spread_by_size(set);
+            load.spread_by_size(levels);
         }
         load
     }
 
     /// The load with some priorities left out; None where the others have no host to offer. No priority is in panic.
-    pub fn excluding(set: &PrioritySet, excluded: &[bool]) -> Option<Self> {
-        let (load, total) = Self::by_health(set, |level| excluded.get(level) == Some(&true));
+    pub fn excluding(levels: &[Level], excluded: &[bool]) -> Option<Self> {
+        let (load, total) = Self::by_health(levels, |level| excluded.get(level) == Some(&true));
         (total > 0).then_some(load)
     }
 
     /// The load that health alone gives, without panic, and how much of 100 there are hosts for.
-    fn by_health(set: &PrioritySet, excluded: impl Fn(usize) -> bool) -> (Self, u32) {
-        let count = set.host_sets.len();
-        let mut load = PriorityLoad {
-            healthy: vec![0; count].into(),
-            degraded: vec![0; count].into(),
-            panic: vec![false; count].into(),
+    fn by_health(levels: &[Level], excluded: impl Fn(usize) -> bool) -> (Self, u32) {
+        let mut load = Self::none(levels.len());
+        let share = |hosts: &dyn Fn(&Level) -> usize| -> Vec<u32> {
+            let levels = levels.iter().enumerate();
+            levels.map(|(at, level)| if excluded(at) { 0 } else { level.availability(hosts(level)) }).collect()
         };
-        let share = |hosts: &dyn Fn(&HostSet) -> usize| -> Vec<u32> {
-            let levels = set.host_sets.iter().enumerate();
-            levels.map(|(level, set)| if excluded(level) { 0 } else { availability(set, hosts(set)) }).collect()
-        };
-        let health = share(&|set| set.healthy().len());
-        let degraded = share(&|set| set.degraded.len());
+        let health = share(&|level| level.healthy);
+        let degraded = share(&|level| level.degraded);
         let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
         if total > 0 {
             let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
@@ -75,20 +134,20 @@ impl PriorityLoad {
     }
 
     /// With every priority in panic, load follows the number of hosts.
-    fn spread_by_size(&mut self, set: &PrioritySet) {
+    fn spread_by_size(&mut self, levels: &[Level]) {
         self.healthy.fill(0);
         self.degraded.fill(0);
-        let total: usize = set.host_sets.iter().map(|set| set.hosts.len()).sum();
+        let total: usize = levels.iter().map(|level| level.hosts).sum();
         if total == 0 {
             self.healthy[0] = 100;
             return;
         }
         let mut rest = 100;
-        for (load, set) in self.healthy.iter_mut().zip(&set.host_sets) {
-            *load = (100 * set.hosts.len() / total) as u32;
+        for (load, level) in self.healthy.iter_mut().zip(levels) {
+            *load = (100 * level.hosts / total) as u32;
             rest -= *load;
         }
-        if let Some(first) = set.host_sets.iter().position(|set| !set.hosts.is_empty()) {
+        if let Some(first) = levels.iter().position(|level| level.hosts > 0) {
             self.healthy[first] += rest;
         }
     }
@@ -115,20 +174,6 @@ impl PriorityLoad {
         }
         (0, Availability::Healthy)
     }
-}
-
-/// Percentage of a priority that is available, with the overprovisioning factor, at most 100.
-fn availability(set: &HostSet, hosts: usize) -> u32 {
-    match set.hosts.len().saturating_sub(set.excluded) {
-        0 => 0,
-        total => (u64::from(set.overprovisioning_factor) * hosts as u64 / total as u64).min(100) as u32,
-    }
-}
-
-fn in_panic(set: &HostSet, threshold: f64) -> bool {
-    let total = set.hosts.len().saturating_sub(set.excluded);
-    let percent = |count: usize| if total == 0 { 0.0 } else { 100.0 * count as f64 / total as f64 };
-    percent(set.healthy().len()) + percent(set.degraded.len()) < threshold
 }
 
 /// Gives each priority its share of `rest`; returns the first that is available and what is left.
@@ -187,7 +232,9 @@ mod tests {
     #[test]
     fn priorities_that_are_left_out_get_no_load() {
         let set = priority_set(&[(2, 0, 0), (1, 0, 1), (0, 0, 1)]);
-        let without = |excluded: [bool; 3]| PriorityLoad::excluding(&set, &excluded).map(|load| load.healthy.to_vec());
+        let levels: Vec<_> = set.host_sets.iter().map(Level::of).collect();
+        let without =
+            |excluded: [bool; 3]| PriorityLoad::excluding(&levels, &excluded).map(|load| load.healthy.to_vec());
         assert_eq!(without([true, false, false]), Some(vec![0, 100, 0]));
         assert_eq!(without([false, true, false]), Some(vec![100, 0, 0]));
         assert_eq!(without([true, true, false]), None);

@@ -196,7 +196,7 @@ pub async fn http_stream(
     options: &StreamOptions<'_>,
 ) -> Result<PooledStream, PoolFailure> {
     let wait = {
-        let pool = pool_of(cluster, host, options)?;
+        let pool = pool_of(&cluster.serving(host), host, options)?;
         if let Some(result) = pool.ready_stream() {
             return result;
         }

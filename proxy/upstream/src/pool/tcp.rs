@@ -57,6 +57,7 @@ pub async fn tcp_connect(
     host: &Arc<Host>,
     options: &StreamOptions<'_>,
 ) -> Result<TcpUpstream, PoolFailure> {
+    let cluster = &*cluster.serving(host);
     let limits = cluster.resource_manager(options.priority);
     // Checked first, as in Envoy: a request in the queue would wait for a connection that is never given back.
     let per_host = host.stats.cx_active.load(Relaxed) < limits.max_connections_per_host();

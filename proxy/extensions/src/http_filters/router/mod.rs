@@ -246,7 +246,7 @@ impl Router {
         let limit = self.buffer_limit(stream, &route);
         let kept = retry.is_some() || entry.internal_redirect().is_some();
         let priority = if action.high_priority { ResourcePriority::High } else { ResourcePriority::Default };
-        let dynamic = stream.info.dynamic_metadata.as_ref().filter(|_| cluster.config.lb_common.subsets.is_some());
+        let dynamic = stream.info.dynamic_metadata.as_ref().filter(|_| cluster.reads_metadata());
         let metadata = dynamic.and_then(|all| all.get("envoy.lb")?.as_object().cloned()).map(Box::new);
         let mut request = Request {
             metadata,

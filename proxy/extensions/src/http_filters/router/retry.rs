@@ -11,7 +11,6 @@ use nuncio_http::route::RetryConditions;
 use nuncio_upstream::lb::priority::PriorityLoad;
 use nuncio_upstream::{Cluster, Host};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What came of an attempt.
@@ -248,24 +247,22 @@ impl RetryState {
     pub(crate) fn priority_load(&self, cluster: &Cluster, tried: &[Arc<Host>]) -> Option<PriorityLoad> {
         let frequency = self.policy.as_ref()?.previous_priorities? as usize;
         let state = cluster.state();
-        let levels = state.priority_set.host_sets.len();
         // Only whole batches of tries count; with all priorities tried it begins anew.
-        let mut excluded = vec![false; levels];
+        let mut excluded = vec![false; state.level_count()];
         for batch in tried.chunks_exact(frequency) {
             for host in batch {
-                if let Some(level) = excluded.get_mut(host.priority.load(Relaxed) as usize) {
+                if let Some(level) = state.level_of(host).and_then(|level| excluded.get_mut(level)) {
                     *level = true;
                 }
             }
-            let left = |excluded: &[bool]| PriorityLoad::excluding(&state.priority_set, excluded);
-            if left(&excluded).is_none() {
+            if state.load_excluding(&excluded).is_none() {
                 excluded.fill(false);
             }
         }
         if tried.len() < frequency || !excluded.contains(&true) {
             return None;
         }
-        PriorityLoad::excluding(&state.priority_set, &excluded)
+        state.load_excluding(&excluded)
     }
 }
 
