@@ -24,7 +24,7 @@ use nuncio_http::matchers::NoRuntime;
 use nuncio_http::route::{RouteOutcome, RouteRequest, RouteTable};
 use nuncio_net::address::Address;
 use nuncio_upstream::host::{Host, HostDescription};
-use nuncio_upstream::host_set::{HostGroup, HostGroups};
+use nuncio_upstream::host_set::{Grouping, HostGroup, HostGroups};
 use nuncio_upstream::lb::{LbContext, LbTables, WorkerLb};
 use nuncio_upstream::stats::ClusterStats;
 
@@ -257,7 +257,7 @@ impl Bench {
                 let locality = Arc::default();
                 let hosts = (0..n).map(|i| upstream_host(i, if weighted { 1 + i % 7 } else { 1 }, &locality)).collect();
                 let groups = vec![HostGroup { priority: 0, locality: locality.clone(), weight: None, hosts }];
-                let set = HostGroups { groups, overprovisioning_factor: 140, locality_weighted: false }.priority_set();
+                let set = HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set();
                 let tables = LbTables::new(&config, &set, &stats);
                 let mut worker = WorkerLb::with_seed(1);
                 let context = LbContext::default();

@@ -177,6 +177,8 @@ pub enum LbPolicy {
 /// `CommonLbConfig`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommonLbConfig {
+    /// How localities are told apart where the process knows its local cluster.
+    pub zone_aware: ZoneAwareConfig,
     /// Percent of healthy hosts below which all are used; default 50.
     pub healthy_panic_threshold: f64,
     /// Do not use the unhealthy when panicking.
@@ -200,6 +202,7 @@ pub struct CommonLbConfig {
 impl Default for CommonLbConfig {
     fn default() -> Self {
         CommonLbConfig {
+            zone_aware: ZoneAwareConfig::default(),
             healthy_panic_threshold: 50.0,
             fail_traffic_on_panic: false,
             locality_weighted: false,
@@ -210,6 +213,25 @@ impl Default for CommonLbConfig {
             slow_start: None,
             subsets: None,
         }
+    }
+}
+
+/// `ZoneAwareLbConfig`, without what it says of panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZoneAwareConfig {
+    /// Percent of requests that are routed so; default 100.
+    pub routing_enabled: u32,
+    /// Healthy hosts that there have to be; default 6.
+    pub min_cluster_size: u64,
+    /// With so many healthy hosts in the own locality everything stays there; None to share evenly.
+    pub force_local_zone: Option<u32>,
+    /// Shares go by the weights of hosts instead of their number.
+    pub by_weight: bool,
+}
+
+impl Default for ZoneAwareConfig {
+    fn default() -> Self {
+        ZoneAwareConfig { routing_enabled: 100, min_cluster_size: 6, force_local_zone: None, by_weight: false }
     }
 }
 

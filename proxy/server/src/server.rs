@@ -33,7 +33,7 @@ use nuncio_http::matchers::Runtime;
 use nuncio_net::listener::{GlobalConnections, Listener};
 use nuncio_net::tls::secrets::SecretEvent;
 use nuncio_net::tls::watch::TlsContexts;
-use nuncio_upstream::{ClusterManager, ClusterManagerOptions};
+use nuncio_upstream::{ClusterManager, ClusterManagerOptions, Zones};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -205,6 +205,9 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         tls_contexts: contexts.clone(),
         event_logs: Some(access_logs.clone()),
     });
+    clusters.apply_runtime(&*runtime);
+    let locality = Arc::new(config.node.locality.clone());
+    clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
     let context = Context {
         access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),
@@ -381,10 +384,12 @@ impl Server {
         }
     }
 
-    /// Sets the limits on connections that runtime keys name, after those have changed. A key that is gone limits nothing.
+    /// Takes over what runtime keys say of limits on connections and of load balancing, after those have changed. A key that
+    /// is gone limits nothing.
     pub fn apply_runtime_limits(&self) {
         let limit = self.runtime.integer("overload.global_downstream_max_connections");
         self.context.global.set_limit(limit.unwrap_or(u64::MAX));
+        self.context.clusters.apply_runtime(&*self.runtime);
         for listener in self.listeners.active() {
             let key = listeners::build::connection_limit_key(listener.name());
             let limit = self.runtime.integer(&key).or(listener.config().connection_limit);

@@ -4,23 +4,24 @@
 //! [`Cluster::choose_host`], which reads one generation number and the worker's own state.
 
 use crate::circuit_breakers::{ResourceManager, ResourcePriority};
-use crate::cluster_manager::{ClusterManager, Warming};
+use crate::cluster_manager::Warming;
 use crate::endpoints::Given;
 use crate::followers::Followers;
 use crate::health_check::{HealthChecker, Job};
 use crate::host::{Host, health_flag};
-use crate::host_set::PrioritySet;
+use crate::host_set::{Grouping, PrioritySet};
 use crate::lb::priority::{Level, PriorityLoad};
-use crate::lb::{LbContext, LbTables, UnsupportedPolicy, check_policy};
+use crate::lb::{LbContext, LbTables, LocalCluster, UnsupportedPolicy, check_policy};
 use crate::outlier::OutlierDetection;
 use crate::stats::ClusterStats;
 use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, LbPolicy, Locality};
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
+use nuncio_http::matchers::Runtime;
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use nuncio_net::tls::secrets::Secrets;
@@ -84,6 +85,10 @@ pub struct Cluster {
     health: Option<Arc<HealthChecker>>,
     weak: Weak<Cluster>,
     followers: Arc<Followers>,
+    /// The configuration with what runtime keys say of load balancing.
+    lb_config: ArcSwap<ClusterConfig>,
+    /// Where this proxy is, for clusters that route by zones.
+    zones: Option<Arc<Zones>>,
     pub(crate) workers: Weak<worker::Workers>,
 }
 
@@ -112,6 +117,65 @@ pub enum ClusterError {
     },
 }
 
+/// What runtime keys say of the load balancing of all clusters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LbRuntime {
+    /// `upstream.healthy_panic_threshold`
+    pub(crate) panic_threshold: Option<u64>,
+    /// `upstream.zone_routing.enabled`
+    pub(crate) zones_enabled: Option<u64>,
+    /// `upstream.zone_routing.min_cluster_size`
+    pub(crate) min_cluster_size: Option<u64>,
+}
+
+impl LbRuntime {
+    pub(crate) fn read(runtime: &dyn Runtime) -> Self {
+        LbRuntime {
+            panic_threshold: runtime.integer("upstream.healthy_panic_threshold"),
+            zones_enabled: runtime.integer("upstream.zone_routing.enabled"),
+            min_cluster_size: runtime.integer("upstream.zone_routing.min_cluster_size"),
+        }
+    }
+
+    /// `config` with what the keys say.
+    fn applied(self, config: &Arc<ClusterConfig>) -> Arc<ClusterConfig> {
+        if self == LbRuntime::default() {
+            return config.clone();
+        }
+        let mut config = (**config).clone();
+        let common = &mut config.lb_common;
+        if let Some(percent) = self.panic_threshold {
+            common.healthy_panic_threshold = percent.min(100) as f64;
+        }
+        if let Some(percent) = self.zones_enabled {
+            common.zone_aware.routing_enabled = percent.min(100) as u32;
+        }
+        if let Some(size) = self.min_cluster_size {
+            common.zone_aware.min_cluster_size = size;
+        }
+        Arc::new(config)
+    }
+}
+
+/// Where this proxy is: what zone-aware routing has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zones {
+    /// `cluster_manager.local_cluster_name`; without it nothing is routed by zones.
+    pub local_cluster: Option<Box<str>>,
+    /// Locality of the node.
+    pub locality: Arc<Locality>,
+}
+
+impl Zones {
+    /// Whether `config`'s policy tells zones apart. The local cluster itself is not routed so.
+    fn concern(&self, config: &ClusterConfig) -> bool {
+        let policy =
+            matches!(config.lb_policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } | LbPolicy::Random);
+        let local = self.local_cluster.as_ref().is_some_and(|local| **local != *config.name);
+        policy && local && !config.lb_common.locality_weighted
+    }
+}
+
 /// What a cluster is made with beside its configuration.
 pub(crate) struct ClusterParts<'a> {
     pub(crate) registry: &'a Registry,
@@ -131,6 +195,10 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) secrets: &'a Secrets,
     /// Who is told of other hosts.
     pub(crate) followers: &'a Arc<Followers>,
+    /// Where this proxy is, if that is known.
+    pub(crate) zones: Option<&'a Arc<Zones>>,
+    /// Goes before the configuration.
+    pub(crate) lb_runtime: LbRuntime,
 }
 
 impl Cluster {
@@ -149,6 +217,8 @@ impl Cluster {
             health_jobs,
             secrets,
             followers,
+            zones,
+            lb_runtime,
         } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -156,10 +226,12 @@ impl Cluster {
             Some(name) => (**name).into(),
             None => config.name.clone(),
         };
-        let stats = Arc::new(ClusterStats::new(registry, &observability_name.replace(':', "_")));
+        let zone = zones.map_or("", |zones| &zones.locality.zone);
+        let stats = Arc::new(ClusterStats::in_zone(registry, &observability_name.replace(':', "_"), zone));
         let transport = Transport::new(&config, &stats, secrets)?;
         let priority_set = Arc::new(PrioritySet::default());
-        let tables = LbTables::new(&config, &priority_set, &stats);
+        let lb_config = lb_runtime.applied(&config);
+        let tables = LbTables::new(&lb_config, &priority_set, &stats);
         let limits = [ResourcePriority::Default, ResourcePriority::High]
             .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
         let auto_sni_header = config.http.override_auto_sni_header.as_deref().and_then(HeaderName::parse);
@@ -179,6 +251,8 @@ impl Cluster {
             health,
             weak: weak.clone(),
             followers: followers.clone(),
+            lb_config: ArcSwap::new(lb_config),
+            zones: zones.filter(|zones| zones.concern(&config)).cloned(),
             connect,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             observability_name,
@@ -301,7 +375,7 @@ impl Cluster {
         self.stats.membership_healthy().set(healthy as u64);
         self.stats.membership_degraded().set(degraded as u64);
         self.stats.membership_excluded().set(excluded as u64);
-        let tables = old.tables.renewed(&self.config, &priority_set, &self.stats);
+        let tables = self.tables_in_place_of(&old.tables, &priority_set);
         self.state.store(Arc::new(ClusterState { priority_set: Arc::new(priority_set), tables }));
         self.generation.fetch_add(1, Ordering::Release);
         self.followers.changed(self.name());
@@ -311,21 +385,54 @@ impl Cluster {
     }
 
     /// Follows the clusters on whose hosts its picks depend.
-    pub(crate) fn start_following(&self, manager: &ClusterManager) {
+    pub(crate) fn start_following(&self) {
         if let Discovery::Aggregate { clusters } = &self.config.discovery {
             clusters.iter().for_each(|name| self.followers.follow(name, self));
-            self.follow(manager);
+            self.follow();
+        } else if let Some(local) = self.zones.as_ref().and_then(|zones| zones.local_cluster.as_ref()) {
+            self.followers.follow(local, self);
         }
     }
 
+    /// What localities are kept apart for.
+    pub(crate) fn grouping(&self) -> Grouping {
+        match &self.zones {
+            _ if self.config.lb_common.locality_weighted => Grouping::Weighted,
+            Some(zones) => Grouping::Zones(zones.locality.clone()),
+            None => Grouping::None,
+        }
+    }
+
+    /// The local cluster, where it matters and exists.
+    fn local_cluster(&self) -> Option<LocalCluster> {
+        let zones = self.zones.as_ref()?;
+        let hosts = self.followers.cluster(zones.local_cluster.as_ref()?)?.state().priority_set.clone();
+        Some(LocalCluster { locality: zones.locality.clone(), hosts })
+    }
+
     /// One of the clusters that it follows has changed: publishes tables that know of it.
-    pub(crate) fn follow(&self, manager: &ClusterManager) {
-        let Discovery::Aggregate { clusters } = &self.config.discovery else { return };
-        let members = clusters.iter().filter_map(|name| manager.cluster(name));
-        let tables = LbTables::aggregate(&self.config, members);
-        let priority_set = self.state().priority_set.clone();
+    pub(crate) fn follow(&self) {
+        let old = self.state();
+        let priority_set = old.priority_set.clone();
+        let tables = match &self.config.discovery {
+            Discovery::Aggregate { clusters } => LbTables::aggregate(
+                &self.lb_config.load(),
+                clusters.iter().filter_map(|name| self.followers.cluster(name)),
+            ),
+            _ => self.tables_in_place_of(&old.tables, &priority_set),
+        };
         self.state.store(Arc::new(ClusterState { priority_set, tables }));
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn tables_in_place_of(&self, old: &LbTables, set: &PrioritySet) -> LbTables {
+        old.renewed(&self.lb_config.load(), set, &self.stats, self.local_cluster().as_ref())
+    }
+
+    /// Runtime keys say something else of load balancing.
+    pub(crate) fn apply_runtime(&self, runtime: LbRuntime) {
+        self.lb_config.store(runtime.applied(&self.config));
+        self.follow();
     }
 
     /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it.

@@ -3,7 +3,7 @@
 //! Workers look names up without locks: names hash to shards, each an `ArcSwap` of a short sorted table, so that a
 //! change copies a few entries however many clusters there are. The control thread adds and removes.
 
-use crate::cluster::{Cluster, ClusterError, ClusterParts};
+use crate::cluster::{Cluster, ClusterError, ClusterParts, LbRuntime, Zones};
 use crate::discovery;
 use crate::dns::Resolvers;
 use crate::followers::Followers;
@@ -15,12 +15,13 @@ use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
 use nuncio_http::access_log::{AccessLogWriter, LogFile};
+use nuncio_http::matchers::Runtime;
 use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, BuildHasherDefault};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 
@@ -63,6 +64,7 @@ pub struct ClusterManager {
     stats: ClusterManagerStats,
     workers: Arc<Workers>,
     followers: Arc<Followers>,
+    zones: OnceLock<Arc<Zones>>,
     resolvers: Resolvers,
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
@@ -90,6 +92,8 @@ struct Control {
     /// Place in the order.
     places: FxHashMap<Arc<str>, u64>,
     next: u64,
+    /// What runtime keys say.
+    lb_runtime: LbRuntime,
     /// Clusters that are not visible yet, by name.
     warming: FxHashMap<Arc<str>, Arc<Cluster>>,
 }
@@ -130,6 +134,7 @@ impl ClusterManager {
             options,
             workers: Arc::default(),
             followers: Arc::default(),
+            zones: OnceLock::new(),
             resolvers: Resolvers::default(),
             control: Mutex::default(),
             waiting: watch::channel(Waiting::default()).0,
@@ -139,6 +144,22 @@ impl ClusterManager {
         });
         manager.followers.belong_to(&manager);
         manager
+    }
+
+    /// Says where this proxy is, before the first cluster is added: clusters then route by zones.
+    pub fn set_zones(&self, zones: Zones) {
+        let _ = self.zones.set(Arc::new(zones));
+    }
+
+    /// Runtime keys may have other values: those of load balancing are read again. For the control thread.
+    pub fn apply_runtime(&self, runtime: &dyn Runtime) {
+        let new = LbRuntime::read(runtime);
+        if std::mem::replace(&mut self.control().lb_runtime, new) == new {
+            return;
+        }
+        for cluster in self.clusters().into_iter().chain(self.warming()) {
+            cluster.apply_runtime(new);
+        }
     }
 
     /// The cluster of this name. Lock-free; for every thread.
@@ -232,6 +253,8 @@ impl ClusterManager {
             health_jobs: &self.health_jobs,
             secrets: options.tls_contexts.secrets(),
             followers: &self.followers,
+            zones: self.zones.get(),
+            lb_runtime: self.control().lb_runtime,
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
@@ -305,7 +328,7 @@ impl ClusterManager {
             }
         }
         drop(control);
-        cluster.start_following(self);
+        cluster.start_following();
         self.followers.changed(cluster.name());
     }
 

@@ -37,7 +37,7 @@ impl Discovery {
             Err(ClusterError::Unsupported { path: format!("{}.{field}", config.path), what })
         };
         match &config.discovery {
-            DiscoveryConfig::Static => match static_groups(config) {
+            DiscoveryConfig::Static => match static_groups(cluster) {
                 Ok(groups) => Ok(Discovery::Static(groups)),
                 Err(name) => unsupported(
                     "load_assignment",
@@ -128,20 +128,22 @@ pub(crate) fn make_host(
 }
 
 /// Groups without hosts, with the settings of `config`.
-pub(crate) fn empty_groups(config: &ClusterConfig) -> HostGroups {
+pub(crate) fn empty_groups(cluster: &Cluster) -> HostGroups {
+    let config = &cluster.config;
     HostGroups {
         groups: Vec::new(),
         overprovisioning_factor: config
             .endpoints
             .overprovisioning_factor
             .unwrap_or(config.lb_common.overprovisioning_factor),
-        locality_weighted: config.lb_common.locality_weighted,
+        grouping: cluster.grouping(),
     }
 }
 
 /// Hosts as configured; the error is a name that is no address.
-fn static_groups(config: &ClusterConfig) -> Result<HostGroups, String> {
-    let mut groups = empty_groups(config);
+fn static_groups(cluster: &Cluster) -> Result<HostGroups, String> {
+    let config = &cluster.config;
+    let mut groups = empty_groups(cluster);
     for locality in &config.endpoints.localities {
         let name = Arc::new(locality.locality.clone());
         let mut hosts = Vec::with_capacity(locality.endpoints.len());

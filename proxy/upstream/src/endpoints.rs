@@ -90,7 +90,7 @@ impl Cluster {
         let old = self.state();
         let known: FxHashMap<&Address, &Arc<Host>> =
             old.priority_set.hosts().map(|host| (&host.address, host)).collect();
-        let mut groups = empty_groups(&self.config);
+        let mut groups = empty_groups(self);
         if let Some(factor) = assignment.overprovisioning_factor {
             groups.overprovisioning_factor = factor;
         }

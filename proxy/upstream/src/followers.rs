@@ -1,4 +1,5 @@
-//! Clusters that have to know the hosts of other clusters: aggregate clusters those of their members.
+//! Clusters that have to know the hosts of other clusters: aggregate clusters those of their members, and those that
+//! route by zones those of the local cluster.
 //!
 //! Whoever changes a cluster on the control thread says so here ([`Followers::changed`]), and those that follow it build
 //! their load balancing tables anew. Their own hosts stay as they are, so a change goes one step and no further.
@@ -24,6 +25,11 @@ impl Followers {
         let _ = self.manager.set(Arc::downgrade(manager));
     }
 
+    /// The cluster of this name, if there is one.
+    pub(crate) fn cluster(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.manager.get()?.upgrade()?.cluster(name)
+    }
+
     /// `cluster` follows the cluster `name` from now on, as long as it lives.
     pub(crate) fn follow(&self, name: &str, cluster: &Cluster) {
         self.any.store(true, Relaxed);
@@ -38,7 +44,6 @@ impl Followers {
         if !self.any.load(Relaxed) {
             return;
         }
-        let Some(manager) = self.manager.get().and_then(Weak::upgrade) else { return };
         let mut followers = Vec::new();
         {
             let mut by_name = self.lock();
@@ -50,7 +55,7 @@ impl Followers {
             }
         }
         for follower in followers {
-            follower.follow(&manager);
+            follower.follow();
         }
     }
 

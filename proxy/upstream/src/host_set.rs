@@ -7,6 +7,18 @@ use nuncio_config::cluster::Locality;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// What localities are kept apart for.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub enum Grouping {
+    /// They are not.
+    #[default]
+    None,
+    /// Load goes by their weights.
+    Weighted,
+    /// Load stays near this locality, which comes first.
+    Zones(Arc<Locality>),
+}
+
 /// The hosts of one locality within one priority.
 #[derive(Debug)]
 pub struct LocalityHosts {
@@ -36,8 +48,10 @@ pub struct HostSet {
     pub degraded: Vec<Arc<Host>>,
     /// Number of hosts excluded from health arithmetic.
     pub excluded: usize,
-    /// By locality, in the order of region, zone, sub-zone; empty where the cluster has no locality weights.
+    /// By locality, in the order of region, zone, sub-zone; empty where they are not kept apart.
     pub localities: Vec<LocalityHosts>,
+    /// Why they are kept apart.
+    pub grouping: Grouping,
     /// In percent; default 140.
     pub overprovisioning_factor: u32,
 }
@@ -49,18 +63,22 @@ impl HostSet {
         if self.all_healthy { &self.hosts } else { &self.healthy }
     }
 
-    /// Sorts `hosts` by their health as it is now. `locality_weights` is given for locality-weighted clusters.
+    /// Sorts `hosts` by their health as it is now. `weights` are those of localities; without any, localities are not
+    /// weighted.
     pub fn new(
         hosts: Vec<Arc<Host>>,
-        locality_weights: Option<&[(Arc<Locality>, u32)]>,
+        grouping: &Grouping,
+        weights: &[(Arc<Locality>, u32)],
         overprovisioning_factor: u32,
     ) -> Self {
-        let mut set = HostSet { overprovisioning_factor, ..HostSet::default() };
+        let grouping =
+            if weights.is_empty() && *grouping == Grouping::Weighted { Grouping::None } else { grouping.clone() };
+        let mut set = HostSet { overprovisioning_factor, grouping, ..HostSet::default() };
         set.all_healthy = hosts.iter().all(|host| host.health() == Health::Healthy && !host.excluded());
         if !set.all_healthy {
             (set.healthy, set.degraded, set.excluded) = partition(&hosts);
         }
-        if let Some(weights) = locality_weights {
+        if set.grouping != Grouping::None {
             let mut localities: Vec<LocalityHosts> = Vec::new();
             for host in &hosts {
                 match localities.iter_mut().find(|entry| entry.locality == host.locality) {
@@ -78,11 +96,16 @@ impl HostSet {
                     }),
                 }
             }
+            let own = match &set.grouping {
+                Grouping::Zones(own) => Some(own),
+                _ => None,
+            };
             localities.sort_by(|a, b| {
-                let key = |l: &LocalityHosts| {
-                    (l.locality.region.clone(), l.locality.zone.clone(), l.locality.sub_zone.clone())
-                };
-                key(a).cmp(&key(b))
+                fn key<'a>(l: &'a LocalityHosts, own: Option<&Arc<Locality>>) -> (bool, [&'a str; 3]) {
+                    let at = &l.locality;
+                    (own.is_none_or(|own| *own != l.locality), [&at.region, &at.zone, &at.sub_zone])
+                }
+                key(a, own).cmp(&key(b, own))
             });
             for entry in &mut localities {
                 (entry.healthy, entry.degraded, entry.excluded) = partition(&entry.hosts);
@@ -137,8 +160,7 @@ impl PrioritySet {
             let more = more.iter().filter(|host| host.priority.load(Relaxed) as usize == level);
             let hosts = set.hosts.iter().filter(|host| keep(host)).chain(more).cloned().collect();
             let weights: Vec<_> = set.localities.iter().map(|entry| (entry.locality.clone(), entry.weight)).collect();
-            let weights = Some(weights.as_slice()).filter(|weights| !weights.is_empty());
-            HostSet::new(hosts, weights, set.overprovisioning_factor)
+            HostSet::new(hosts, &set.grouping, &weights, set.overprovisioning_factor)
         };
         PrioritySet { host_sets: self.host_sets.iter().enumerate().map(refresh).collect() }
     }
@@ -171,8 +193,8 @@ pub struct HostGroups {
     pub groups: Vec<HostGroup>,
     /// In percent.
     pub overprovisioning_factor: u32,
-    /// Build localities for locality-weighted balancing.
-    pub locality_weighted: bool,
+    /// What localities are kept apart for.
+    pub grouping: Grouping,
 }
 
 impl HostGroups {
@@ -186,10 +208,13 @@ impl HostGroups {
                 for host in &hosts {
                     host.priority.store(level as u32, Relaxed);
                 }
-                let weights: Option<Vec<_>> = self.locality_weighted.then(|| {
-                    groups().filter_map(|group| group.weight.map(|weight| (group.locality.clone(), weight))).collect()
-                });
-                HostSet::new(hosts, weights.as_deref().filter(|w| !w.is_empty()), self.overprovisioning_factor)
+                let weights: Vec<_> = match self.grouping {
+                    Grouping::Weighted => groups()
+                        .filter_map(|group| group.weight.map(|weight| (group.locality.clone(), weight)))
+                        .collect(),
+                    _ => Vec::new(),
+                };
+                HostSet::new(hosts, &self.grouping, &weights, self.overprovisioning_factor)
             })
             .collect();
         PrioritySet { host_sets }

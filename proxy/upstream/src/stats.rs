@@ -3,8 +3,9 @@
 //! Handed out as handles when a cluster is built; pools, load balancers and the router filter count in them. Response
 //! codes are [`CodeStats`]; the `internal.` and `external.` twins and the shadow of canaries appear at their first use.
 
+use arc_swap::ArcSwap;
 use nuncio_base::stats::{CodeStats, Registry};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 nuncio_base::stat_family! {
     /// Everything under `cluster.<name>.` that always exists, except response codes.
@@ -147,6 +148,10 @@ pub struct ClusterStats {
     internal: OnceLock<Box<ResponseStats>>,
     external: OnceLock<Box<ResponseStats>>,
     canary: OnceLock<Box<ResponseStats>>,
+    /// Zone of this proxy; empty where it has none.
+    own_zone: Box<str>,
+    /// By zone of the hosts.
+    zones: ArcSwap<Vec<(Box<str>, Arc<ResponseStats>)>>,
     retried: OnceLock<Box<ResponseStats>>,
     budgets: OnceLock<Box<TimeoutBudgetFamily>>,
     kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send + Sync>>>,
@@ -170,8 +175,15 @@ impl std::fmt::Debug for ClusterStats {
 impl ClusterStats {
     /// Stats of the cluster whose observability name is `name` (`:` already replaced).
     pub fn new(registry: &Registry, name: &str) -> Self {
+        Self::in_zone(registry, name, "")
+    }
+
+    /// As [`ClusterStats::new`], for a proxy that is in `zone`: what goes from there to zones of hosts is counted.
+    pub fn in_zone(registry: &Registry, name: &str, zone: &str) -> Self {
         let prefix = format!("cluster.{name}.");
         ClusterStats {
+            own_zone: zone.into(),
+            zones: ArcSwap::default(),
             family: ClusterFamily::new(registry, &prefix),
             _total: CodeStats::with_total(registry, &prefix),
             registry: registry.clone(),
@@ -184,6 +196,32 @@ impl ClusterStats {
             budgets: OnceLock::new(),
             kept: std::sync::Mutex::default(),
         }
+    }
+
+    /// Codes and times of requests to hosts of `zone` (`zone.<own>.<zone>.`); None where one of the two has no name.
+    #[inline]
+    pub fn zone(&self, zone: &str) -> Option<Arc<ResponseStats>> {
+        if self.own_zone.is_empty() || zone.is_empty() {
+            return None;
+        }
+        let known = self.zones.load();
+        known.iter().find(|(name, _)| **name == *zone).map(|(_, stats)| stats.clone()).or_else(|| self.new_zone(zone))
+    }
+
+    #[cold]
+    fn new_zone(&self, zone: &str) -> Option<Arc<ResponseStats>> {
+        // Only one thread adds at a time.
+        let _kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.zones.load();
+        if let Some((_, stats)) = known.iter().find(|(name, _)| **name == *zone) {
+            return Some(stats.clone());
+        }
+        let prefix = format!("{}zone.{}.{zone}.", self.prefix, self.own_zone);
+        let stats = Arc::new(ResponseStats::new(&self.registry, &prefix));
+        let mut all = Vec::clone(&known);
+        all.push((zone.into(), stats.clone()));
+        self.zones.store(Arc::new(all));
+        Some(stats)
     }
 
     fn twin<'a>(&self, cell: &'a OnceLock<Box<ResponseStats>>, name: &str) -> &'a ResponseStats {

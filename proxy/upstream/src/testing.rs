@@ -1,7 +1,7 @@
 //! Hosts and configurations for this crate's tests.
 
 use crate::host::{Host, HostDescription};
-use crate::host_set::{HostGroup, HostGroups, PrioritySet};
+use crate::host_set::{Grouping, HostGroup, HostGroups, PrioritySet};
 use crate::stats::ClusterStats;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::cluster::{ClusterConfig, HealthStatus, Locality};
@@ -38,7 +38,7 @@ pub(crate) fn weighted_set(weights: &[u32]) -> PrioritySet {
     let locality = Arc::default();
     let hosts = weights.iter().enumerate().map(|(port, weight)| host(port as u16, *weight, &locality)).collect();
     let groups = vec![HostGroup { priority: 0, locality, weight: None, hosts }];
-    HostGroups { groups, overprovisioning_factor: 140, locality_weighted: false }.priority_set()
+    HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
 }
 
 /// Priorities of (healthy, degraded, unhealthy) hosts; ports count on from 0 in this order.
@@ -61,5 +61,5 @@ pub(crate) fn priority_set(levels: &[(usize, usize, usize)]) -> PrioritySet {
         }
         HostGroup { priority: level as u32, locality: locality.clone(), weight: None, hosts }
     });
-    HostGroups { groups: groups.collect(), overprovisioning_factor: 140, locality_weighted: false }.priority_set()
+    HostGroups { groups: groups.collect(), overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
 }

@@ -16,7 +16,7 @@ use envoy_types::pb::google::protobuf::Any;
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
     DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive, Thresholds,
-    UpstreamHttpOptions, UpstreamProtocol,
+    UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::decode::{Context, bool_value, json, serialized, type_name, u32_value};
@@ -268,7 +268,10 @@ fn lb_common(cx: &mut Context, message: &pb::Cluster) -> CommonLbConfig {
         common.close_connections_on_host_set_change = config.close_connections_on_host_set_change;
         match &config.locality_config_specifier {
             Some(Locality::LocalityWeightedLbConfig(_)) => common.locality_weighted = true,
-            Some(Locality::ZoneAwareLbConfig(zone)) => common.fail_traffic_on_panic = zone.fail_traffic_on_panic,
+            Some(Locality::ZoneAwareLbConfig(zone)) => {
+                common.fail_traffic_on_panic = zone.fail_traffic_on_panic;
+                common.zone_aware = ZoneAwareConfig::new(&zone.routing_enabled, &zone.min_cluster_size);
+            }
             None => {}
         }
     }

@@ -3,10 +3,12 @@
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::extensions::load_balancing_policies as policies;
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::google::protobuf as google;
 use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
-use super::{CommonLbConfig, LbPolicy, SlowStartConfig, SubsetConfig};
+use super::{CommonLbConfig, LbPolicy, SlowStartConfig, SubsetConfig, ZoneAwareConfig};
 use crate::decode::{Context, type_name, u32_value, u64_value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,24 @@ impl LbPolicy {
                 cx.error_at(
                     "lb_subset_config",
                     "cluster: load_balancing_policy cannot be combined with lb_subset_config",
+                );
+            }
+            use pb::cluster::common_lb_config::LocalityConfigSpecifier;
+            let partial = message.common_lb_config.as_ref().is_some_and(|common| {
+                let locality = &common.locality_config_specifier;
+                common.consistent_hashing_lb_config.is_some()
+                    || matches!(
+                        locality,
+                        Some(
+                            LocalityConfigSpecifier::ZoneAwareLbConfig(_)
+                                | LocalityConfigSpecifier::LocalityWeightedLbConfig(_)
+                        )
+                    )
+            });
+            if partial {
+                cx.error_at(
+                    "common_lb_config",
+                    "cluster: load_balancing_policy cannot be combined with partial fields (zone_aware_lb_config, locality_weighted_lb_config, consistent_hashing_lb_config) of common_lb_config",
                 );
             }
             return cx.at("load_balancing_policy", |cx| from_list(cx, list, common));
@@ -237,10 +257,34 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
     })
 }
 
+impl ZoneAwareConfig {
+    pub(super) fn new(enabled: &Option<Percent>, least: &Option<google::UInt64Value>) -> Self {
+        let default = ZoneAwareConfig::default();
+        ZoneAwareConfig {
+            routing_enabled: enabled.map_or(default.routing_enabled, |percent| percent.value.round() as u32),
+            min_cluster_size: u64_value(least).unwrap_or(default.min_cluster_size),
+            ..default
+        }
+    }
+}
+
 fn locality(common: &mut CommonLbConfig, config: &Option<LocalityLbConfig>) {
     match config.as_ref().and_then(|config| config.locality_config_specifier.as_ref()) {
         Some(Locality::LocalityWeightedLbConfig(_)) => common.locality_weighted = true,
-        Some(Locality::ZoneAwareLbConfig(zone)) => common.fail_traffic_on_panic = zone.fail_traffic_on_panic,
+        Some(Locality::ZoneAwareLbConfig(zone)) => {
+            use policies::common::v3::locality_lb_config::zone_aware_lb_config::LocalityBasis;
+            common.fail_traffic_on_panic = zone.fail_traffic_on_panic;
+            #[allow(deprecated, reason = "configurations still say it this way")]
+            let direct = zone.force_locality_direct_routing.then_some(1);
+            common.zone_aware = ZoneAwareConfig {
+                force_local_zone: match &zone.force_local_zone {
+                    Some(forced) => Some(u32_value(&forced.min_size).unwrap_or(1)),
+                    None => direct,
+                },
+                by_weight: zone.locality_basis() == LocalityBasis::HealthyHostsWeight,
+                ..ZoneAwareConfig::new(&zone.routing_enabled, &zone.min_cluster_size)
+            };
+        }
         None => {}
     }
 }
@@ -249,7 +293,6 @@ fn locality(common: &mut CommonLbConfig, config: &Option<LocalityLbConfig>) {
 mod tests {
     use super::*;
     use crate::decode::tests::errors;
-    use envoy_types::pb::google::protobuf as google;
     use prost::Message;
 
     fn extension<M: Message>(type_name: &str, config: &M) -> pb::load_balancing_policy::Policy {

@@ -128,7 +128,7 @@ fn strict_answer(shared: &Strict, index: usize, cluster: &Arc<Cluster>, answer: 
         return;
     }
     groups[index] = hosts;
-    let mut all = empty_groups(config);
+    let mut all = empty_groups(cluster);
     for (at, locality) in config.endpoints.localities.iter().enumerate() {
         let mut hosts: Vec<Arc<Host>> = Vec::new();
         for (_, found) in shared.targets.iter().zip(groups.iter()).filter(|(target, _)| target.locality == at) {
@@ -182,7 +182,7 @@ fn logical_host(cluster: &Arc<Cluster>, target: &Target, addresses: &[Address]) 
     let name = hostname(endpoint, target);
     let host = make_host(config, endpoint, addresses[0].clone(), name, &locality, group.priority);
     host.set_connect_addresses(addresses);
-    let mut groups = empty_groups(config);
+    let mut groups = empty_groups(cluster);
     groups.groups.push(HostGroup {
         priority: group.priority,
         locality,

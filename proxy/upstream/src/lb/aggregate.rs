@@ -79,6 +79,13 @@ impl LbTables {
             true => PriorityLoad::only(0, Availability::Healthy, 1),
             false => PriorityLoad::of_levels(&row.levels, config.lb_common.healthy_panic_threshold),
         };
-        LbTables { policy: Policy::Aggregate(row), load, fail_traffic_on_panic: false, slow_start: None, subsets: None }
+        LbTables {
+            policy: Policy::Aggregate(row),
+            load,
+            fail_traffic_on_panic: false,
+            slow_start: None,
+            zones: None,
+            subsets: None,
+        }
     }
 }

@@ -11,9 +11,10 @@ pub mod priority;
 pub mod ring_hash;
 mod slow_start;
 mod subset;
+mod zone;
 
 use crate::host::{Health, Host, now_ms};
-use crate::host_set::{HostSet, LocalityHosts, PrioritySet};
+use crate::host_set::{Grouping, HostSet, LocalityHosts, PrioritySet};
 use crate::stats::ClusterStats;
 use edf::EdfScheduler;
 use nuncio_base::random;
@@ -25,6 +26,8 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use subset::Subsets;
+pub use zone::LocalCluster;
+use zone::{Choice, ZoneRouting};
 
 /// What a pick may depend on.
 #[derive(Clone, Copy, Default)]
@@ -81,6 +84,8 @@ pub struct LbTables {
     load: PriorityLoad,
     fail_traffic_on_panic: bool,
     slow_start: Option<SlowStart>,
+    /// Of the first priority.
+    zones: Option<ZoneRouting>,
     /// Picks are made within one of these.
     subsets: Option<Box<Subsets>>,
 }
@@ -110,12 +115,19 @@ pub fn check_policy(config: &ClusterConfig) -> Result<(), UnsupportedPolicy> {
 impl LbTables {
     /// Builds the tables for `set`. Runs on the control thread.
     pub fn new(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
-        Self::with_subsets(config, set, stats, None)
+        Self::with_subsets(config, set, stats, None, None)
     }
 
-    /// As [`LbTables::new`], in place of these tables: subsets that stay keep their turns.
-    pub(crate) fn renewed(&self, config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
-        Self::with_subsets(config, set, stats, self.subsets.as_deref())
+    /// As [`LbTables::new`], in place of these tables: subsets that stay keep their turns. `local` is given where zones
+    /// are told apart.
+    pub(crate) fn renewed(
+        &self,
+        config: &ClusterConfig,
+        set: &PrioritySet,
+        stats: &ClusterStats,
+        local: Option<&LocalCluster>,
+    ) -> Self {
+        Self::with_subsets(config, set, stats, self.subsets.as_deref(), local)
     }
 
     fn with_subsets(
@@ -123,19 +135,26 @@ impl LbTables {
         set: &PrioritySet,
         stats: &ClusterStats,
         previous: Option<&Subsets>,
+        local: Option<&LocalCluster>,
     ) -> Self {
-        let Some(subsets) = &config.lb_common.subsets else { return Self::undivided(config, set, stats) };
+        let Some(subsets) = &config.lb_common.subsets else { return Self::undivided(config, set, stats, local) };
         LbTables {
             // Never asked: every pick is that of a subset.
             policy: Policy::Random,
             load: PriorityLoad::new(set, config.lb_common.healthy_panic_threshold),
             fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
             slow_start: None,
-            subsets: Some(Box::new(Subsets::new(config, subsets, set, stats, previous))),
+            zones: None,
+            subsets: Some(Box::new(Subsets::new(config, subsets, set, stats, previous, local))),
         }
     }
 
-    fn undivided(config: &ClusterConfig, set: &PrioritySet, stats: &ClusterStats) -> Self {
+    fn undivided(
+        config: &ClusterConfig,
+        set: &PrioritySet,
+        stats: &ClusterStats,
+        local: Option<&LocalCluster>,
+    ) -> Self {
         let slow_start = config.lb_common.slow_start.as_ref();
         if slow_start.is_some() {
             set.hosts().filter(|host| host.health() == Health::Healthy).for_each(|host| host.enter_service());
@@ -166,6 +185,11 @@ impl LbTables {
             fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
             subsets: None,
             slow_start: slow_start.map(SlowStart::new),
+            zones: local.and_then(|local| {
+                let common = &config.lb_common;
+                let first = set.host_sets.first()?;
+                ZoneRouting::new(&common.zone_aware, first, local, common.healthy_panic_threshold, stats)
+            }),
         }
     }
 
@@ -212,7 +236,7 @@ fn normalized_weights(set: &HostSet, panic: bool) -> Vec<(Arc<Host>, f64)> {
         let sum: f64 = hosts.iter().map(|host| f64::from(host.weight())).sum();
         out.extend(hosts.iter().map(|host| (host.clone(), share * f64::from(host.weight()) / sum)));
     };
-    if set.localities.is_empty() {
+    if set.grouping != Grouping::Weighted {
         add(if panic { &set.hosts } else { set.healthy() }, 1.0);
         return out;
     }
@@ -394,7 +418,7 @@ impl WorkerLb {
             stats.lb_healthy_panic().inc();
             return (!tables.fail_traffic_on_panic).then_some(Source::All);
         }
-        if !set.localities.is_empty() {
+        if set.grouping == Grouping::Weighted {
             let turns = self.turns(priority);
             if !turns.localities_built {
                 turns.localities_built = true;
@@ -423,10 +447,17 @@ impl WorkerLb {
                 });
             }
         }
-        Some(match availability {
-            Availability::Healthy => Source::Healthy,
-            Availability::Degraded => Source::Degraded,
-        })
+        let choice = match &tables.zones {
+            Some(zones) if priority == 0 => zones.choose(tables.fail_traffic_on_panic, stats),
+            _ => Choice::Anywhere,
+        };
+        match (choice, availability) {
+            (Choice::Nothing, _) => None,
+            (Choice::Anywhere, Availability::Healthy) => Some(Source::Healthy),
+            (Choice::Anywhere, Availability::Degraded) => Some(Source::Degraded),
+            (Choice::Locality(at), Availability::Healthy) => Some(Source::LocalityHealthy(at)),
+            (Choice::Locality(at), Availability::Degraded) => Some(Source::LocalityDegraded(at)),
+        }
     }
 
     fn turns(&mut self, priority: usize) -> &mut PriorityTurns {
@@ -631,7 +662,7 @@ mod tests {
         let groups = crate::host_set::HostGroups {
             groups: vec![group("a", 0, Some(1)), group("b", 1, Some(3)), group("c", 2, None)],
             overprovisioning_factor: 140,
-            locality_weighted: true,
+            grouping: Grouping::Weighted,
         };
         let picks = picks(&config(), &groups.priority_set(), &mut WorkerLb::with_seed(0), 400);
         let count = |port| picks.iter().filter(|picked| **picked == port).count();

@@ -4,9 +4,9 @@
 //! hosts with tables of its own, found by a hash of its keys and values. A pick hashes the criteria and looks once; only
 //! a miss asks the selectors for what to do then. Which host of a subset serves is the policy's business (`super`).
 
-use super::{LbContext, LbTables};
+use super::{LbContext, LbTables, LocalCluster};
 use crate::host::Host;
-use crate::host_set::{HostSet, PrioritySet};
+use crate::host_set::{Grouping, HostSet, PrioritySet};
 use crate::stats::ClusterStats;
 use nuncio_config::cluster::{
     ClusterConfig, FALLBACK_LIST, SelectorFallback, SubsetConfig, SubsetFallback, SubsetSelector,
@@ -77,12 +77,13 @@ impl Subsets {
         set: &PrioritySet,
         stats: &ClusterStats,
         previous: Option<&Subsets>,
+        local: Option<&LocalCluster>,
     ) -> Self {
         let (collected, duplicates) = collect(subsets, set);
         let mut slots = Slots::new(previous);
         let make = |slot: u32, levels: &[Vec<Arc<Host>>]| {
             let set = filtered(subsets, set, levels);
-            Subset { slot, tables: LbTables::undivided(config, &set, stats), set }
+            Subset { slot, tables: LbTables::undivided(config, &set, stats, local), set }
         };
         let wanted = |fallback: SubsetFallback| {
             subsets.fallback == fallback
@@ -388,7 +389,7 @@ fn collect(config: &SubsetConfig, set: &PrioritySet) -> (Vec<(u64, Collected)>, 
 /// The set of some of the hosts of `original`. Localities keep their weights where the configuration says so.
 fn filtered(config: &SubsetConfig, original: &PrioritySet, levels: &[Vec<Arc<Host>>]) -> PrioritySet {
     let level = |(set, hosts): (&HostSet, &Vec<Arc<Host>>)| {
-        let weights = (config.locality_weight_aware && !set.localities.is_empty()).then(|| {
+        let weights = (config.locality_weight_aware && set.grouping == Grouping::Weighted).then(|| {
             let weight = |locality: &crate::host_set::LocalityHosts| {
                 if !config.scale_locality_weight {
                     return locality.weight;
@@ -398,7 +399,11 @@ fn filtered(config: &SubsetConfig, original: &PrioritySet, levels: &[Vec<Arc<Hos
             };
             set.localities.iter().map(|locality| (locality.locality.clone(), weight(locality))).collect::<Vec<_>>()
         });
-        HostSet::new(hosts.clone(), weights.as_deref(), set.overprovisioning_factor)
+        let grouping = match &set.grouping {
+            Grouping::Weighted if weights.is_none() => &Grouping::None,
+            grouping => grouping,
+        };
+        HostSet::new(hosts.clone(), grouping, weights.as_deref().unwrap_or_default(), set.overprovisioning_factor)
     };
     PrioritySet { host_sets: original.host_sets.iter().zip(levels).map(level).collect() }
 }
@@ -438,7 +443,7 @@ mod tests {
 
     fn set_of(hosts: Vec<Arc<Host>>) -> PrioritySet {
         let groups = vec![HostGroup { priority: 0, locality: Arc::default(), weight: None, hosts }];
-        HostGroups { groups, overprovisioning_factor: 140, locality_weighted: false }.priority_set()
+        HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
     }
 
     fn selector(keys: &[&str], fallback: Option<SelectorFallback>) -> SubsetSelector {
@@ -475,7 +480,7 @@ mod tests {
         }
 
         fn update(&mut self, set: PrioritySet) {
-            self.tables = self.tables.renewed(&self.config, &set, &self.stats);
+            self.tables = self.tables.renewed(&self.config, &set, &self.stats, None);
             self.set = set;
             self.worker.refresh();
         }
@@ -682,7 +687,7 @@ mod tests {
         let set = || {
             let groups =
                 vec![group("a", 10, vec![(0, "1")]), group("b", 10, vec![(1, "1"), (2, "2"), (3, "2"), (4, "2")])];
-            HostGroups { groups, overprovisioning_factor: 140, locality_weighted: true }.priority_set()
+            HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::Weighted }.priority_set()
         };
         let shares = |locality_weight_aware, scale_locality_weight| {
             let config = SubsetConfig {

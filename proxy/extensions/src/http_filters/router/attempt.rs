@@ -561,6 +561,9 @@ fn complete(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
     if request.canary {
         stats.canary().time.upstream_rq_time().record(ms);
     }
+    if let Some(zone) = request.hosts.last().and_then(|host| stats.zone(&host.locality.zone)) {
+        zone.time.upstream_rq_time().record(ms);
+    }
     request.route.request_stats().for_each(|stats| stats.record_time(ms));
 }
 

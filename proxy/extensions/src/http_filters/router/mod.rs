@@ -555,6 +555,9 @@ pub(crate) fn charge(request: &Request, code: u16, answered: bool) {
     }
     request.route.request_stats().for_each(|stats| stats.charge(code));
     if let Some(host) = request.hosts.last() {
+        if let Some(zone) = request.cluster.stats.zone(&host.locality.zone) {
+            zone.codes.count(code);
+        }
         let _ = match code >= 500 || !answered {
             true => host.stats.rq_error.fetch_add(1, Relaxed),
             false => host.stats.rq_success.fetch_add(1, Relaxed),
