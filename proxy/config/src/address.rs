@@ -3,6 +3,7 @@
 use envoy_types::pb::envoy::config::core::v3 as core;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::decode::Context;
 
@@ -36,6 +37,15 @@ pub struct SocketAddress {
     pub ipv4_compat: bool,
     /// True for UDP.
     pub udp: bool,
+    /// File of the Linux network namespace in which the socket is made; None for that of the process.
+    pub network_namespace: Option<Arc<str>>,
+}
+
+impl From<SocketAddr> for SocketAddress {
+    /// TCP, with no options.
+    fn from(addr: SocketAddr) -> Self {
+        SocketAddress { addr, ipv4_compat: false, udp: false, network_namespace: None }
+    }
 }
 
 /// An endpoint address that may still be a host name (STRICT_DNS and LOGICAL_DNS clusters).
@@ -91,6 +101,7 @@ impl EndpointAddress {
                         addr: SocketAddr::new(ip, port),
                         ipv4_compat: message.ipv4_compat,
                         udp: message.protocol() == core::socket_address::Protocol::Udp,
+                        network_namespace: network_namespace(message),
                     }))),
                     Err(_) => Some(EndpointAddress::Name { host: message.address.clone(), port }),
                 }
@@ -124,6 +135,11 @@ impl EndpointAddress {
             }
         }
     }
+}
+
+/// `network_namespace_filepath`.
+pub(crate) fn network_namespace(message: &core::SocketAddress) -> Option<Arc<str>> {
+    Some(message.network_namespace_filepath.as_str()).filter(|path| !path.is_empty()).map(Into::into)
 }
 
 /// `sun_path` less its closing zero.

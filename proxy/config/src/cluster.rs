@@ -450,12 +450,31 @@ impl Default for Thresholds {
 /// `BindConfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BindConfig {
-    /// Source address.
-    pub source: Option<std::net::SocketAddr>,
+    /// Source addresses: `source_address`, and one of the other IP version.
+    pub sources: Vec<SourceAddress>,
     /// IP_FREEBIND.
     pub freebind: bool,
     /// Options.
     pub socket_options: Vec<SocketOption>,
+}
+
+/// A source address of outgoing connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceAddress {
+    /// Address and port; port 0 leaves it to the kernel.
+    pub addr: std::net::SocketAddr,
+    /// File of the Linux network namespace in which the socket is made.
+    pub network_namespace: Option<Arc<str>>,
+    /// In place of those of the [`BindConfig`].
+    pub socket_options: Option<Vec<SocketOption>>,
+}
+
+impl BindConfig {
+    /// The source address for a connection to `target`: of the same IP version if there is one.
+    pub fn source_for(&self, target: std::net::SocketAddr) -> Option<&SourceAddress> {
+        let same = self.sources.iter().find(|source| source.addr.is_ipv4() == target.is_ipv4());
+        same.or_else(|| self.sources.first())
+    }
 }
 
 /// `TcpKeepalive`; None leaves the system's value.

@@ -3,6 +3,7 @@
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
 use crate::matchers::CidrRange;
+use crate::matching::MatchTree;
 use crate::tls::DownstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -22,6 +23,9 @@ pub struct ListenerConfig {
     pub stat_prefix: Option<Box<str>>,
     /// Chains in configuration order.
     pub filter_chains: Vec<Arc<FilterChainConfig>>,
+    /// `filter_chain_matcher`: chooses among `filter_chains` by position in place of their own matches; None is a name
+    /// that no chain has, for which a connection is closed.
+    pub filter_chain_matcher: Option<Arc<MatchTree<Option<usize>>>>,
     /// Taken when no chain matches.
     pub default_filter_chain: Option<Arc<FilterChainConfig>>,
     /// `use_original_dst`.

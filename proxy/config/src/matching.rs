@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
+use xxhash_rust::xxh64::xxh64;
 
 use crate::matchers::{RuntimeFraction, StringMatcher};
 
@@ -37,8 +38,30 @@ enum MatchKind<A, I> {
     Prefix(I, Box<[Entry<A, I>]>),
     /// An IP matcher: ranges from the longest to the shortest; exclusive ones end the search.
     Ip(I, Box<[(IpNet, usize)]>, Box<[(OnMatch<A, I>, bool)]>),
+    /// A server name matcher.
+    Names(I, Names, Box<[OnMatch<A, I>]>),
     /// Neither: `on_no_match` decides.
     Empty,
+}
+
+/// Server names and the positions of what they lead to.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    exact: FxHashMap<Box<[u8]>, usize>,
+    /// `example.com` for `*.example.com`.
+    suffixes: FxHashMap<Box<[u8]>, usize>,
+    /// `*`.
+    any: Option<usize>,
+}
+
+impl Names {
+    /// Positions for `name`, the best first: the whole name, then its suffixes from the longest on, then any.
+    fn find<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+        let exact = self.exact.get(name).copied();
+        let dots = name.iter().enumerate().filter(|(_, byte)| **byte == b'.');
+        let suffixes = dots.filter_map(|(at, _)| self.suffixes.get(name.get(at + 1..)?).copied());
+        exact.into_iter().chain(suffixes).chain(self.any).filter(|_| !name.is_empty())
+    }
 }
 
 /// What a match leads to.
@@ -66,8 +89,14 @@ enum Predicate<I> {
 enum Condition {
     String(StringMatcher),
     Ip(Box<[IpNet]>),
-    /// The share of values, by their hash.
-    Fraction(RuntimeFraction),
+    /// The share of values, by their hash with this seed.
+    Fraction(RuntimeFraction, u64),
+    /// The hash of the value with `seed`, modulo `modulo`, is `threshold` or more.
+    Hash {
+        seed: u64,
+        modulo: u64,
+        threshold: u64,
+    },
 }
 
 /// What a tree can look at.
@@ -105,6 +134,10 @@ pub enum MatchInput {
     TransportProtocol,
     /// Protocols that the client offers, quoted.
     ApplicationProtocol,
+    /// Network namespace of the listening socket.
+    NetworkNamespace,
+    /// The same for all: a variable of the environment, read when the configuration was.
+    Fixed(Option<Box<str>>),
     /// URI names of the client certificate.
     UriSan,
     /// DNS names of the client certificate.
@@ -131,15 +164,37 @@ impl MatchInput {
                 | Self::ApplicationProtocol
         )
     }
+
+    /// Whether Envoy takes it for connections, before there is a request.
+    pub fn is_of_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::DestinationIp
+                | Self::DestinationPort
+                | Self::SourceIp
+                | Self::SourcePort
+                | Self::DirectSourceIp
+                | Self::SourceType
+                | Self::ServerName
+                | Self::TransportProtocol
+                | Self::ApplicationProtocol
+                | Self::NetworkNamespace
+                | Self::UriSan
+                | Self::DnsSan
+                | Self::Subject
+                | Self::FilterState(_)
+                | Self::Fixed(_)
+        )
+    }
 }
 
 /// Gives the values of inputs.
 pub trait MatchData<I> {
     /// The value; None where there is none.
-    fn value(&self, input: &I) -> Option<Cow<'_, [u8]>>;
+    fn value<'a>(&'a self, input: &'a I) -> Option<Cow<'a, [u8]>>;
 
-    /// Whether a share of requests includes this one.
-    fn in_fraction(&self, fraction: &RuntimeFraction) -> bool;
+    /// Whether a share includes what has this hash.
+    fn in_fraction(&self, fraction: &RuntimeFraction, hash: u64) -> bool;
 }
 
 impl<A, I> MatchTree<A, I> {
@@ -166,6 +221,9 @@ impl<A, I> MatchTree<A, I> {
                 }
                 None
             }),
+            MatchKind::Names(input, names, actions) => data
+                .value(input)
+                .and_then(|value| names.find(&value).find_map(|at| actions.get(at).and_then(|then| then.find(data)))),
             MatchKind::Empty => None,
         };
         found.or_else(|| self.on_no_match.as_ref()?.find(data))
@@ -175,6 +233,11 @@ impl<A, I> MatchTree<A, I> {
     pub fn always(action: A) -> Self {
         let then = OnMatch { keep_matching: false, then: Then::Action(action) };
         MatchTree { kind: MatchKind::Empty, on_no_match: Some(Box::new(then)) }
+    }
+
+    /// A tree that finds nothing.
+    pub fn never() -> Self {
+        MatchTree { kind: MatchKind::Empty, on_no_match: None }
     }
 
     /// Calls `visit` with every action.
@@ -188,6 +251,7 @@ impl<A, I> MatchTree<A, I> {
             MatchKind::Exact(_, map) => map.values().for_each(&mut each),
             MatchKind::Prefix(_, list) => list.iter().for_each(|(_, then)| each(then)),
             MatchKind::Ip(_, _, actions) => actions.iter().for_each(|(then, _)| each(then)),
+            MatchKind::Names(_, _, actions) => actions.iter().for_each(&mut each),
             MatchKind::Empty => {}
         }
         if let Some(then) = &self.on_no_match {
@@ -232,6 +296,14 @@ impl<A, I> MatchTree<A, I> {
                 }
                 MatchKind::Ip(from, ranges.clone(), out.into())
             }
+            MatchKind::Names(from, names, actions) => {
+                let from = input(from)?;
+                let mut out = Vec::with_capacity(actions.len());
+                for then in actions {
+                    out.push(then.compile(input)?);
+                }
+                MatchKind::Names(from, names.clone(), out.into())
+            }
             MatchKind::Empty => MatchKind::Empty,
         };
         let on_no_match = match &self.on_no_match {
@@ -267,9 +339,7 @@ impl<A, I> OnMatch<A, I> {
 impl<I> Predicate<I> {
     fn holds(&self, data: &dyn MatchData<I>) -> bool {
         match self {
-            Predicate::Single(input, condition) => {
-                data.value(input).is_some_and(|value| condition.holds(&value, |fraction| data.in_fraction(fraction)))
-            }
+            Predicate::Single(input, condition) => data.value(input).is_some_and(|value| condition.holds(&value, data)),
             Predicate::Or(list) => list.iter().any(|predicate| predicate.holds(data)),
             Predicate::And(list) => list.iter().all(|predicate| predicate.holds(data)),
             Predicate::Not(predicate) => !predicate.holds(data),
@@ -294,14 +364,15 @@ impl<I> Predicate<I> {
 }
 
 impl Condition {
-    fn holds(&self, value: &[u8], in_fraction: impl FnOnce(&RuntimeFraction) -> bool) -> bool {
+    fn holds<I>(&self, value: &[u8], data: &dyn MatchData<I>) -> bool {
         match self {
             Condition::String(matcher) => matcher.matches(value),
             Condition::Ip(ranges) => {
                 let ip = std::str::from_utf8(value).ok().and_then(|text| text.parse::<IpAddr>().ok());
                 ip.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)))
             }
-            Condition::Fraction(fraction) => in_fraction(fraction),
+            Condition::Fraction(fraction, seed) => data.in_fraction(fraction, xxh64(value, *seed)),
+            Condition::Hash { seed, modulo, threshold } => xxh64(value, *seed) % (*modulo).max(1) >= *threshold,
         }
     }
 }

@@ -133,9 +133,7 @@ impl From<&config::Address> for Address {
 impl From<&Address> for config::Address {
     fn from(address: &Address) -> Self {
         match address {
-            Address::Ip(addr) => {
-                config::Address::Socket(config::SocketAddress { addr: *addr, ipv4_compat: false, udp: false })
-            }
+            Address::Ip(addr) => config::Address::Socket((*addr).into()),
             Address::Pipe(path) => config::Address::Pipe { path: PathBuf::from(&**path), mode: 0 },
             Address::Internal(internal) => config::Address::Internal {
                 listener_name: internal.listener_name.to_string(),

@@ -111,6 +111,8 @@ pub struct ListenerInfo {
     pub direction: TrafficDirection,
     /// `per_connection_buffer_limit_bytes`.
     pub buffer_limit: u32,
+    /// File of the network namespace that the listening socket is in; none in that of the process.
+    pub network_namespace: Option<Arc<str>>,
 }
 
 /// What the first bytes of a connection looked like.
@@ -245,6 +247,11 @@ impl ConnectionInfo {
     /// Whether the agreed ALPN name is this one.
     pub fn negotiated(&self, name: &[u8]) -> bool {
         self.negotiated_protocol.as_deref() == Some(name)
+    }
+
+    /// File of the network namespace that the listening socket is in; none in that of the process.
+    pub fn network_namespace(&self) -> Option<&str> {
+        self.listener.as_ref()?.network_namespace.as_deref()
     }
 
     /// The listener's `traffic_direction`.

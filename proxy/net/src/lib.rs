@@ -9,6 +9,7 @@ pub mod address;
 pub mod interfaces;
 pub mod socket;
 
+pub mod chain_matcher;
 pub mod filter_chain;
 
 pub mod listener_filters;

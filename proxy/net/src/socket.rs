@@ -75,6 +75,14 @@ pub enum BindError {
         /// What the system said.
         source: io::Error,
     },
+    /// The network namespace cannot be entered.
+    #[error("cannot bind '{address}': {source}")]
+    Namespace {
+        /// Where.
+        address: Address,
+        /// What was tried, and what the system said.
+        source: io::Error,
+    },
     /// The path or its socket file cannot be used.
     #[error("cannot bind '{path}': {problem}")]
     Path {
@@ -143,8 +151,15 @@ pub fn listen(address: &config::Address, options: &ListenOptions) -> Result<Sock
 }
 
 fn listen_tcp(ip: &config::SocketAddress, shown: Address, options: &ListenOptions) -> Result<Socket, BindError> {
-    let socket = Socket::new(Domain::for_address(ip.addr), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
-        .map_err(|source| BindError::Create { address: shown.clone(), source })?;
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let create = || Socket::new(Domain::for_address(ip.addr), kind, Some(Protocol::TCP));
+    let socket = in_namespace(ip.network_namespace.as_deref(), create).map_err(|source| {
+        // Without a code it is the namespace that cannot be entered, and says so.
+        match (source.raw_os_error(), &ip.network_namespace) {
+            (None, Some(_)) => BindError::Namespace { address: shown.clone(), source },
+            _ => BindError::Create { address: shown.clone(), source },
+        }
+    })?;
     let fail = |option: &str, source| BindError::Option { address: shown.clone(), option: option.to_owned(), source };
     let set = |option: &str, result: io::Result<()>| result.map_err(|source| fail(option, source));
     set("SO_REUSEADDR", socket.set_reuse_address(true))?;
@@ -166,6 +181,14 @@ fn listen_tcp(ip: &config::SocketAddress, shown: Address, options: &ListenOption
         start_listening(&socket, options, shown)?;
     }
     Ok(socket)
+}
+
+/// Makes a socket, in another network namespace where one is given: it belongs to that network for good.
+fn in_namespace<T: Send>(namespace: Option<&str>, create: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    match namespace {
+        Some(path) => sys::in_network_namespace(Path::new(path), create),
+        None => create(),
+    }
 }
 
 /// Listens on a bound socket. Again on one that listens already it changes nothing but the length of the queue.
@@ -381,24 +404,24 @@ pub async fn connect_any(
 
 async fn connect_tcp(addr: SocketAddr, options: &ConnectOptions) -> Result<TcpStream, ConnectError> {
     let local = |what: String| move |source| ConnectError::Local { what, source };
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
-        .map_err(local("cannot create a socket".to_owned()))?;
     let bind = &options.bind;
+    let source = bind.source_for(addr);
+    let create = || if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = in_namespace(source.and_then(|source| source.network_namespace.as_deref()), create)
+        .map_err(local("cannot create a socket".to_owned()))?;
     if bind.freebind {
         let socket = socket2::SockRef::from(&socket);
         if addr.is_ipv4() { socket.set_freebind_v4(true) } else { socket.set_freebind_v6(true) }
             .map_err(local("cannot set IP_FREEBIND".to_owned()))?;
     }
-    for option in &bind.socket_options {
+    for option in source.and_then(|source| source.socket_options.as_ref()).unwrap_or(&bind.socket_options) {
         // An outgoing socket is never listening; the other two states differ only by the bind between them.
         if option.state != SocketOptionState::Listening {
             set_option(&socket, option)
                 .map_err(local(format!("cannot set socket option (level {}, name {})", option.level, option.name)))?;
         }
     }
-    if let Some(source) = bind.source
-        && source.is_ipv4() == addr.is_ipv4()
-    {
+    if let Some(source) = source.map(|source| source.addr).filter(|source| source.is_ipv4() == addr.is_ipv4()) {
         if source.port() == 0 {
             // The kernel picks the port at connect(2), when it knows the peer: ports can be shared between peers.
             let _ = sys::set_int_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
@@ -446,10 +469,11 @@ pub fn duplicate(socket: &Socket) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nuncio_config::cluster::SourceAddress;
 
     fn tcp(addr: &str) -> config::Address {
-        let addr = addr.parse().expect("an address");
-        config::Address::Socket(config::SocketAddress { addr, ipv4_compat: false, udp: false })
+        let addr: SocketAddr = addr.parse().expect("an address");
+        config::Address::Socket(addr.into())
     }
 
     fn pipe(path: &Path) -> config::Address {
@@ -539,7 +563,12 @@ mod tests {
         let socket = listen(&tcp("127.0.0.1:0"), &ListenOptions::default()).expect("bound");
         let to = Address::Ip(local(&socket));
         let mut options = ConnectOptions::default();
-        options.bind.source = Some("127.0.0.2:0".parse().expect("an address"));
+        let source = |addr: &str| SourceAddress {
+            addr: addr.parse().expect("an address"),
+            network_namespace: None,
+            socket_options: None,
+        };
+        options.bind.sources = vec![source("[::1]:0"), source("127.0.0.2:0")];
         options.keepalive = Some(KeepaliveConfig { probes: Some(3), time: Some(30), interval: Some(5) });
         let stream = connect(&to, &options, Duration::from_secs(5)).await.expect("connects");
         let from = stream.tcp_stream().expect("TCP").local_addr().expect("an address");

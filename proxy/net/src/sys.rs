@@ -3,6 +3,7 @@
 //! Each function is small, takes typed arguments and checks what the kernel returns.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
@@ -41,6 +42,29 @@ fn clean_mapping(line: &str, exe: &Path) -> Option<(usize, usize)> {
     let clean = Path::new(path) == exe && (mode == "r-xp" || constants);
     let address = |text| usize::from_str_radix(text, 16).ok();
     clean.then_some((address(start)?, address(end)?))
+}
+
+/// Runs `make` in the network namespace of the file at `path`. A thread of its own enters it and ends with it: no thread
+/// of the proxy is ever in another network than its own.
+///
+/// # Errors
+/// What `make` says; an error without a code of the system when the namespace cannot be entered.
+pub(crate) fn in_network_namespace<T: Send>(path: &Path, make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let shown = path.display();
+    let fail = |what: String, error: &io::Error| io::Error::other(format!("{what}: {}", crate::socket::reason(error)));
+    let file = File::open(path).map_err(|error| fail(format!("failed to open netns file {shown}"), &error))?;
+    let inside = || {
+        // SAFETY: takes no pointers; `file` is open until after the call. It changes the calling thread alone, which is
+        // this closure's own and ends with it.
+        if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+            return Err(fail(format!("failed to set netns to {shown}"), &io::Error::last_os_error()));
+        }
+        make()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, inside)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread of a network namespace panicked")))
+    })
 }
 
 /// Smoothed round-trip time of a TCP socket (`TCP_INFO`).
@@ -123,6 +147,27 @@ mod tests {
         assert_eq!(range(&format!("6000-7000 rw-p 0141c000 {rest}")), None, "written");
         assert_eq!(range("7000-8000 r-xp 00026000 fe:00 326269    /usr/lib/libc.so.6"), None);
         assert_eq!(range("8000-9000 rw-p 00000000 00:00 0 "), None);
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_entered_is_named() {
+        let error = in_network_namespace(Path::new("/no/such/ns"), || Ok(())).expect_err("there is no such file");
+        assert_eq!(error.to_string(), "failed to open netns file /no/such/ns: No such file or directory");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = in_network_namespace(file.path(), || Ok(())).expect_err("no namespace");
+        assert!(error.to_string().starts_with("failed to set netns to /"), "{error}");
+    }
+
+    #[test]
+    fn the_thread_that_asks_stays_in_its_network() {
+        let own = || std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
+        let before = own();
+        // Without the capability to enter a namespace, even the own one, the error says so.
+        match in_network_namespace(Path::new("/proc/self/ns/net"), || Ok(own())) {
+            Ok(inside) => assert_eq!(inside, before),
+            Err(error) => assert!(error.to_string().ends_with("Operation not permitted"), "{error}"),
+        }
+        assert_eq!(own(), before);
     }
 
     #[test]

@@ -82,6 +82,7 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
             Ok(factory)
         },
         listener_filter: &|_| Err("the admin listener has no listener filters".to_owned()),
+        in_fraction: Arc::new(|_, _| false),
         access_logs: Vec::new(),
     };
     match Listener::new(Arc::new(listener), parts) {

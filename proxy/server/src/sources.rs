@@ -114,10 +114,13 @@ impl AdminSources for Sources<'_> {
     }
 
     fn listeners(&self) -> Vec<ListenerStatus> {
-        let address = |a: &Address| AddressStatus::of(a);
+        let address = |(address, network): (Address, Option<Arc<str>>)| match (address.socket_addr(), network) {
+            (Some(socket), Some(file)) => AddressStatus::InNetwork(socket, file.to_string()),
+            _ => AddressStatus::of(&address),
+        };
         let status = |l: &Arc<nuncio_net::listener::Listener>| ListenerStatus {
             name: l.name().to_string(),
-            addresses: l.addresses().iter().map(address).collect(),
+            addresses: l.addresses_in_networks().into_iter().map(address).collect(),
         };
         self.server.listeners.active().iter().map(status).collect()
     }

@@ -217,6 +217,7 @@ fn with_filters(server: &server::Server, filters: usize) -> Arc<Listener> {
             Ok(Arc::new(hcm_builder::HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes }))
         },
         listener_filter: &|_| Err("no listener filters here".to_owned()),
+        in_fraction: Arc::new(|_, _| false),
         access_logs: Vec::new(),
     };
     Listener::new(config.clone(), parts).unwrap()

@@ -531,7 +531,7 @@ mod tests {
     use crate::lb::LbContext;
     use crate::testing::config;
     use nuncio_base::stats::StatsConfig;
-    use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
+    use nuncio_config::address::{Address, EndpointAddress};
     use nuncio_config::cluster::{ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints};
 
     fn manager() -> (Arc<ClusterManager>, Registry, tokio::runtime::Runtime) {
@@ -555,11 +555,9 @@ mod tests {
 
     fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
         let endpoints = ports.iter().map(|port| {
-            Endpoint::new(EndpointAddress::Resolved(Address::Socket(SocketAddress {
-                addr: ([127, 0, 0, 1], *port).into(),
-                ipv4_compat: false,
-                udp: false,
-            })))
+            Endpoint::new(EndpointAddress::Resolved(Address::Socket(
+                std::net::SocketAddr::from(([127, 0, 0, 1], *port)).into(),
+            )))
         });
         let locality = LocalityEndpoints {
             locality: Locality::default(),

@@ -74,7 +74,9 @@ impl BootstrapConfig {
             upstream_bind: manager
                 .and_then(|manager| {
                     cx.at("cluster_manager", |cx| {
-                        cx.optional("upstream_bind_config", &manager.upstream_bind_config, BindConfig::decode)
+                        cx.optional("upstream_bind_config", &manager.upstream_bind_config, |cx, bind| {
+                            BindConfig::decode(cx, bind, "Bootstrap")
+                        })
                     })
                 })
                 .unwrap_or_default(),

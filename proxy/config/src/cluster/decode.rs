@@ -89,7 +89,9 @@ impl ClusterConfig {
             transport_socket,
             transport_socket_matches: matches,
             bind: cx
-                .optional("upstream_bind_config", &message.upstream_bind_config, BindConfig::decode)
+                .optional("upstream_bind_config", &message.upstream_bind_config, |cx, bind| {
+                    BindConfig::decode(cx, bind, &format!("Cluster {}", message.name))
+                })
                 .unwrap_or_default(),
             tcp_keepalive: keepalive.map(TcpKeepalive::decode),
             dns,

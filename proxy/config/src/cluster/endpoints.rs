@@ -8,9 +8,9 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 
 use super::{
     BindConfig, ClusterLoadAssignment, Endpoint, EndpointHealthCheck, HealthStatus, Locality, LocalityEndpoints,
-    TcpKeepalive,
+    SourceAddress, TcpKeepalive,
 };
-use crate::address::{Address, EndpointAddress, socket_address};
+use crate::address::{Address, EndpointAddress, network_namespace, socket_address};
 use crate::decode::{Context, bool_value, json, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::listener::{SocketOption, SocketOptionState, SocketOptionValue};
@@ -160,12 +160,61 @@ impl Endpoint {
 }
 
 impl BindConfig {
-    pub(crate) fn decode(cx: &mut Context, message: &core::BindConfig) -> Option<Self> {
+    /// `owner` is what errors name: `Cluster NAME` or `Bootstrap`.
+    pub(crate) fn decode(cx: &mut Context, message: &core::BindConfig, owner: &str) -> Option<Self> {
+        let source = cx.optional("source_address", &message.source_address, SourceAddress::decode);
+        let additional =
+            cx.each("additional_source_addresses", &message.additional_source_addresses, SourceAddress::decode);
+        let extra = cx.each("extra_source_addresses", &message.extra_source_addresses, |cx, extra| {
+            let source = cx.required("address", &extra.address, SourceAddress::decode);
+            let options = cx.optional("socket_options", &extra.socket_options, |cx, options| {
+                Some(cx.each("socket_options", &options.socket_options, SocketOption::decode))
+            });
+            Some(SourceAddress { socket_options: options, ..source? })
+        });
+        if !extra.is_empty() && !additional.is_empty() {
+            cx.error(format!(
+                "Can't specify both `extra_source_addresses` and `additional_source_addresses` in the {owner}'s upstream binding config"
+            ));
+        }
+        let more = extra.into_iter().chain(additional);
+        let sources: Vec<_> = source.into_iter().chain(more).collect();
+        if message.source_address.is_none() && !sources.is_empty() {
+            cx.error(format!(
+                "{owner}'s upstream binding config has extra/additional source addresses but no source_address. Extra/additional addresses cannot be specified if source_address is not set."
+            ));
+        } else if sources.len() > 2 {
+            cx.error(format!(
+                "{owner}'s upstream binding config has more than one extra/additional source addresses. Only one extra/additional source can be supported in BindConfig's extra_source_addresses/additional_source_addresses field"
+            ));
+        } else if let [one, other] = &*sources
+            && one.addr.is_ipv4() == other.addr.is_ipv4()
+        {
+            cx.error(format!(
+                "{owner}'s upstream binding config has two same IP version source addresses. Only two different IP version source addresses can be supported in BindConfig's source_address and extra_source_addresses/additional_source_addresses fields"
+            ));
+        }
+        if message.validate_network_namespaces {
+            for namespace in sources.iter().filter_map(|source| source.network_namespace.as_deref()) {
+                if let Err(error) = std::fs::File::open(namespace) {
+                    let why = error.to_string();
+                    let why = why.split(" (os error").next().unwrap_or_default();
+                    cx.error(format!("failed to open network namespace file {namespace}: {why}"));
+                }
+            }
+        }
         Some(BindConfig {
-            source: cx.optional("source_address", &message.source_address, socket_address),
+            sources,
             freebind: bool_value(&message.freebind).unwrap_or(false),
             socket_options: cx.each("socket_options", &message.socket_options, SocketOption::decode),
         })
+    }
+}
+
+impl SourceAddress {
+    fn decode(cx: &mut Context, message: &core::SocketAddress) -> Option<Self> {
+        let addr = socket_address(cx, message)?;
+        Some(SourceAddress { addr, network_namespace: network_namespace(message), socket_options: None })
     }
 }
 

@@ -15,11 +15,15 @@ use crate::matchers::{CidrRange, cidr_range};
 const MAX_COMBINATIONS: usize = 1 << 20;
 
 impl FilterChainMatch {
-    pub(super) fn decode(cx: &mut Context, message: &pb::FilterChainMatch, name: &str) -> Option<Self> {
-        use pb::filter_chain_match::ConnectionSourceType;
+    /// What is wrong even where a matcher tree chooses and the match is not looked at.
+    pub(super) fn check(cx: &mut Context, message: &pb::FilterChainMatch, name: &str) {
         if !message.address_suffix.is_empty() || message.suffix_len.is_some() {
             cx.error(format!("filter chain '{name}' contains unimplemented fields"));
         }
+    }
+
+    pub(super) fn decode(cx: &mut Context, message: &pb::FilterChainMatch) -> Option<Self> {
+        use pb::filter_chain_match::ConnectionSourceType;
         let server_names = cx.each("server_names", &message.server_names, |cx, name| {
             let labels = name.strip_prefix("*.").unwrap_or(name);
             if labels.contains('*') {

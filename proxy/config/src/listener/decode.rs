@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::extensions::filters::listener::proxy_protocol::v3 as
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3 as tls_inspector;
 use envoy_types::pb::envoy::extensions::filters::network;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, StringValue};
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
+use rustc_hash::FxHashMap;
 
 use super::chain_match::check_overlaps;
 use super::{
@@ -22,6 +24,7 @@ use crate::cluster::DEFAULT_BUFFER_LIMIT;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::{CodecType, HcmConfig};
+use crate::matching::{MatchInput, MatchTree};
 use crate::tcp_proxy::TcpProxyConfig;
 use crate::tls::DownstreamTlsContext;
 use crate::typed_config::TypedConfig;
@@ -36,14 +39,19 @@ impl ListenerConfig {
         let addresses = addresses(cx, message);
         let shown = addresses.as_ref().and_then(|list| list.first()).map_or(String::new(), ListenAddress::to_string);
         let filter_chains = cx.each("filter_chains", &message.filter_chains, |cx, chain| {
-            FilterChainConfig::decode(cx, chain).map(Arc::new)
+            FilterChainConfig::decode(cx, chain, message.filter_chain_matcher.is_none()).map(Arc::new)
         });
-        let default_filter_chain =
-            cx.optional("default_filter_chain", &message.default_filter_chain, FilterChainConfig::decode);
+        let default_filter_chain = cx.optional("default_filter_chain", &message.default_filter_chain, |cx, chain| {
+            FilterChainConfig::decode(cx, chain, true)
+        });
         // A matcher tree chooses among the chains by name, and their own matches are not looked at.
-        if message.filter_chain_matcher.is_none() {
-            check_overlaps(cx, &message.filter_chains, &filter_chains, &shown);
-        }
+        let filter_chain_matcher = match &message.filter_chain_matcher {
+            Some(matcher) => chain_matcher(cx, matcher, &message.filter_chains, &shown),
+            None => {
+                check_overlaps(cx, &message.filter_chains, &filter_chains, &shown);
+                None
+            }
+        };
         check_chains(cx, message, addresses.as_deref().unwrap_or_default(), &shown);
         check_codecs(cx, message, filter_chains.iter().map(|chain| &**chain).chain(default_filter_chain.as_ref()));
         let deprecated_bind = message.deprecated_v1.as_ref().and_then(|v1| bool_value(&v1.bind_to_port));
@@ -51,6 +59,7 @@ impl ListenerConfig {
             name: name(message),
             stat_prefix: (!message.stat_prefix.is_empty()).then(|| message.stat_prefix.as_str().into()),
             filter_chains,
+            filter_chain_matcher: filter_chain_matcher.map(Arc::new),
             default_filter_chain: default_filter_chain.map(Arc::new),
             use_original_dst: bool_value(&message.use_original_dst).unwrap_or(false),
             per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
@@ -192,6 +201,43 @@ fn check_chains(cx: &mut Context, message: &pb::Listener, addresses: &[ListenAdd
     }
 }
 
+/// The tree with the names of its actions made positions in `chains`.
+fn chain_matcher(
+    cx: &mut Context,
+    message: &Matcher,
+    chains: &[pb::FilterChain],
+    shown: &str,
+) -> Option<MatchTree<Option<usize>>> {
+    let mut positions: FxHashMap<&str, usize> = FxHashMap::default();
+    cx.at("filter_chains", |cx| {
+        for (index, chain) in chains.iter().enumerate() {
+            let problem = match &*chain.name {
+                "" => "\"name\" field is required when using a listener matcher".to_owned(),
+                name if positions.insert(name, index).is_some() => {
+                    format!("\"name\" field is duplicated with value '{name}'")
+                }
+                _ => continue,
+            };
+            cx.at_index(index, |cx| cx.error_at("name", format!("error adding listener '{shown}': {problem}")));
+        }
+    });
+    cx.at("filter_chain_matcher", |cx| {
+        MatchTree::decode(cx, message, &MatchInput::is_of_connection, &mut |cx, action| {
+            let any = action.typed_config.as_ref()?;
+            if type_name(&any.type_url) != "google.protobuf.StringValue" {
+                cx.error(format!(
+                    "cannot create a filter chain matcher: Didn't find a registered implementation for '{}' with type URL: '{}'",
+                    action.name,
+                    type_name(&any.type_url)
+                ));
+                return None;
+            }
+            let name: StringValue = cx.at("typed_config", |cx| cx.unpack(any))?;
+            Some(positions.get(&*name.value).copied())
+        })
+    })
+}
+
 fn check_codecs<'a>(cx: &mut Context, message: &pb::Listener, chains: impl Iterator<Item = &'a FilterChainConfig>) {
     if is_quic(message) {
         return;
@@ -205,9 +251,11 @@ fn check_codecs<'a>(cx: &mut Context, message: &pb::Listener, chains: impl Itera
 }
 
 impl FilterChainConfig {
-    fn decode(cx: &mut Context, message: &pb::FilterChain) -> Option<Self> {
+    /// `by_match`: its own match says when it is chosen.
+    fn decode(cx: &mut Context, message: &pb::FilterChain, by_match: bool) -> Option<Self> {
         let matches = cx.optional("filter_chain_match", &message.filter_chain_match, |cx, matches| {
-            FilterChainMatch::decode(cx, matches, &message.name)
+            FilterChainMatch::check(cx, matches, &message.name);
+            if by_match { FilterChainMatch::decode(cx, matches) } else { None }
         });
         let (tls, transport_socket) = match &message.transport_socket {
             Some(socket) => cx.at("transport_socket", |cx| transport_socket(cx, socket)),
@@ -487,6 +535,49 @@ mod tests {
                 ]
             );
         }
+    }
+
+    fn by_matcher(chains: Vec<pb::FilterChain>, type_url: &str) -> pb::Listener {
+        use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
+        use envoy_types::pb::xds::r#type::matcher::v3::matcher::{OnMatch, on_match};
+        let value = StringValue { value: "b".into() }.encode_to_vec();
+        let action = TypedExtensionConfig {
+            name: "action".into(),
+            typed_config: Some(Any { type_url: format!("type.googleapis.com/{type_url}"), value }),
+        };
+        let on_no_match = OnMatch { keep_matching: false, on_match: Some(on_match::OnMatch::Action(action)) };
+        let matcher = Matcher { matcher_type: None, on_no_match: Some(Box::new(on_no_match)) };
+        pb::Listener { filter_chain_matcher: Some(matcher), ..listener(chains) }
+    }
+
+    #[test]
+    fn a_matcher_tree_names_chains_whose_own_matches_are_not_looked_at() {
+        struct Nothing;
+        impl crate::matching::MatchData<MatchInput> for Nothing {
+            fn value<'a>(&'a self, _: &'a MatchInput) -> Option<std::borrow::Cow<'a, [u8]>> {
+                None
+            }
+            fn in_fraction(&self, _: &crate::matchers::RuntimeFraction, _: u64) -> bool {
+                false
+            }
+        }
+        let string = "google.protobuf.StringValue";
+        let find = |chains| {
+            let listener = decode(&by_matcher(chains, string)).unwrap();
+            *listener.filter_chain_matcher.unwrap().find(&Nothing).unwrap()
+        };
+        assert_eq!(find(vec![chain("a", sni(&["*"])), chain("b", sni(&["*"]))]), Some(1));
+        assert_eq!(find(vec![chain("a", sni(&[]))]), None);
+        let twice = by_matcher(vec![chain("b", sni(&[])), chain("", sni(&[])), chain("b", sni(&[]))], string);
+        assert_eq!(
+            errors(decode(&twice)),
+            [
+                "filter_chains[1].name: error adding listener '127.0.0.1:80': \"name\" field is required when using a listener matcher",
+                "filter_chains[2].name: error adding listener '127.0.0.1:80': \"name\" field is duplicated with value 'b'",
+            ]
+        );
+        let other = errors(decode(&by_matcher(vec![chain("b", sni(&[]))], "google.protobuf.Int32Value")));
+        assert!(other[0].starts_with("filter_chain_matcher.on_no_match.action: cannot create a filter chain matcher: Didn't find a registered implementation for 'action' with type URL: 'google.protobuf.Int32Value'"), "{other:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Matcher trees decoded from `xds.type.matcher.v3`.
 
+use envoy_types::pb::envoy::extensions::matching::common_inputs::environment_variable::v3::Config as Variable;
 use envoy_types::pb::envoy::extensions::matching::common_inputs::network::v3 as network;
+use envoy_types::pb::envoy::extensions::matching::input_matchers::consistent_hashing::v3::ConsistentHashing;
 use envoy_types::pb::envoy::extensions::matching::input_matchers::ip::v3::Ip;
 use envoy_types::pb::envoy::extensions::matching::input_matchers::runtime_fraction::v3::RuntimeFraction as Fraction;
 use envoy_types::pb::envoy::r#type::matcher::v3 as envoy;
@@ -13,7 +15,7 @@ use pb::matcher::matcher_list as list;
 use prost::Message;
 use rustc_hash::FxHashMap;
 
-use super::{Condition, Entry, MatchInput, MatchKind, MatchTree, OnMatch, Predicate, Then};
+use super::{Condition, Entry, MatchInput, MatchKind, MatchTree, Names, OnMatch, Predicate, Then};
 use crate::decode::{Context, lower, sorted, type_name};
 use crate::matchers::{RuntimeFraction, StringMatcher, cidr_range, xds_cidr_range};
 
@@ -50,6 +52,21 @@ struct IpRangeMatcher {
     on_match: Option<tree::OnMatch>,
     #[prost(bool, tag = "3")]
     exclusive: bool,
+}
+
+/// `xds.type.matcher.v3.ServerNameMatcher`, which it lacks too.
+#[derive(Clone, PartialEq, Message)]
+struct ServerNameMatcher {
+    #[prost(message, repeated, tag = "1")]
+    domain_matchers: Vec<DomainMatcher>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DomainMatcher {
+    #[prost(string, repeated, tag = "1")]
+    domains: Vec<String>,
+    #[prost(message, optional, tag = "2")]
+    on_match: Option<tree::OnMatch>,
 }
 
 struct Decoder<'a, 'b, A> {
@@ -150,11 +167,15 @@ impl<A> Decoder<'_, '_, A> {
                 Some(MatchKind::Prefix(input?, entries.into()))
             }
             TreeType::CustomMatch(custom) => cx.at("custom_match", |cx| {
-                if which(custom) == "xds.type.matcher.v3.IPMatcher" {
-                    return cx.at("typed_config", |cx| self.ip(cx, input?, custom.typed_config.as_ref()?));
+                let any = custom.typed_config.as_ref();
+                match which(custom) {
+                    "xds.type.matcher.v3.IPMatcher" => cx.at("typed_config", |cx| self.ip(cx, input?, any?)),
+                    "xds.type.matcher.v3.ServerNameMatcher" => cx.at("typed_config", |cx| self.names(cx, input?, any?)),
+                    other => {
+                        cx.error(format!("matcher '{other}' is not implemented"));
+                        None
+                    }
                 }
-                cx.error(format!("matcher '{}' is not implemented", which(custom)));
-                None
             }),
         }
     }
@@ -174,6 +195,23 @@ impl<A> Decoder<'_, '_, A> {
         }
         ranges.sort_by_key(|(range, _)| std::cmp::Reverse(range.prefix_len()));
         Some(MatchKind::Ip(input, ranges.into(), out.into()))
+    }
+
+    fn names(&mut self, cx: &mut Context, input: MatchInput, any: &Any) -> Option<MatchKind<A, MatchInput>> {
+        let message: ServerNameMatcher = cx.unpack(any)?;
+        let mut names = Names::default();
+        let mut at = 0;
+        let actions = cx.each("domain_matchers", &message.domain_matchers, |cx, matcher| {
+            cx.each("domains", &matcher.domains, |cx, domain| {
+                if let Err(problem) = names.add(domain, at) {
+                    cx.error(problem);
+                }
+                Some(())
+            });
+            at += 1;
+            cx.required("on_match", &matcher.on_match, |cx, then| self.on_match(cx, then))
+        });
+        Some(MatchKind::Names(input, names, actions.into()))
     }
 
     fn entries(&mut self, cx: &mut Context, message: &tree::matcher_tree::MatchMap) -> Vec<Entry<A, MatchInput>> {
@@ -203,7 +241,30 @@ impl<A> Decoder<'_, '_, A> {
     }
 }
 
+impl Names {
+    /// Adds a name or wildcard.
+    fn add(&mut self, domain: &str, at: usize) -> Result<(), String> {
+        let invalid = |why: &str| Err(format!("Invalid wildcard domain format: {domain}. {why}"));
+        let old = match (domain, domain.strip_prefix("*.")) {
+            ("", _) => return Err("Empty domain in ServerNameMatcher".to_owned()),
+            ("*", _) => self.any.replace(at),
+            (_, Some(suffix)) if suffix.contains('*') => return invalid("Multiple wildcards are not supported"),
+            (_, Some(suffix)) if !suffix.is_empty() => self.suffixes.insert(suffix.as_bytes().into(), at),
+            _ if domain.contains('*') => return invalid("Only '*' and '*.domain' patterns are supported"),
+            _ => self.exact.insert(domain.as_bytes().into(), at),
+        };
+        match old {
+            Some(_) => Err(format!("Duplicate domain in ServerNameMatcher: {domain}")),
+            None => Ok(()),
+        }
+    }
+}
+
 fn known_input(cx: &mut Context, name: &str, any: &Any) -> Option<MatchInput> {
+    if name == "envoy.extensions.matching.common_inputs.environment_variable.v3.Config" {
+        let variable: Variable = cx.unpack(any)?;
+        return Some(MatchInput::Fixed(std::env::var(variable.name).ok().map(Into::into)));
+    }
     let short = name.strip_prefix("envoy.type.matcher.v3.").or_else(|| {
         let name = name.strip_prefix("envoy.extensions.matching.common_inputs.")?;
         name.strip_prefix("network.v3.").or_else(|| name.strip_prefix("ssl.v3."))
@@ -236,6 +297,7 @@ fn known_input(cx: &mut Context, name: &str, any: &Any) -> Option<MatchInput> {
         "ServerNameInput" => MatchInput::ServerName,
         "TransportProtocolInput" => MatchInput::TransportProtocol,
         "ApplicationProtocolInput" => MatchInput::ApplicationProtocol,
+        "NetworkNamespaceInput" => MatchInput::NetworkNamespace,
         "UriSanInput" => MatchInput::UriSan,
         "DnsSanInput" => MatchInput::DnsSan,
         "SubjectInput" => MatchInput::Subject,
@@ -266,8 +328,19 @@ fn custom_match(cx: &mut Context, message: &TypedExtensionConfig) -> Option<Cond
         }),
         "envoy.extensions.matching.input_matchers.runtime_fraction.v3.RuntimeFraction" => cx.at("typed_config", |cx| {
             let config: Fraction = cx.unpack(any?)?;
-            config.runtime_fraction.as_ref().map(RuntimeFraction::decode).map(Condition::Fraction)
+            let fraction = config.runtime_fraction.as_ref().map(RuntimeFraction::decode)?;
+            Some(Condition::Fraction(fraction, config.seed))
         }),
+        "envoy.extensions.matching.input_matchers.consistent_hashing.v3.ConsistentHashing" => {
+            cx.at("typed_config", |cx| {
+                let config: ConsistentHashing = cx.unpack(any?)?;
+                let (modulo, threshold) = (config.modulo.into(), config.threshold.into());
+                if threshold > modulo {
+                    cx.error(format!("threshold cannot be greater than modulo: {threshold} > {modulo}"));
+                }
+                Some(Condition::Hash { seed: config.seed, modulo, threshold })
+            })
+        }
         other => {
             cx.error(format!("matcher '{other}' is not implemented"));
             None

@@ -371,7 +371,7 @@ mod tests {
     use super::*;
     use nuncio_base::drain::DrainHandle;
     use nuncio_base::stats::StatsConfig;
-    use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
+    use nuncio_config::address::{Address, EndpointAddress};
     use nuncio_config::cluster::*;
     use nuncio_net::connection::{ConnectionInfo, Io};
     use nuncio_upstream::ClusterManagerOptions;
@@ -381,8 +381,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     fn cluster(addr: SocketAddr) -> ClusterConfig {
-        let address =
-            EndpointAddress::Resolved(Address::Socket(SocketAddress { addr, ipv4_compat: false, udp: false }));
+        let address = EndpointAddress::Resolved(Address::Socket(addr.into()));
         let group = LocalityEndpoints {
             locality: Locality::default(),
             priority: 0,

@@ -39,7 +39,7 @@ pub(super) fn compile<A: Clone>(tree: &MatchTree<A>) -> Result<RequestTree<A>, S
 }
 
 impl MatchData<Input> for RouteRequest<'_> {
-    fn value(&self, input: &Input) -> Option<Cow<'_, [u8]>> {
+    fn value<'a>(&'a self, input: &'a Input) -> Option<Cow<'a, [u8]>> {
         let input = match input {
             Input::Header(name) => return self.headers.joined(name),
             Input::Other(input) => input,
@@ -54,6 +54,9 @@ impl MatchData<Input> for RouteRequest<'_> {
         if let MatchInput::FilterState(key) = input {
             let found = self.filter_state?.iter().find(|(known, _)| **known == **key)?;
             return Some(found.1.as_bytes().into());
+        }
+        if let MatchInput::Fixed(value) = input {
+            return value.as_ref().map(|value| value.as_bytes().into());
         }
         let certificate = || self.tls?.peer_certificate();
         let names = |list: Vec<Cow<'_, str>>| (!list.is_empty()).then(|| list.join(",").into_bytes().into());
@@ -71,6 +74,7 @@ impl MatchData<Input> for RouteRequest<'_> {
                 let (from, to) = (connection.remote_address.ip()?, connection.local_address.ip()?);
                 (from.is_loopback() || from == to).then_some(Cow::Borrowed(b"local"))
             }
+            MatchInput::NetworkNamespace => Some(connection.network_namespace()?.as_bytes().into()),
             MatchInput::ServerName => Some(connection.requested_server_name.as_ref()?.as_bytes().into()),
             MatchInput::UriSan => names(certificate()?.uri_sans().collect()),
             MatchInput::DnsSan => names(certificate()?.dns_sans().collect()),
@@ -79,8 +83,8 @@ impl MatchData<Input> for RouteRequest<'_> {
         }
     }
 
-    fn in_fraction(&self, fraction: &RuntimeFraction) -> bool {
-        in_runtime_fraction(fraction, self.runtime, self.random)
+    fn in_fraction(&self, fraction: &RuntimeFraction, hash: u64) -> bool {
+        in_runtime_fraction(fraction, self.runtime, hash)
     }
 }
 

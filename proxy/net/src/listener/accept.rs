@@ -16,15 +16,15 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use nuncio_base::timer::timeout;
 use rustc_hash::FxHashMap;
-use socket2::Socket;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::stats::{AcceptedGuard, ConnectionGuard, PreConnectionGuard, WorkerListenerStats};
-use super::{ConnectionEnd, FilterChain, FilterChainHandler, Listener, ListenerAccessLog, Table, is_shortage};
+use super::{
+    ConnectionEnd, FilterChain, FilterChainHandler, Listener, ListenerAccessLog, Table, WorkerSocket, is_shortage,
+};
 use crate::address::{Address, unmap};
-use crate::connection::{Connection, ConnectionInfo, Io, Plain, TransportProtocol, next_connection_id};
-use crate::filter_chain::ChainInput;
+use crate::connection::{Connection, ConnectionInfo, Io, ListenerInfo, Plain, TransportProtocol, next_connection_id};
 use crate::listener_filters::Verdict;
 use crate::socket::start_listening;
 
@@ -85,8 +85,10 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
         others: others.clone(),
         listener: listener.clone(),
     });
-    let mut keys: Vec<_> = sockets.iter().filter_map(|own| own.address.socket_addr()).collect();
-    if keys.is_empty() {
+    // Connections are handed over by their original destination, which is one of this network.
+    let here = sockets.iter().filter(|own| own.network_namespace.is_none());
+    let mut keys: Vec<_> = here.filter_map(|own| own.address.socket_addr()).collect();
+    if sockets.is_empty() {
         // Not bound: reachable only from another listener.
         let config = listener.config();
         keys.extend(config.addresses.iter().filter_map(|address| Address::from(&address.address).socket_addr()));
@@ -99,7 +101,7 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
         if own.options.bind_only {
             start_listening(&own.socket, &own.options, own.address.clone()).map_err(io::Error::other)?;
         }
-        acceptors.push(Acceptor::new(&own.address, own.socket)?);
+        acceptors.push(Acceptor::new(own, &listener)?);
     }
     let loops: Vec<_> = acceptors.iter().map(|acceptor| accept_loop(this.clone(), acceptor)).collect();
     let refresh = async {
@@ -124,26 +126,42 @@ pub async fn run_listener(listener: Arc<Listener>, worker: usize, others: Rc<Wor
     Ok(())
 }
 
-enum Acceptor {
+struct Acceptor {
+    socket: Accepting,
+    /// For connections of another network: the listener with its namespace.
+    info: Option<Arc<ListenerInfo>>,
+}
+
+enum Accepting {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
+/// The local end of connections that a socket accepts.
+struct LocalEnd {
+    address: Address,
+    info: Option<Arc<ListenerInfo>>,
+}
+
 impl Acceptor {
-    fn new(address: &Address, socket: Socket) -> io::Result<Self> {
-        Ok(match address {
-            Address::Ip(_) => Self::Tcp(TcpListener::from_std(socket.into())?),
-            _ => Self::Unix(UnixListener::from_std(socket.into())?),
-        })
+    fn new(own: WorkerSocket, listener: &Listener) -> io::Result<Self> {
+        let socket = match own.address {
+            Address::Ip(_) => Accepting::Tcp(TcpListener::from_std(own.socket.into())?),
+            _ => Accepting::Unix(UnixListener::from_std(own.socket.into())?),
+        };
+        let info = own.network_namespace.map(|namespace| {
+            Arc::new(ListenerInfo { network_namespace: Some(namespace), ..ListenerInfo::clone(&listener.info) })
+        });
+        Ok(Self { socket, info })
     }
 
     async fn accept(&self) -> io::Result<(Plain, Address)> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            Accepting::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Plain::tcp(stream), Address::Ip(unmap(peer))))
             }
-            Self::Unix(listener) => {
+            Accepting::Unix(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Plain::unix(stream), Address::from_unix(&peer)))
             }
@@ -153,8 +171,8 @@ impl Acceptor {
     /// Starts the connections that wait in the queue; closes the socket.
     fn take_rest(self, this: &Rc<WorkerListener>) {
         let own = self.local();
-        match self {
-            Self::Tcp(listener) => {
+        match self.socket {
+            Accepting::Tcp(listener) => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok((stream, peer)) = listener.accept() {
                     if stream.set_nonblocking(true).is_ok()
@@ -164,7 +182,7 @@ impl Acceptor {
                     }
                 }
             }
-            Self::Unix(listener) => {
+            Accepting::Unix(listener) => {
                 let Ok(listener) = listener.into_std() else { return };
                 while let Ok((stream, peer)) = listener.accept() {
                     if stream.set_nonblocking(true).is_ok()
@@ -177,13 +195,13 @@ impl Acceptor {
         }
     }
 
-    fn local(&self) -> Address {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Ip).unwrap_or_else(|_| Address::Pipe("".into())),
-            Self::Unix(listener) => {
-                listener.local_addr().map_or_else(|_| Address::Pipe("".into()), |addr| Address::from_unix(&addr))
-            }
-        }
+    fn local(&self) -> LocalEnd {
+        let address = match &self.socket {
+            Accepting::Tcp(listener) => listener.local_addr().ok().map(Address::Ip),
+            Accepting::Unix(listener) => listener.local_addr().ok().map(|addr| Address::from_unix(&addr)),
+        };
+        let address = address.unwrap_or_else(|| Address::Pipe("".into()));
+        LocalEnd { address, info: self.info.clone() }
     }
 }
 
@@ -224,20 +242,21 @@ async fn accept_loop(this: Rc<WorkerListener>, acceptor: &Acceptor) {
     }
 }
 
-fn start(this: &Rc<WorkerListener>, plain: Plain, peer: Address, own: &Address) {
+fn start(this: &Rc<WorkerListener>, plain: Plain, peer: Address, own: &LocalEnd) {
     let Some(accepted) = AcceptedGuard::new(&this.listener) else { return };
-    let local = match (own, plain.tcp_stream()) {
+    let local = match (&own.address, plain.tcp_stream()) {
         // A wildcard socket does not know the address that the peer used.
         (Address::Ip(addr), Some(stream)) if addr.ip().is_unspecified() => {
-            stream.local_addr().map_or_else(|_| own.clone(), |addr| Address::Ip(unmap(addr)))
+            stream.local_addr().map_or_else(|_| own.address.clone(), |addr| Address::Ip(unmap(addr)))
         }
-        _ => own.clone(),
+        _ => own.address.clone(),
     };
     if let Some(stream) = plain.tcp_stream() {
         // Fails only on a connection that is gone.
         let _ = stream.set_nodelay(true);
     }
-    let info = ConnectionInfo::unnumbered(local, peer);
+    let mut info = ConnectionInfo::unnumbered(local, peer);
+    info.listener.clone_from(&own.info);
     tokio::task::spawn_local(clock::once_per_poll(connection(this.clone(), plain, info, accepted)));
 }
 
@@ -263,15 +282,16 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
         info.detected_transport_protocol = TransportProtocol::RawBuffer;
     }
     let table = this.listener.table.load_full();
-    let found = table.index.find(&ChainInput::from(&info), None).or(table.default);
-    let Some(chain) = found.and_then(|at| table.chains.get(at)).cloned() else {
+    let chain = table.find(&info).cloned();
+    let own = info.listener.take().filter(|own| own.name == this.listener.info.name);
+    let Some(chain) = chain else {
         tracing::debug!(peer = %info.remote_address, "closing connection: no matching filter chain found");
         this.listener.stats.no_filter_chain_match().inc();
         close_unread(&plain);
         return log(&table.access_logs, &Rc::new(info), ConnectionEnd { no_filter_chain: true });
     };
     info.id = next_connection_id();
-    info.listener = Some(this.listener.info.clone());
+    info.listener = Some(own.unwrap_or_else(|| this.listener.info.clone()));
     info.filter_chain_name = chain.name.clone();
     let handler = this.handler(&table, &chain);
     let logs = (!table.access_logs.is_empty()).then(|| table.clone());

@@ -31,8 +31,9 @@ use socket2::Socket;
 use tokio::sync::Notify;
 
 use crate::address::Address;
+use crate::chain_matcher::{ChainMatcher, FractionCheck};
 use crate::connection::{Connection, ConnectionInfo, ListenerInfo};
-use crate::filter_chain::{ChainError, FilterChainIndex};
+use crate::filter_chain::{ChainError, ChainInput, FilterChainIndex};
 use crate::listener_filters::{self, ListenerFilter};
 use crate::socket::{BindError, ListenOptions, listen, start_listening};
 use crate::tls::server::ServerTlsContext;
@@ -154,6 +155,8 @@ pub struct ListenerParts<'a> {
     pub filter_chain: &'a BuildFilterChain<'a>,
     /// Listener filters that are extensions.
     pub listener_filter: &'a BuildListenerFilter<'a>,
+    /// Shares in a `filter_chain_matcher`.
+    pub in_fraction: FractionCheck,
     /// Access logs of the listener.
     pub access_logs: Vec<Arc<dyn ListenerAccessLog>>,
 }
@@ -197,10 +200,28 @@ impl Kill {
 struct Table {
     chains: Vec<Arc<FilterChain>>,
     default: Option<usize>,
-    index: FilterChainIndex,
+    chooser: Chooser,
     filters: Vec<Arc<dyn ListenerFilter>>,
     access_logs: Vec<Arc<dyn ListenerAccessLog>>,
     config: Arc<ListenerConfig>,
+}
+
+/// What chooses the filter chain of a connection.
+enum Chooser {
+    /// The chains' own matches.
+    Matches(FilterChainIndex),
+    /// `filter_chain_matcher`.
+    Matcher(ChainMatcher),
+}
+
+impl Table {
+    fn find(&self, info: &ConnectionInfo) -> Option<&Arc<FilterChain>> {
+        let at = match &self.chooser {
+            Chooser::Matches(index) => index.find(&ChainInput::from(info), None).or(self.default),
+            Chooser::Matcher(matcher) => matcher.find(info, self.default),
+        };
+        self.chains.get(at?)
+    }
 }
 
 /// Filter chains that are built and not yet in use.
@@ -253,6 +274,7 @@ struct Bound {
 /// A socket for a worker, and how it has to listen.
 struct WorkerSocket {
     address: Address,
+    network_namespace: Option<Arc<str>>,
     options: ListenOptions,
     socket: Socket,
 }
@@ -279,6 +301,7 @@ impl Listener {
                 name: config.name.clone(),
                 direction: config.traffic_direction,
                 buffer_limit: config.per_connection_buffer_limit_bytes,
+                network_namespace: None,
             }),
             stats: ListenerStats::new(registry, &stat_prefix),
             tls_stats,
@@ -388,8 +411,13 @@ impl Listener {
 
     /// Bound addresses in the order of the configuration, with the ports that the kernel chose.
     pub fn addresses(&self) -> Vec<Address> {
+        self.addresses_in_networks().into_iter().map(|(address, _)| address).collect()
+    }
+
+    /// The same with the network namespaces that they are in.
+    pub fn addresses_in_networks(&self) -> Vec<(Address, Option<Arc<str>>)> {
         let bound = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        bound.iter().map(|bound| bound.address.clone()).collect()
+        bound.iter().map(|bound| (bound.address.clone(), bound.network_namespace())).collect()
     }
 
     /// Its present filter chains, the default one included.
@@ -505,9 +533,19 @@ impl Listener {
         let mut bound = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let take = |bound: &mut Bound| {
             let socket = bound.sockets.pop_front()?;
-            Some(WorkerSocket { address: bound.address.clone(), options: bound.options.clone(), socket })
+            let (address, options) = (bound.address.clone(), bound.options.clone());
+            Some(WorkerSocket { address, network_namespace: bound.network_namespace(), options, socket })
         };
         bound.iter_mut().filter_map(take).collect()
+    }
+}
+
+impl Bound {
+    fn network_namespace(&self) -> Option<Arc<str>> {
+        match &self.configured {
+            nuncio_config::address::Address::Socket(socket) => socket.network_namespace.clone(),
+            _ => None,
+        }
     }
 }
 
@@ -554,11 +592,17 @@ fn build_table(
     drain: &DrainHandle,
     same: &dyn Fn(&FilterChainConfig, &FilterChainConfig) -> bool,
 ) -> Result<Table, ListenerError> {
-    let index = FilterChainIndex::new(config.filter_chains.iter().map(|chain| (&*chain.name, &chain.matches)));
-    let index = index.map_err(|source| {
-        let addresses = config.addresses.iter().map(|address| Address::from(&address.address).to_string());
-        ListenerError::Chains { path: config.path.clone(), addresses: addresses.collect::<Vec<_>>().join(","), source }
-    })?;
+    let chooser = match &config.filter_chain_matcher {
+        Some(tree) => Chooser::Matcher(ChainMatcher::new(tree.clone(), parts.in_fraction.clone())),
+        None => {
+            let index = FilterChainIndex::new(config.filter_chains.iter().map(|chain| (&*chain.name, &chain.matches)));
+            Chooser::Matches(index.map_err(|source| {
+                let addresses = config.addresses.iter().map(|address| Address::from(&address.address).to_string());
+                let addresses = addresses.collect::<Vec<_>>().join(",");
+                ListenerError::Chains { path: config.path.clone(), addresses, source }
+            })?)
+        }
+    };
     let mut by_fingerprint: FxHashMap<u64, Vec<&Arc<FilterChain>>> = FxHashMap::default();
     for chain in old {
         by_fingerprint.entry(chain.config.fingerprint).or_default().push(chain);
@@ -596,7 +640,7 @@ fn build_table(
     Ok(Table {
         default: config.default_filter_chain.is_some().then(|| config.filter_chains.len()),
         chains,
-        index,
+        chooser,
         filters,
         access_logs: parts.access_logs.clone(),
         config: config.clone(),

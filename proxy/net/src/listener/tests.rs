@@ -39,13 +39,10 @@ fn chain(name: &str, matches: FilterChainMatch) -> FilterChainConfig {
 }
 
 fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterConfig>) -> ListenerConfig {
-    let addr = "127.0.0.1:0".parse().expect("an address");
+    let addr: std::net::SocketAddr = "127.0.0.1:0".parse().expect("an address");
     ListenerConfig {
         name: "test".into(),
-        addresses: vec![ListenAddress {
-            address: config::Address::Socket(config::SocketAddress { addr, ipv4_compat: false, udp: false }),
-            socket_options: Vec::new(),
-        }],
+        addresses: vec![ListenAddress { address: config::Address::Socket(addr.into()), socket_options: Vec::new() }],
         stat_prefix: Some("t".into()),
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: None,
@@ -66,6 +63,7 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
         ignore_global_conn_limit: false,
         max_connections_to_accept_per_socket_event: None,
         connection_limit: None,
+        filter_chain_matcher: None,
         access_logs: Vec::new(),
         frame_fingerprint: 0,
         path: "listeners[0]".into(),
@@ -163,6 +161,7 @@ impl Fixture {
             contexts,
             filter_chain: &|config| Ok(Arc::new(Echo(config.name.to_string()))),
             listener_filter: &|extension| Err(format!("unknown {extension:?}")),
+            in_fraction: Arc::new(|_, _| false),
             access_logs: vec![log.clone()],
         }
     }
@@ -366,7 +365,11 @@ async fn an_update_drains_only_the_chains_that_changed() {
         fixture.start();
         let address = fixture.listener.addresses()[0].clone();
         let mut options = crate::socket::ConnectOptions::default();
-        options.bind.source = Some("127.0.0.2:0".parse().expect("an address"));
+        options.bind.sources = vec![nuncio_config::cluster::SourceAddress {
+            addr: "127.0.0.2:0".parse().expect("an address"),
+            network_namespace: None,
+            socket_options: None,
+        }];
         let from_two =
             || async { Io::plain(crate::socket::connect(&address, &options, LONG).await.expect("connects")) };
         let mut stays = from_two().await;

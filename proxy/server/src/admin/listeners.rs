@@ -45,6 +45,11 @@ pub(super) fn address_json(address: &AddressStatus) -> Value {
         AddressStatus::Socket(address) => {
             json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
         }
+        AddressStatus::InNetwork(address, file) => json!({"socket_address": {
+            "address": address.ip().to_string(),
+            "port_value": address.port(),
+            "network_namespace_filepath": file,
+        }}),
         AddressStatus::Pipe(path) => json!({"pipe": {"path": path}}),
     }
 }
@@ -62,12 +67,13 @@ mod tests {
                 name: "main".into(),
                 addresses: vec![
                     AddressStatus::Socket(([127, 0, 0, 1], 40007).into()),
+                    AddressStatus::InNetwork(([127, 0, 0, 2], 40008).into(), "/run/netns/a".into()),
                     AddressStatus::Socket("[::1]:45001".parse().expect("an address")),
                 ],
             },
             ListenerStatus { name: "57e5".into(), addresses: vec![AddressStatus::Pipe("/run/l.sock".into())] },
         ];
-        let text = "main::127.0.0.1:40007\nmain::[::1]:45001\n57e5::/run/l.sock\n";
+        let text = "main::127.0.0.1:40007\nmain::127.0.0.2:40008\nmain::[::1]:45001\n57e5::/run/l.sock\n";
         assert_eq!(get(&sources, "/listeners"), AdminResponse::text(200, text));
         assert_eq!(get(&sources, "/listeners?format=zz"), AdminResponse::text(200, text));
         let expected = r#"{
@@ -81,6 +87,13 @@ mod tests {
     }
    },
    "additional_local_addresses": [
+    {
+     "socket_address": {
+      "address": "127.0.0.2",
+      "port_value": 40008,
+      "network_namespace_filepath": "/run/netns/a"
+     }
+    },
     {
      "socket_address": {
       "address": "::1",

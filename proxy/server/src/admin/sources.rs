@@ -230,6 +230,8 @@ pub struct MemoryStatus {
 pub enum AddressStatus {
     /// IP and port.
     Socket(SocketAddr),
+    /// The same in the network namespace of a file.
+    InNetwork(SocketAddr, String),
     /// Unix socket.
     Pipe(String),
 }
@@ -243,7 +245,7 @@ impl From<SocketAddr> for AddressStatus {
 impl fmt::Display for AddressStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Socket(address) => address.fmt(f),
+            Self::Socket(address) | Self::InNetwork(address, _) => address.fmt(f),
             Self::Pipe(path) => f.write_str(path),
         }
     }

@@ -8,6 +8,8 @@ use nuncio_config::listener::{ListenerConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
 use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
 use nuncio_extensions::registry;
+use nuncio_http::matchers::in_runtime_fraction;
+use nuncio_net::chain_matcher::FractionCheck;
 use nuncio_net::listener::{FilterChain, FilterChainFactory, Listener, ListenerError, ListenerParts};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub(super) fn with_parts<T>(
             found.borrow_mut().push(registry::not_implemented("listener filter", extension, path));
             Err(String::new())
         },
+        in_fraction: in_fraction(context),
         access_logs: crate::listener_log::of(access_logs),
     };
     let made = make(parts);
@@ -78,6 +81,11 @@ pub(super) fn with_parts<T>(
         Err(e) if errors.is_empty() => Err(vec![listener_error(e, &config.path)]),
         _ => Err(errors),
     }
+}
+
+fn in_fraction(context: &Context) -> FractionCheck {
+    let runtime = context.runtime.clone();
+    Arc::new(move |fraction, hash| in_runtime_fraction(fraction, &*runtime, hash))
 }
 
 /// The path is in front of the message in some of the network floor's errors: it is told apart here.

@@ -5,7 +5,7 @@ use crate::cluster_manager::{ClusterManager, ClusterManagerOptions};
 use crate::lb::LbContext;
 use crate::testing::config;
 use nuncio_base::stats::{Registry, StatsConfig};
-use nuncio_config::address::{Address, EndpointAddress, SocketAddress};
+use nuncio_config::address::{Address, EndpointAddress};
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Endpoint, Locality, LocalityEndpoints};
 use nuncio_http::headers::{HeaderName, HeaderValue, Headers};
 use std::future::poll_fn;
@@ -31,13 +31,7 @@ impl Setup {
             event_logs: None,
         });
         let mut config = config();
-        let endpoint = |addr: &SocketAddr| {
-            Endpoint::new(EndpointAddress::Resolved(Address::Socket(SocketAddress {
-                addr: *addr,
-                ipv4_compat: false,
-                udp: false,
-            })))
-        };
+        let endpoint = |addr: &SocketAddr| Endpoint::new(EndpointAddress::Resolved(Address::Socket((*addr).into())));
         config.endpoints.localities.push(LocalityEndpoints {
             locality: Locality::default(),
             priority: 0,

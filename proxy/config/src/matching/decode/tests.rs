@@ -64,7 +64,7 @@ impl MatchData<MatchInput> for Data {
         self.0.iter().find(|(known, _)| *known == &**name).map(|(_, value)| value.as_bytes().into())
     }
 
-    fn in_fraction(&self, _: &RuntimeFraction) -> bool {
+    fn in_fraction(&self, _: &RuntimeFraction, _: u64) -> bool {
         true
     }
 }
@@ -158,6 +158,75 @@ fn an_address_is_matched_by_its_longest_range() {
     assert_eq!(find(&tree, &[("h", "10.2.2.3")]), "");
     assert_eq!(find(&tree, &[("h", "10.3.2.3")]), "wide");
     assert_eq!(find(&tree, &[("h", "::1")]), "");
+}
+
+fn server_names(entries: Vec<(&[&str], tree::OnMatch)>) -> pb::Matcher {
+    let matcher = |(domains, on_match): (&[&str], _)| DomainMatcher {
+        domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+        on_match: Some(on_match),
+    };
+    let message = ServerNameMatcher { domain_matchers: entries.into_iter().map(matcher).collect() };
+    let custom = any("xds.type.matcher.v3.ServerNameMatcher", &message);
+    let tree_type = Some(tree::matcher_tree::TreeType::CustomMatch(custom));
+    let inner = tree::MatcherTree { input: Some(header("h")), tree_type };
+    pb::Matcher {
+        matcher_type: Some(tree::MatcherType::MatcherTree(inner)),
+        on_no_match: Some(Box::new(action("none"))),
+    }
+}
+
+#[test]
+fn server_names_match_whole_then_by_the_longest_suffix() {
+    let keep = tree::OnMatch { keep_matching: true, ..action("kept") };
+    let tree = server_names(vec![
+        (&["a.example", "*.a.example"], action("a")),
+        (&["*.b.a.example"], keep),
+        (&["*.example"], action("example")),
+    ]);
+    for (name, expected) in [
+        ("a.example", "a"),
+        ("x.y.a.example", "a"),
+        ("x.b.a.example", "a"),
+        ("x.example", "example"),
+        ("example", "none"),
+        ("", "none"),
+    ] {
+        assert_eq!(find(&tree, Box::leak(Box::new([("h", name)]))), expected, "{name}");
+    }
+    let tree = server_names(vec![(&["*"], action("any")), (&["x"], action("x"))]);
+    assert_eq!((find(&tree, &[("h", "x")]), find(&tree, &[("h", "y")])), ("x".to_owned(), "any".to_owned()));
+}
+
+#[test]
+fn wrong_server_names_are_told_in_envoys_words() {
+    let wrong = |domains: &[&str]| errors(decode(&server_names(vec![(domains, action("a"))]))).remove(0);
+    let place = "matcher_tree.custom_match.typed_config.domain_matchers[0].domains";
+    let invalid = "Invalid wildcard domain format";
+    for (domains, expected) in [
+        (&["a*"][..], format!("{place}[0]: {invalid}: a*. Only '*' and '*.domain' patterns are supported")),
+        (&["*."], format!("{place}[0]: {invalid}: *.. Only '*' and '*.domain' patterns are supported")),
+        (&["*.*.a"], format!("{place}[0]: {invalid}: *.*.a. Multiple wildcards are not supported")),
+        (&["a", "a"], format!("{place}[1]: Duplicate domain in ServerNameMatcher: a")),
+        (&[""], format!("{place}[0]: Empty domain in ServerNameMatcher")),
+    ] {
+        assert_eq!(wrong(domains), expected);
+    }
+}
+
+#[test]
+fn hashes_of_values_are_held_against_a_threshold() {
+    use list::predicate::{MatchType, SinglePredicate, single_predicate::Matcher};
+    let hashed = |threshold| {
+        let message = ConsistentHashing { threshold, modulo: 100, seed: 7 };
+        let custom = any("envoy.extensions.matching.input_matchers.consistent_hashing.v3.ConsistentHashing", &message);
+        let single = SinglePredicate { input: Some(header("h")), matcher: Some(Matcher::CustomMatch(custom)) };
+        let predicate = list::Predicate { match_type: Some(MatchType::SinglePredicate(single)) };
+        matchers(vec![(predicate, action("high"))], Some(action("low")))
+    };
+    let expected = u32::try_from(xxhash_rust::xxh64::xxh64(b"value", 7) % 100).unwrap();
+    assert_eq!(find(&hashed(expected), &[("h", "value")]), "high");
+    assert_eq!(find(&hashed(expected + 1), &[("h", "value")]), "low");
+    assert!(errors(decode(&hashed(101)))[0].ends_with("threshold cannot be greater than modulo: 101 > 100"));
 }
 
 #[test]
