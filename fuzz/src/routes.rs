@@ -165,6 +165,7 @@ fn config(routes: Vec<Route>) -> RouteConfiguration {
         ignore_path_parameters_in_path_matching: false,
         vhost_header: None,
         request_mirror_policies: Vec::new(),
+        vhds: None,
         path: "route_config".into(),
     }
 }

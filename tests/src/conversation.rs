@@ -4,7 +4,7 @@
 //! requests of a type, and says when the talk has settled; everything that was asked until then is one record, in order.
 //! The names within a request are sorted, since Envoy's order is that of a hash table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -72,6 +72,10 @@ fn node_once() -> String {
     "set_node_on_first_message_only: true".to_owned()
 }
 
+fn example() -> String {
+    "a.example".to_owned()
+}
+
 /// How discovery is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -116,7 +120,22 @@ pub enum Step {
         /// What the body has to be for the answer to count; waits for it.
         #[serde(default)]
         until: Option<String>,
+        /// `host`.
+        #[serde(default = "example")]
+        host: String,
     },
+    /// Sends a request to a listener and goes on.
+    Open {
+        /// The port's name.
+        port: String,
+        /// The path.
+        path: String,
+        /// `host`.
+        #[serde(default = "example")]
+        host: String,
+    },
+    /// Waits for the answer to the oldest request that was sent and left, and records its status and body.
+    Answer,
     /// Records these stats.
     Stats(Vec<String>),
     /// Records an answer of the admin interface.
@@ -242,6 +261,8 @@ struct Talk<'a> {
     /// How many requests of each type were awaited, of how many.
     awaited: BTreeMap<String, (usize, usize)>,
     record: Vec<Value>,
+    /// Requests whose answers are still to come.
+    open: VecDeque<tokio::task::JoinHandle<Result<(u16, String)>>>,
 }
 
 async fn play(binary: &Path, script: &Conversation) -> Result<Value> {
@@ -266,6 +287,7 @@ async fn play(binary: &Path, script: &Conversation) -> Result<Value> {
         asked: Vec::new(),
         awaited: BTreeMap::new(),
         record: Vec::new(),
+        open: VecDeque::new(),
     };
     let said = || {
         let text = std::fs::read_to_string(&stderr).unwrap_or_default();
@@ -366,14 +388,24 @@ impl Talk<'_> {
                 let garbage = bytes::Bytes::from_static(b"\0\0\0\0\x04\xff\xff\xff\xff");
                 self.server.raw(self.stream(kind)?, garbage)?;
             }
-            Step::Get { port, path, until } => {
+            Step::Get { port, path, until, host } => {
                 let port = *self.ports.get(port).with_context(|| format!("no port {port}"))?;
-                let answer = self.get(port, path, |body| until.as_ref().is_none_or(|until| body == until)).await?;
+                let enough = |body: &str| until.as_ref().is_none_or(|until| body == until);
+                let answer = self.get(port, path, host, enough).await?;
                 self.record.push(json!({"get": path, "status": answer.0, "body": answer.1}));
+            }
+            Step::Open { port, path, host } => {
+                let port = *self.ports.get(port).with_context(|| format!("no port {port}"))?;
+                let (path, host) = (path.clone(), host.clone());
+                self.open.push_back(tokio::spawn(async move { once(port, &path, &host).await }));
+            }
+            Step::Answer => {
+                let answer = self.open.pop_front().context("no request was left open")?.await??;
+                self.record.push(json!({"status": answer.0, "body": answer.1}));
             }
             Step::Stats(names) => {
                 let port = self.ports["admin"];
-                let (_, text) = self.get(port, "/stats", |_| true).await?;
+                let (_, text) = self.get(port, "/stats", "a.example", |_| true).await?;
                 let value = |name: &String| text.lines().find_map(|l| l.strip_prefix(&format!("{name}: ")));
                 let stats: BTreeMap<&String, Option<&str>> = names.iter().map(|n| (n, value(n))).collect();
                 self.record.push(json!({ "stats": stats }));
@@ -381,7 +413,7 @@ impl Talk<'_> {
             Step::Admin { path, until } => {
                 let port = self.ports["admin"];
                 let begins = |body: &str| until.as_ref().is_none_or(|until| body.starts_with(until.as_str()));
-                let (status, body) = self.get(port, path, begins).await?;
+                let (status, body) = self.get(port, path, "a.example", begins).await?;
                 self.record.push(json!({"admin": path, "status": status, "body": body}));
             }
         }
@@ -483,11 +515,11 @@ impl Talk<'_> {
     }
 
     /// One request, repeated until there is an answer that will do.
-    async fn get(&mut self, port: u16, path: &str, enough: impl Fn(&str) -> bool) -> Result<(u16, String)> {
+    async fn get(&mut self, port: u16, path: &str, host: &str, enough: impl Fn(&str) -> bool) -> Result<(u16, String)> {
         let deadline = Instant::now() + PATIENCE;
         let mut last = String::from("nothing listens");
         loop {
-            match once(port, path).await {
+            match once(port, path, host).await {
                 Ok((status, body)) if enough(&body) => return Ok((status, body)),
                 Ok((status, body)) => last = format!("{status} {body}"),
                 Err(e) => last = format!("{last}; {e:#}"),
@@ -500,10 +532,10 @@ impl Talk<'_> {
     }
 }
 
-async fn once(port: u16, path: &str) -> Result<(u16, String)> {
+async fn once(port: u16, path: &str, host: &str) -> Result<(u16, String)> {
     let call = async {
         let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-        let head = format!("GET {path} HTTP/1.1\r\nhost: a.example\r\nconnection: close\r\n\r\n");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await?;
         let mut reader = crate::http1::Reader::default();
         let mut buffer = vec![0; 64 * 1024];

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 pub(crate) mod decode;
 mod protocol_options;
+mod scoped_routes;
+
+pub use scoped_routes::{Extract, KeyFragment, ScopeSource, ScopedRouteConfiguration, ScopedRoutesConfig};
 
 /// `HttpConnectionManager`.
 #[derive(Debug, Clone)]
@@ -137,8 +140,8 @@ pub enum RouteSource {
         /// Serialized `ConfigSource`.
         source: bytes::Bytes,
     },
-    /// Scoped routes, serialized.
-    Scoped(bytes::Bytes),
+    /// A table chosen by a key of each request.
+    Scoped(Arc<ScopedRoutesConfig>),
 }
 
 /// `codec_type`.

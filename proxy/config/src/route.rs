@@ -49,6 +49,8 @@ pub struct RouteConfiguration {
     pub vhost_header: Option<Box<str>>,
     /// Mirrors of the virtual hosts without their own.
     pub request_mirror_policies: Vec<MirrorPolicy>,
+    /// Serialized `ConfigSource` of virtual hosts that come beside those here (`vhds`).
+    pub vhds: Option<bytes::Bytes>,
     /// Path in the configuration.
     pub path: Box<str>,
 }

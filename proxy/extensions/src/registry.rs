@@ -34,7 +34,7 @@ pub struct HttpFilterEntry {
 }
 
 /// HTTP filters.
-pub const HTTP_FILTERS: &[HttpFilterEntry] = &[http_filters::router::ENTRY];
+pub const HTTP_FILTERS: &[HttpFilterEntry] = &[http_filters::on_demand::ENTRY, http_filters::router::ENTRY];
 
 /// Network filters: these two are decoded with the listener; their messages are listed for the documentation.
 pub const NETWORK_FILTERS: &[(&str, &str)] = &[

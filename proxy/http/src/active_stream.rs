@@ -11,6 +11,7 @@
 //! ends a stream early (the peer leaves, a timer fires, the body is malformed) is an [`Abort`]: [`ActiveStream::poll_abort`]
 //! reports it, the terminal filter returns, and the stream answers or resets.
 
+mod on_demand;
 mod prepare;
 mod recreate;
 mod replies;
@@ -19,7 +20,7 @@ pub use recreate::Redirects;
 
 use crate::codec::{Frame, Protocol, ResetReason, ServerStream, StreamError};
 use crate::conn_manager::ConnectionContext;
-use crate::filter::{DataAction, FilterChain, HeadersAction, Slot, StreamView};
+use crate::filter::{DataAction, FilterChain, HeadersAction, LocalFuture, Slot, StreamView};
 use crate::formatter::{AccessLogType, FormatContext};
 use crate::header_rules;
 use crate::headers::{HeaderValue, Headers, names};
@@ -233,27 +234,36 @@ impl<'a> ActiveStream<'a> {
                         }
                         break;
                     }
-                    HeadersAction::Wait(mut future) => {
-                        let resume = poll_fn(|cx| match self.poll_abort(cx) {
-                            Poll::Ready(abort) => Poll::Ready(Err(abort)),
-                            Poll::Pending => future.as_mut().poll(cx).map(Ok),
-                        })
-                        .await;
-                        match resume {
-                            Ok(resume) => {
-                                let mut view = StreamView { request: &mut self.request, info: &mut self.info };
-                                action = resume(&mut view);
-                            }
-                            Err(abort) => {
-                                self.abort = Some(abort);
-                                return false;
-                            }
+                    HeadersAction::OnDemand(clusters) => {
+                        if !self.on_demand(clusters).await {
+                            return false;
                         }
+                        break;
+                    }
+                    HeadersAction::Wait(future) => {
+                        let Some(resume) = self.wait(future).await else { return false };
+                        let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                        action = resume(&mut view);
                     }
                 }
             }
         }
         true
+    }
+
+    /// Waits for a filter's future; None when the stream ends first.
+    async fn wait<T>(&mut self, mut future: LocalFuture<'static, T>) -> Option<T> {
+        let done = poll_fn(|cx| match self.poll_abort(cx) {
+            Poll::Ready(abort) => Poll::Ready(Err(abort)),
+            Poll::Pending => future.as_mut().poll(cx).map(Ok),
+        });
+        match done.await {
+            Ok(value) => Some(value),
+            Err(abort) => {
+                self.abort = Some(abort);
+                None
+            }
+        }
     }
 
     /// Reads the whole body; false when it is too large or the stream ended.

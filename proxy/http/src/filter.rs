@@ -49,8 +49,18 @@ pub enum HeadersAction {
     Respond(LocalReply),
     /// The whole body is read first (up to the buffer limit, then 413); the filters after this one see it complete.
     Buffer,
+    /// Routes of a request that has none are asked for, then the cluster of its route if it is not there. The stream waits for
+    /// the answer; then the next filter runs, with the route that the request has by then.
+    OnDemand(Option<Arc<dyn OnDemandClusters>>),
     /// The stream waits; what the future yields decides how it goes on.
     Wait(LocalFuture<'static, Resume>),
+}
+
+/// Fetches clusters when a request needs them.
+pub trait OnDemandClusters: Send + Sync {
+    /// Asks for a cluster; None if it is there. The future is ready once an answer has come, whatever it is, or has not come
+    /// in time.
+    fn fetch(&self, cluster: &Arc<str>) -> Option<LocalFuture<'static, ()>>;
 }
 
 /// How a stream goes on after [`HeadersAction::Wait`]: applied to the stream when the future is ready.

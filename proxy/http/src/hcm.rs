@@ -3,13 +3,12 @@
 
 use crate::access_log::AccessLogs;
 use crate::codec::stats::CodecStats;
-use crate::filter::FilterChain;
+use crate::filter::{FilterChain, LocalFuture};
 use crate::header_rules::LocalInfo;
-use crate::headers::HeaderValue;
+use crate::headers::{HeaderValue, Headers};
 use crate::local_reply::LocalReplyRules;
 use crate::matchers::Runtime;
-use crate::route::RouteTable;
-use arc_swap::ArcSwap;
+use crate::route::Routes;
 use nuncio_base::stat_family;
 use nuncio_config::hcm::HcmConfig;
 use std::sync::Arc;
@@ -115,12 +114,21 @@ stat_family! {
     }
 }
 
+/// Fetches routes when a request needs them.
+pub trait OnDemandRoutes: Send + Sync {
+    /// Asks for the routes of a request that has none; None where there is nothing to ask for. The future is ready once an
+    /// answer has come, whatever it is.
+    fn fetch(&self, headers: &Headers) -> Option<LocalFuture<'static, ()>>;
+}
+
 /// Everything an HTTP connection manager's connections share.
 pub struct Hcm {
     /// Configuration.
     pub config: Arc<HcmConfig>,
     /// Routes; replaced as a whole. Streams pin what they use.
-    pub routes: Arc<ArcSwap<RouteTable>>,
+    pub routes: Routes,
+    /// Fetches routes for requests that have none; None where all routes are there.
+    pub on_demand: Option<Arc<dyn OnDemandRoutes>>,
     /// Filters of ordinary requests.
     pub chain: FilterChain,
     /// Filters of upgrades that have their own, by upgrade type.

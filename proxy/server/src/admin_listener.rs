@@ -78,7 +78,7 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
                 hcm.ok_or_else(|| found.iter().map(|e| e.message.clone()).collect::<Vec<_>>().join("; "))?;
             hcm.access_logs = logs.clone();
             let factory: Arc<dyn FilterChainFactory> =
-                Arc::new(HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes: None });
+                Arc::new(HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes: hcm_builder::KeptRoutes::Own });
             Ok(factory)
         },
         listener_filter: &|_| Err("the admin listener has no listener filters".to_owned()),

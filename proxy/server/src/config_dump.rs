@@ -3,6 +3,7 @@
 use crate::admin::{ConfigDump, ConfigEntry, UpdateFailure};
 use crate::listeners::Origin;
 use crate::resources::Failure;
+use crate::scoped_routes::ScopesDump;
 use crate::server::Server;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::StaticResources;
@@ -29,12 +30,22 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
     clusters(server, dump);
     listeners(server, dump);
     let shown = server.resources.routes().into_iter().filter_map(|view| {
-        let origin = view.origin.as_ref()?;
-        let mut entry = entry(&view.name, "envoy.config.route.v3.RouteConfiguration", origin);
+        let mut origin = view.origin.clone()?;
+        if !view.hosts.is_empty() {
+            // What follows a message is added to its lists.
+            origin.bytes = [&origin.bytes[..], &view.hosts].concat().into();
+        }
+        if let Some((version, updated)) = view.hosts_version {
+            (origin.version, origin.updated) = (version, updated);
+        }
+        let mut entry = entry(&view.name, "envoy.config.route.v3.RouteConfiguration", &origin);
         entry.error = view.failure.as_ref().map(failure);
         Some(entry)
     });
     dump.dynamic_route_configs = shown.collect();
+    let scopes = &server.context.scopes;
+    dump.inline_scoped_route_configs = scopes.inline_dump().into_iter().map(scoped).collect();
+    dump.dynamic_scoped_route_configs = scopes.discovered_dump().into_iter().map(scoped).collect();
     let secrets = server.resources.secrets();
     let shown = secrets.origins().map(|(name, origin)| {
         let mut entry = entry(name, "envoy.extensions.transport_sockets.tls.v3.Secret", origin);
@@ -55,6 +66,17 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
         });
         dump.dynamic_endpoint_configs = shown.collect();
     }
+}
+
+fn scoped(scopes: ScopesDump) -> ConfigEntry {
+    const MESSAGE: &str = "envoy.config.route.v3.ScopedRouteConfiguration";
+    let one = |(name, bytes): (String, Bytes)| {
+        entry(&name, MESSAGE, &Origin { version: String::new(), bytes, updated: scopes.updated })
+    };
+    let origin = Origin { version: scopes.version.clone(), bytes: Bytes::new(), updated: scopes.updated };
+    let mut all = entry(&scopes.name, MESSAGE, &origin);
+    all.parts = scopes.scopes.into_iter().map(one).collect();
+    all
 }
 
 fn clusters(server: &Server, dump: &mut ConfigDump) {
@@ -105,6 +127,7 @@ fn entry(name: &str, message: &str, origin: &Origin) -> ConfigEntry {
         active: true,
         warming: None,
         error: None,
+        parts: Vec::new(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! From the configuration of an HTTP connection manager to the object that workers use.
 
-use crate::init::InitTargets;
+use crate::init::{InitTarget, InitTargets};
 use crate::named_routes::{self, NamedRoutes};
+use crate::scoped_routes::{self, KeptScopes, RoutesOnDemand};
 use crate::server::Context;
 use arc_swap::ArcSwap;
 use futures_util::future::LocalBoxFuture;
@@ -14,17 +15,40 @@ use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::stats::CodecStats;
 use nuncio_http::conn_manager::HcmWorker;
 use nuncio_http::filter::FilterChain;
-use nuncio_http::hcm::{Hcm, HcmStats, ListenerHttpStats};
+use nuncio_http::hcm::{Hcm, HcmStats, ListenerHttpStats, OnDemandRoutes};
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::local_reply::LocalReplyRules;
-use nuncio_http::route::RouteTable;
+use nuncio_http::route::Routes;
 use nuncio_net::connection::Connection;
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use std::rc::Rc;
 use std::sync::Arc;
 
 /// A connection manager, and the routes that it shares with others.
-pub type Built<T> = (T, Option<Arc<NamedRoutes>>);
+pub type Built<T> = (T, KeptRoutes);
+
+/// Routes that are shared, kept alive as long as somebody may use them.
+#[derive(Clone, Default)]
+pub enum KeptRoutes {
+    /// None.
+    #[default]
+    Own,
+    /// A table under a name.
+    Named(Arc<NamedRoutes>),
+    /// Scopes.
+    Scoped(KeptScopes),
+}
+
+impl KeptRoutes {
+    /// What has to be there before requests are taken.
+    fn target(&self) -> Option<&Arc<InitTarget>> {
+        match self {
+            KeptRoutes::Named(routes) => Some(&routes.target),
+            KeptRoutes::Scoped(KeptScopes::Discovered(scopes)) => Some(&scopes.target),
+            KeptRoutes::Own | KeptRoutes::Scoped(KeptScopes::Inline(_)) => None,
+        }
+    }
+}
 
 /// Builds a connection manager. `listener_prefix` is `listener.<address>.`. What it waits for is added to `targets`, all
 /// errors to `errors`.
@@ -44,8 +68,8 @@ pub fn build(
         }
     }
     let (hcm, routes) = assemble(config, chain?, upgrade_chains, listener_prefix, context, errors)?;
-    if let Some(routes) = &routes {
-        targets.add(&routes.target);
+    if let Some(target) = routes.target() {
+        targets.add(target);
     }
     Some((Arc::new(hcm), routes))
 }
@@ -60,7 +84,7 @@ pub fn assemble(
     errors: &mut Vec<ConfigError>,
 ) -> Option<Built<Hcm>> {
     let before = errors.len();
-    let routes = route_table(config, context, errors);
+    let routes = routes(config, context, errors);
     let access_logs = access_logs(&config.access_logs, context, errors);
     let local_reply = match LocalReplyRules::new(config.local_reply.as_ref(), &context.runtime) {
         Ok(rules) => rules,
@@ -73,10 +97,11 @@ pub fn assemble(
     let stats = HcmStats::new(&context.registry, &prefix);
     let listener_stats = ListenerHttpStats::new(&context.registry, &format!("{listener_prefix}{prefix}"));
     let server_name = HeaderValue::parse(config.server_name.to_string()).unwrap_or_default();
-    let (routes, named) = routes?;
+    let (routes, on_demand, kept) = routes?;
     let hcm = Hcm {
         config: config.clone(),
         routes,
+        on_demand,
         chain,
         upgrade_chains,
         stats,
@@ -88,32 +113,35 @@ pub fn assemble(
         runtime: context.runtime.clone(),
         local: context.local.clone(),
     };
-    (errors.len() == before).then_some((hcm, named))
+    (errors.len() == before).then_some((hcm, kept))
 }
 
 fn keep<T>(result: Result<T, Vec<ConfigError>>, errors: &mut Vec<ConfigError>) -> Option<T> {
     result.map_err(|found| errors.extend(found)).ok()
 }
 
-fn route_table(
-    config: &HcmConfig,
-    context: &Context,
-    errors: &mut Vec<ConfigError>,
-) -> Option<Built<Arc<ArcSwap<RouteTable>>>> {
-    let routes = match &config.routes {
-        RouteSource::Static(routes) => routes.clone(),
+/// Routes, who fetches more of them for a request, and what keeps them.
+type BuiltRoutes = (Routes, Option<Arc<dyn OnDemandRoutes>>, KeptRoutes);
+
+fn routes(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) -> Option<BuiltRoutes> {
+    let prefix = format!("http.{}.", config.stat_prefix);
+    match &config.routes {
+        RouteSource::Static(routes) => {
+            let table = keep(named_routes::build(routes.clone(), &context.registry), errors)?;
+            Some((Routes::Table(Arc::new(ArcSwap::from_pointee(table))), None, KeptRoutes::Own))
+        }
         RouteSource::Rds { name, source } => {
-            let prefix = format!("http.{}.", config.stat_prefix);
             let named = context.routes.get(name, source, &prefix)?;
-            return Some((named.table.clone(), Some(named)));
+            let on_demand = RoutesOnDemand::table(&named, &context.wants);
+            Some((Routes::Table(named.table.clone()), Some(on_demand), KeptRoutes::Named(named)))
         }
-        RouteSource::Scoped(_) => {
-            context.dynamic_notice(&config.path, "scoped routes come from a control plane");
-            named_routes::empty_routes("scoped")?
+        RouteSource::Scoped(scoped) => {
+            let (routes, kept) = scoped_routes::build(scoped, &prefix, context, errors)?;
+            let on_demand = RoutesOnDemand::scoped(scoped, &kept, &context.wants);
+            let on_demand = on_demand.map(|routes| routes as Arc<dyn OnDemandRoutes>);
+            Some((Routes::Scoped(routes), on_demand, KeptRoutes::Scoped(kept)))
         }
-    };
-    let table = keep(named_routes::build(routes, &context.registry), errors)?;
-    Some((Arc::new(ArcSwap::from_pointee(table)), None))
+    }
 }
 
 /// Builds access loggers; what cannot be built is an error with its path.
@@ -130,8 +158,8 @@ pub struct HttpFactory {
     pub hcm: Arc<Hcm>,
     /// `per_connection_buffer_limit_bytes` of the listener.
     pub buffer_limit: usize,
-    /// Routes that are shared, kept alive as long as somebody may use them.
-    pub routes: Option<Arc<NamedRoutes>>,
+    /// Routes that are shared.
+    pub routes: KeptRoutes,
 }
 
 impl FilterChainFactory for HttpFactory {

@@ -18,6 +18,7 @@ mod memory;
 pub mod named_routes;
 pub mod resources;
 pub mod runtime;
+pub mod scoped_routes;
 pub mod server;
 pub mod signals;
 pub mod stats;

@@ -12,8 +12,8 @@ use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
 use nuncio_http::route::{BuildContext, RouteTable};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A table under a name.
@@ -30,8 +30,23 @@ pub struct NamedRoutes {
     pub table: Arc<ArcSwap<RouteTable>>,
     /// Ready once the first routes have come.
     pub target: Arc<InitTarget>,
+    /// Routes have come.
+    loaded: AtomicBool,
+    /// Virtual hosts come beside them.
+    vhds: AtomicBool,
+    parts: Mutex<Parts>,
     registry: Registry,
     wants: Wants,
+}
+
+/// Virtual hosts by name, each compiled as a table of its own.
+pub type VirtualHosts = BTreeMap<Arc<str>, Arc<RouteTable>>;
+
+/// What the table is put together from, where virtual hosts come beside the routes.
+#[derive(Default)]
+struct Parts {
+    base: Option<Arc<RouteTable>>,
+    hosts: VirtualHosts,
 }
 
 impl Drop for NamedRoutes {
@@ -41,22 +56,81 @@ impl Drop for NamedRoutes {
 }
 
 impl NamedRoutes {
-    /// Compiles other routes and swaps them in; requests that have picked a route keep it.
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles other routes and swaps them in, with the virtual hosts that come beside them; requests that have picked a
+    /// route keep it. Without `hosts` those that are there stay, as long as the routes want any.
     ///
     /// # Errors
     /// Everything that is wrong; the old routes stay.
-    pub fn set(&self, routes: Arc<RouteConfiguration>) -> Result<(), Vec<ConfigError>> {
-        self.table.store(Arc::new(build(routes, &self.registry)?));
-        self.target.set_ready();
+    pub fn set(&self, routes: Arc<RouteConfiguration>, hosts: Option<VirtualHosts>) -> Result<(), Vec<ConfigError>> {
+        let vhds = routes.vhds.is_some();
+        let base = Arc::new(build(routes, &self.registry)?);
+        let mut parts = self.parts();
+        let hosts = hosts.unwrap_or_else(|| std::mem::take(&mut parts.hosts));
+        let hosts = if vhds { hosts } else { VirtualHosts::new() };
+        self.table.store(together(&base, &hosts)?);
+        *parts = Parts { base: vhds.then_some(base), hosts };
+        self.vhds.store(vhds, Ordering::Release);
+        self.loaded.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Adds virtual hosts that came beside the routes, or takes them away. Others are not touched.
+    ///
+    /// # Errors
+    /// A domain stands in two virtual hosts; the old ones stay.
+    pub fn change_hosts(&self, added: VirtualHosts, removed: &[Arc<str>]) -> Result<(), Vec<ConfigError>> {
+        let mut parts = self.parts();
+        let Some(base) = parts.base.clone() else { return Ok(()) };
+        let mut hosts = parts.hosts.clone();
+        removed.iter().for_each(|name| drop(hosts.remove(name)));
+        hosts.extend(added);
+        self.table.store(together(&base, &hosts)?);
+        parts.hosts = hosts;
+        Ok(())
+    }
+
+    /// Compiles a virtual host on its own.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn compile_host(&self, alone: RouteConfiguration) -> Result<Arc<RouteTable>, Vec<ConfigError>> {
+        build(Arc::new(alone), &self.registry).map(Arc::new)
+    }
+
+    /// Whether routes have come.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// Whether virtual hosts come beside the routes, and may be asked for.
+    pub fn uses_vhds(&self) -> bool {
+        self.vhds.load(Ordering::Acquire)
     }
 
     /// Every request is a 404 from now on.
     pub fn clear(&self) {
         if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes, &self.registry).ok()) {
             self.table.store(Arc::new(table));
+            *self.parts() = Parts::default();
+            self.vhds.store(false, Ordering::Release);
         }
     }
+}
+
+/// Routes with the virtual hosts that came beside them.
+fn together(base: &Arc<RouteTable>, hosts: &VirtualHosts) -> Result<Arc<RouteTable>, Vec<ConfigError>> {
+    if hosts.is_empty() {
+        return Ok(base.clone());
+    }
+    base.with_virtual_hosts_of(hosts.values().map(|host| &**host)).map(Arc::new).map_err(errors)
+}
+
+fn errors(found: Vec<(String, String)>) -> Vec<ConfigError> {
+    found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)).collect()
 }
 
 type Key = (Box<str>, Bytes);
@@ -94,6 +168,9 @@ impl RouteTables {
             stat_prefix: stat_prefix.to_owned(),
             table: Arc::new(ArcSwap::from_pointee(table)),
             target: InitTarget::new(format!("RdsRouteConfigSubscription {name}")),
+            loaded: AtomicBool::new(false),
+            vhds: AtomicBool::new(false),
+            parts: Mutex::default(),
             registry: self.registry.clone(),
             wants: self.wants.clone(),
         });
@@ -112,9 +189,7 @@ impl RouteTables {
 /// # Errors
 /// Everything that is wrong, with paths.
 pub fn build(routes: Arc<RouteConfiguration>, registry: &Registry) -> Result<RouteTable, Vec<ConfigError>> {
-    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: None }).map_err(|found| {
-        found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)).collect()
-    })
+    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: None }).map_err(errors)
 }
 
 /// A route configuration without virtual hosts.
@@ -156,9 +231,9 @@ mod tests {
         let mut wrong = (*empty_routes("r").expect("routes")).clone();
         wrong.vhost_header = Some("not a header".into());
         let before = routes.table.load_full();
-        assert!(routes.set(Arc::new(wrong)).is_err() && !routes.target.is_ready());
+        assert!(routes.set(Arc::new(wrong), None).is_err() && !routes.is_loaded());
         assert!(Arc::ptr_eq(&before, &routes.table.load_full()));
-        routes.set(empty_routes("r").expect("routes")).expect("good routes");
-        assert!(routes.target.is_ready() && !Arc::ptr_eq(&before, &routes.table.load_full()));
+        routes.set(empty_routes("r").expect("routes"), None).expect("good routes");
+        assert!(routes.is_loaded() && !Arc::ptr_eq(&before, &routes.table.load_full()));
     }
 }

@@ -105,6 +105,10 @@ pub struct RoutesView {
     pub origin: Option<Origin>,
     /// What was refused last.
     pub failure: Option<Failure>,
+    /// Virtual hosts that came beside it: a serialized `RouteConfiguration` of them alone.
+    pub hosts: Bytes,
+    /// Version of the last of them and when it came.
+    pub hosts_version: Option<(String, SystemTime)>,
 }
 
 /// All of it.
@@ -155,8 +159,20 @@ impl Resources {
 
     /// The table `id` was made from this.
     pub fn set_routes(&self, id: u64, name: &str, origin: Origin) {
-        let view = RoutesView { name: name.to_owned(), origin: Some(origin), failure: None };
-        lock(&self.routes).insert(id, view);
+        let mut routes = lock(&self.routes);
+        let view = routes.entry(id).or_default();
+        view.name = name.to_owned();
+        view.origin = Some(origin);
+        view.failure = None;
+        view.hosts_version = None;
+    }
+
+    /// The table `id` has these virtual hosts beside its own.
+    pub fn set_virtual_hosts(&self, id: u64, version: &str, hosts: Bytes) {
+        let mut routes = lock(&self.routes);
+        let view = routes.entry(id).or_default();
+        view.hosts = hosts;
+        view.hosts_version = Some((version.to_owned(), SystemTime::now()));
     }
 
     /// This was refused for the table `id`.

@@ -16,6 +16,7 @@ use crate::named_routes::RouteTables;
 use crate::options::{DrainStrategy as Strategy, IpVersion, Options};
 use crate::resources::Resources;
 use crate::runtime::RuntimeLoader;
+use crate::scoped_routes::ScopeTables;
 use crate::stats::{ListenerManagerStats, RuntimeStats, ServerStats};
 use crate::worker::{Worker, WorkerCommand};
 use crate::xds::Discovery;
@@ -35,8 +36,8 @@ use nuncio_net::tls::secrets::SecretEvent;
 use nuncio_net::tls::watch::TlsContexts;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions, Zones};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -61,7 +62,10 @@ pub struct Context {
     pub drain: DrainHandle,
     /// Route tables that connection managers share by name.
     pub routes: RouteTables,
-    notices: Mutex<Vec<String>>,
+    /// Scopes of routes, fetched or in place.
+    pub scopes: ScopeTables,
+    /// Asks for what must be fetched.
+    pub wants: Wants,
 }
 
 impl Context {
@@ -73,11 +77,6 @@ impl Context {
     /// The process's own address as text.
     pub fn local_address(&self) -> String {
         String::from_utf8_lossy(self.local.address.as_bytes()).into_owned()
-    }
-
-    /// Notes a part of the configuration that needs a control plane.
-    pub fn dynamic_notice(&self, path: &str, what: &str) {
-        self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{path}: {what}; none is connected"));
     }
 }
 
@@ -214,8 +213,9 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         contexts,
         global: Arc::default(),
         drain: DrainHandle::new(),
-        routes: RouteTables::new(wants, registry.clone()),
-        notices: Mutex::default(),
+        routes: RouteTables::new(wants.clone(), registry.clone()),
+        scopes: ScopeTables::new(wants.clone(), registry.clone()),
+        wants,
         runtime: runtime.clone(),
         registry,
         clusters,
@@ -577,9 +577,6 @@ fn announce(server: &Server, admin: Option<&Arc<Listener>>) {
         tracing::warn!("{line}");
     }
     for line in &server.bootstrap.notices {
-        tracing::warn!(target: "config", "{line}");
-    }
-    for line in server.context.notices.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         tracing::warn!(target: "config", "{line}");
     }
     if server.runtime.integer("overload.global_downstream_max_connections").is_none() {

@@ -145,6 +145,7 @@ impl AdminSources for Sources<'_> {
             active: true,
             warming: None,
             error: None,
+            parts: Vec::new(),
         };
         // These bytes were encoded by this process.
         let bootstrap = Message::decode(s.bootstrap.bytes.clone()).unwrap_or_default();

@@ -12,7 +12,7 @@ use pb::http_connection_manager as manager;
 use super::{
     BodyFormat, ClientCertDetails, CodecType, EscapedSlashesAction, ForwardClientCert, HcmConfig, Http1Options,
     Http2Options, HttpFilterConfig, LocalReplyConfig, LocalReplyMapper, OriginalIpDetection, RouteSource,
-    ServerHeaderTransformation, StripPort, UnderscoresAction, UpgradeConfig,
+    ScopedRoutesConfig, ServerHeaderTransformation, StripPort, UnderscoresAction, UpgradeConfig,
 };
 use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
 use crate::data_source::DataSource;
@@ -216,7 +216,10 @@ fn routes(cx: &mut Context, message: &pb::HttpConnectionManager) -> Option<Route
             name: rds.route_config_name.as_str().into(),
             source: rds.config_source.as_ref().map(serialized).unwrap_or_default(),
         }),
-        Some(manager::RouteSpecifier::ScopedRoutes(scoped)) => Some(RouteSource::Scoped(serialized(scoped))),
+        Some(manager::RouteSpecifier::ScopedRoutes(scoped)) => {
+            let scoped = cx.at("scoped_routes", |cx| ScopedRoutesConfig::decode(cx, scoped))?;
+            Some(RouteSource::Scoped(Arc::new(scoped)))
+        }
         None => {
             cx.error("Field 'route_specifier' is missing: one of route_config, rds, scoped_routes");
             None

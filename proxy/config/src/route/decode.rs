@@ -18,7 +18,7 @@ use super::{
     RouteConfiguration, RouteMatch, TlsContextMatch, UriTemplate, VirtualCluster, VirtualHost,
 };
 use crate::data_source::DataSource;
-use crate::decode::{Context, bool_value, json, lower, sorted, type_name, u32_value, u64_value};
+use crate::decode::{Context, bool_value, json, lower, serialized, sorted, type_name, u32_value, u64_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
@@ -74,8 +74,21 @@ impl RouteConfiguration {
             request_mirror_policies: cx.each("request_mirror_policies", &message.request_mirror_policies, |cx, m| {
                 MirrorPolicy::decode(cx, m, validate_clusters)
             }),
+            vhds: message.vhds.as_ref().map(|vhds| vhds.config_source.as_ref().map(serialized).unwrap_or_default()),
             path: cx.path_text(),
         })
+    }
+
+    /// Decodes a virtual host that came by VHDS, under the rules of the route configuration that it belongs to: a route
+    /// configuration with this virtual host alone. `shell` is that route configuration without virtual hosts and VHDS.
+    pub fn decode_virtual_host(
+        shell: &pb::RouteConfiguration,
+        host: pb::VirtualHost,
+        cx: &mut Context,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut alone = shell.clone();
+        alone.virtual_hosts = vec![host];
+        Self::decode(&alone, cx)
     }
 }
 

@@ -1,3 +1,4 @@
 //! HTTP filters.
 
+pub mod on_demand;
 pub mod router;

@@ -69,11 +69,12 @@ impl ActiveStream<'_> {
     fn sanitize(&mut self) -> Option<u16> {
         let connection = self.connection;
         let hcm = &connection.hcm;
+        let table = hcm.routes.load(&self.request);
         let facts = header_rules::mutate_request(
             &mut self.request,
             &connection.info,
             &hcm.config,
-            hcm.routes.load().internal_only_headers(),
+            table.as_ref().map_or(&[], |table| table.internal_only_headers()),
             &hcm.local,
             matches!(self.downstream.protocol(), Protocol::Http10 | Protocol::Http11),
         );
@@ -168,14 +169,14 @@ impl ActiveStream<'_> {
     /// Chooses the route anew; filters that change what routes look at call it.
     pub fn refresh_route(&mut self) {
         let hcm = &self.connection.hcm;
-        let table = hcm.routes.load();
+        let table = hcm.routes.load(&self.request);
         let random = nuncio_base::random::u64();
         let request = RouteRequest::new(&self.request, &self.info, random, &*hcm.runtime);
         self.tls_redirect = None;
-        self.route = match table.route(&request, None) {
-            RouteOutcome::Route(route) => Some(route),
-            RouteOutcome::NotFound => None,
-            RouteOutcome::TlsRedirect(_) => {
+        self.route = match table.as_ref().map(|table| table.route(&request, None)) {
+            Some(RouteOutcome::Route(route)) => Some(route),
+            Some(RouteOutcome::NotFound) | None => None,
+            Some(RouteOutcome::TlsRedirect(_)) => {
                 self.tls_redirect = RouteTable::tls_location(&self.request);
                 None
             }

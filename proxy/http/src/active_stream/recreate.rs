@@ -31,12 +31,13 @@ impl ActiveStream<'_> {
     /// none. The route in force stays.
     pub fn note_route_of(&mut self, headers: &Headers) -> Option<Arc<str>> {
         let hcm = &self.connection.hcm;
-        let table = hcm.routes.load();
+        let table = hcm.routes.load(headers);
         let random = nuncio_base::random::u64();
-        let found = match table.route(&RouteRequest::new(headers, &self.info, random, &*hcm.runtime), None) {
-            RouteOutcome::Route(route) => Ok(Some(route)),
-            RouteOutcome::TlsRedirect(_) => Ok(None),
-            RouteOutcome::NotFound => Err(()),
+        let request = RouteRequest::new(headers, &self.info, random, &*hcm.runtime);
+        let found = match table.as_ref().map(|table| table.route(&request, None)) {
+            Some(RouteOutcome::Route(route)) => Ok(Some(route)),
+            Some(RouteOutcome::TlsRedirect(_)) => Ok(None),
+            Some(RouteOutcome::NotFound) | None => Err(()),
         };
         let route = found.as_ref().ok().and_then(Option::as_ref);
         self.info.note_route(route);

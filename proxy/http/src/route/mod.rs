@@ -1,7 +1,7 @@
 //! Routes: which virtual host and route a request gets, and what the route does to it.
 //!
 //! Reading order: `table` (the one match function), `matching` (matcher trees), `index` and `trie` (how it avoids scanning), `entry` (a compiled
-//! route), `active` (a route pinned by a request, with its cluster), `policies` (what the router acts on), `rewrite`, `redirect`
+//! route), `scoped` (a table for each scope), `active` (a route pinned by a request, with its cluster), `policies` (what the router acts on), `rewrite`, `redirect`
 //! and `stats`. Built from
 //! [`nuncio_config::route`]; shared by all workers. Clusters are only names here.
 
@@ -12,6 +12,7 @@ mod matching;
 pub mod policies;
 pub mod redirect;
 pub mod rewrite;
+pub mod scoped;
 pub mod stats;
 pub mod table;
 mod trie;
@@ -23,5 +24,6 @@ pub use entry::{
     VirtualHostEntry,
 };
 pub use policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
+pub use scoped::{Routes, Scope, ScopeKeyBuilder, ScopedRoutes, Scopes};
 pub use stats::RequestStats;
 pub use table::{BuildError, DomainRule, RouteOutcome, RouteRequest, RouteTable, Tracer};

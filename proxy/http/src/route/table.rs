@@ -99,7 +99,7 @@ pub enum RouteOutcome<'t> {
 #[derive(Debug)]
 pub struct RouteTable {
     global: Arc<Global>,
-    hosts: Box<[Host]>,
+    hosts: Box<[Arc<Host>]>,
     index: HostIndex,
     vhost_header: Option<HeaderName>,
 }
@@ -141,7 +141,7 @@ impl RouteTable {
         for position in 0..config.virtual_hosts.len() {
             let entry = Arc::new(VirtualHostEntry::build(&global, position, context, &mut errors));
             let routes = &config.virtual_hosts[position].routes;
-            hosts.push(Host {
+            hosts.push(Arc::new(Host {
                 routes: (0..routes.len())
                     .map(|route| Arc::new(RouteEntry::build(&entry, route, context, &mut errors)))
                     .collect(),
@@ -151,28 +151,31 @@ impl RouteTable {
                     matching::compile(tree).map_err(report).ok()
                 }),
                 entry,
-            });
+            }));
         }
-        let places = || {
-            let hosts = config.virtual_hosts.iter().enumerate();
-            hosts.flat_map(|(at, host)| (0..host.domains.len()).map(move |domain| (at, domain)))
-        };
-        let index = HostIndex::build(
-            places().map(|(host, domain)| (&*config.virtual_hosts[host].domains[domain], host as u32)),
-            |number, name| {
-                let (host, domain) = places().nth(number).unwrap_or_default();
-                let text = if name == "*" {
-                    format!("Only a single wildcard domain is permitted in route {}", config.name)
-                } else {
-                    format!(
-                        "Only unique values for domains are permitted. Duplicate entry of domain {name} in route {}",
-                        config.name
-                    )
-                };
-                errors.push((format!("{}.domains[{domain}]", config.virtual_hosts[host].path), text));
-            },
-        );
+        let index = index_of(&hosts, &config.name, &mut errors);
         if errors.is_empty() { Ok(Self { hosts: hosts.into(), index, vhost_header, global }) } else { Err(errors) }
+    }
+
+    /// This table and the virtual hosts of others, which are not compiled again.
+    ///
+    /// # Errors
+    /// A domain stands in two virtual hosts.
+    pub fn with_virtual_hosts_of<'t>(
+        &self,
+        others: impl Iterator<Item = &'t RouteTable>,
+    ) -> Result<Self, Vec<BuildError>> {
+        let mut hosts = self.hosts.to_vec();
+        hosts.extend(others.flat_map(|other| other.hosts.iter().cloned()));
+        let mut errors = Vec::new();
+        let index = index_of(&hosts, &self.global.config.name, &mut errors);
+        let (vhost_header, global) = (self.vhost_header.clone(), self.global.clone());
+        if errors.is_empty() { Ok(Self { hosts: hosts.into(), index, vhost_header, global }) } else { Err(errors) }
+    }
+
+    /// Whether a request for `host` has a virtual host, whatever becomes of it there.
+    pub fn has_virtual_host(&self, host: &[u8]) -> bool {
+        self.index.find(host).is_some()
     }
 
     /// The configuration that the table was built from.
@@ -259,6 +262,28 @@ impl RouteTable {
     }
 }
 
+/// Which host has which domain.
+fn index_of(hosts: &[Arc<Host>], name: &str, errors: &mut Vec<BuildError>) -> HostIndex {
+    let places = || {
+        let hosts = hosts.iter().enumerate();
+        hosts.flat_map(|(at, host)| (0..host.entry.config().domains.len()).map(move |domain| (at, domain)))
+    };
+    HostIndex::build(
+        places().map(|(host, domain)| (&*hosts[host].entry.config().domains[domain], host as u32)),
+        |number, domain_name| {
+            let (host, domain) = places().nth(number).unwrap_or_default();
+            let text = if domain_name == "*" {
+                format!("Only a single wildcard domain is permitted in route {name}")
+            } else {
+                format!(
+                    "Only unique values for domains are permitted. Duplicate entry of domain {domain_name} in route {name}"
+                )
+            };
+            errors.push((format!("{}.domains[{domain}]", hosts[host].entry.config().path), text));
+        },
+    )
+}
+
 /// A host without its port; brackets of an IPv6 address stay.
 fn without_port(host: &[u8]) -> &[u8] {
     match memchr::memrchr(b':', host) {
@@ -268,4 +293,4 @@ fn without_port(host: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

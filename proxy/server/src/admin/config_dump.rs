@@ -25,6 +25,8 @@ enum Shape {
     Listener,
     /// `name`, `version_info`, `last_updated`, the resource.
     Secret,
+    /// `name`, `version_info`, the parts, `last_updated`.
+    List,
 }
 
 /// One repeated field of a section.
@@ -54,6 +56,7 @@ fn field<'a>(
 ) -> Field<'a> {
     let shape = match resource {
         "secret" => Shape::Secret,
+        "scoped_route_configs" => Shape::List,
         _ if element == "DynamicListener" => Shape::Listener,
         _ => Shape::Plain,
     };
@@ -90,7 +93,15 @@ fn sections(dump: &ConfigDump) -> Vec<Section<'_>> {
             field("dynamic_listeners", "DynamicListener", "listener", &dump.dynamic_listeners),
         ],
     ));
-    out.push(section("ScopedRoutesConfigDump", "", vec![]));
+    let (inline, dynamic) = (&dump.inline_scoped_route_configs, &dump.dynamic_scoped_route_configs);
+    out.push(section(
+        "ScopedRoutesConfigDump",
+        "",
+        vec![
+            field("inline_scoped_route_configs", "InlineScopedRouteConfigs", "scoped_route_configs", inline),
+            field("dynamic_scoped_route_configs", "DynamicScopedRouteConfigs", "scoped_route_configs", dynamic),
+        ],
+    ));
     out.push(section(
         "RoutesConfigDump",
         "",
@@ -199,8 +210,8 @@ fn resource_configs(
     // Repeated fields that are never filled here have no table entry.
     let Some((message, field)) = found else { return Ok(Vec::new()) };
     let mut configs = Vec::new();
-    for entry in field.entries.iter().filter(|entry| names.is_none_or(|names| names.is_match(&entry.name))) {
-        let mut value = Value::Object(element_json(field, entry));
+    for entry in wanted(field, names) {
+        let mut value = Value::Object(element_json(field, entry, names));
         if let Some(mask) = mask {
             trim_element(&mut value, mask, &message, field, entry)?;
         }
@@ -276,13 +287,19 @@ fn section_json(section: &Section<'_>, names: Option<&regex::Regex>) -> Map<Stri
         out.insert("version_info".into(), section.version_info.into());
     }
     for field in &section.fields {
-        let wanted = field.entries.iter().filter(|entry| names.is_none_or(|names| names.is_match(&entry.name)));
-        let list: Vec<Value> = wanted.map(|entry| Value::Object(element_json(field, entry))).collect();
+        let list: Vec<Value> =
+            wanted(field, names).map(|entry| Value::Object(element_json(field, entry, names))).collect();
         if !list.is_empty() {
             out.insert(field.name.into(), list.into());
         }
     }
     out
+}
+
+/// Of lists each is shown, and of its parts those with the name.
+fn wanted<'a>(field: &Field<'a>, names: Option<&regex::Regex>) -> impl Iterator<Item = &'a ConfigEntry> {
+    let all = matches!(field.shape, Shape::List);
+    field.entries.iter().filter(move |entry| all || names.is_none_or(|names| names.is_match(&entry.name)))
 }
 
 /// `UpdateFailureState`.
@@ -297,7 +314,7 @@ fn failure_json(message: &str, failure: &UpdateFailure) -> Value {
     out.into()
 }
 
-fn element_json(field: &Field<'_>, entry: &ConfigEntry) -> Map<String, Value> {
+fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Regex>) -> Map<String, Value> {
     let error = entry.error.as_ref().map(|failure| failure_json(&entry.message, failure));
     let resource = typed(&entry.message, message_json(entry));
     let updated = Value::from(timestamp(entry.last_updated));
@@ -317,12 +334,22 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry) -> Map<String, Value> {
             let state =
                 fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", Some(updated))]);
             let warming =
-                entry.warming.as_ref().and_then(|warming| element_json(field, warming).remove("active_state"));
+                entry.warming.as_ref().and_then(|warming| element_json(field, warming, names).remove("active_state"));
             fill(vec![
                 ("name", name),
                 ("active_state", entry.active.then(|| state.into())),
                 ("warming_state", warming),
                 ("error_state", error),
+            ])
+        }
+        Shape::List => {
+            let parts = entry.parts.iter().filter(|part| names.is_none_or(|names| names.is_match(&part.name)));
+            let parts: Vec<Value> = parts.map(|part| typed(&part.message, message_json(part))).collect();
+            fill(vec![
+                ("name", name),
+                ("version_info", version),
+                (field.resource, (!parts.is_empty()).then(|| parts.into())),
+                ("last_updated", Some(updated)),
             ])
         }
         Shape::Secret => fill(vec![
@@ -371,6 +398,7 @@ mod tests {
             active: true,
             warming: None,
             error: None,
+            parts: Vec::new(),
         }
     }
 
@@ -390,13 +418,13 @@ mod tests {
         let shown = ConfigEntry { warming: Some(Box::new(warming)), error: Some(error), ..active };
         let only_failed = ConfigEntry { active: false, warming: None, ..shown.clone() };
         let field = field("dynamic_listeners", "DynamicListener", "listener", &[]);
-        let value = Value::Object(element_json(&field, &shown));
+        let value = Value::Object(element_json(&field, &shown, None));
         assert_eq!(value["active_state"]["listener"]["stat_prefix"], "a");
         assert_eq!(value["warming_state"]["listener"]["stat_prefix"], "w");
         assert_eq!(value["warming_state"]["version_info"], "2");
         assert_eq!(value["error_state"]["failed_configuration"]["stat_prefix"], "r");
         assert_eq!(value["error_state"]["details"], "why");
-        assert!(element_json(&field, &only_failed).get("active_state").is_none());
+        assert!(element_json(&field, &only_failed, None).get("active_state").is_none());
     }
 
     fn cluster(name: &str) -> ConfigEntry {

@@ -535,6 +535,8 @@ pub struct ConfigEntry {
     pub warming: Option<Box<ConfigEntry>>,
     /// What was refused last.
     pub error: Option<UpdateFailure>,
+    /// What a list is made of.
+    pub parts: Vec<ConfigEntry>,
 }
 
 /// `UpdateFailureState`.
@@ -570,6 +572,9 @@ pub struct ConfigDump {
     pub dynamic_listeners: Vec<ConfigEntry>,
     pub static_route_configs: Vec<ConfigEntry>,
     pub dynamic_route_configs: Vec<ConfigEntry>,
+    /// Lists of `ScopedRouteConfiguration`, which are the parts.
+    pub inline_scoped_route_configs: Vec<ConfigEntry>,
+    pub dynamic_scoped_route_configs: Vec<ConfigEntry>,
     pub static_secrets: Vec<ConfigEntry>,
     pub dynamic_active_secrets: Vec<ConfigEntry>,
 }

@@ -25,7 +25,7 @@ fn apply(server: &Arc<Server>, decoder: &Decoder, type_url: &TypeUrl, body: Vec<
         decoder.endpoints(&resource).map(|_| ())
     } else if *type_url == TypeUrl::ROUTE_CONFIGURATION {
         let routes = server.context.routes.get("r", &bytes::Bytes::new(), "").ok_or("no table")?;
-        routes.set(Arc::new(decoder.routes(&resource)?)).map_err(|errors| text(&errors))
+        routes.set(Arc::new(decoder.routes(&resource)?), None).map_err(|errors| text(&errors))
     } else if *type_url == TypeUrl::LISTENER {
         let config = Arc::new(decoder.listener(&resource)?);
         let built = crate::listeners::build::listener(&config, &server.context, &InitTargets::default());

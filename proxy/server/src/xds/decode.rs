@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
-use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as PbRoutes;
+use envoy_types::pb::envoy::config::route::v3::{
+    RouteConfiguration as PbRoutes, ScopedRouteConfiguration as PbScope, VirtualHost as PbVirtualHost,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime;
 use nuncio_config::bootstrap::runtime_values;
@@ -17,6 +19,7 @@ use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
 use nuncio_config::decode::{Context, StaticSecret};
 use nuncio_config::descriptors;
 use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::hcm::ScopedRouteConfiguration;
 use nuncio_config::ingest::{self, Inspector};
 use nuncio_config::listener::ListenerConfig;
 use nuncio_config::paths::FieldPath;
@@ -121,6 +124,16 @@ impl Decoder {
     pub(crate) fn routes(&self, resource: &Resource) -> Result<RouteConfiguration, String> {
         let message: PbRoutes = self.message(resource)?;
         RouteConfiguration::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+
+    pub(crate) fn scope(&self, resource: &Resource) -> Result<ScopedRouteConfiguration, String> {
+        let message: PbScope = self.message(resource)?;
+        ScopedRouteConfiguration::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+
+    /// A virtual host of the route configuration `shell`, which has none itself; alone in a copy of it.
+    pub(crate) fn virtual_host(&self, shell: &PbRoutes, host: PbVirtualHost) -> Result<RouteConfiguration, String> {
+        RouteConfiguration::decode_virtual_host(shell, host, &mut self.context()).map_err(|errors| text(&errors))
     }
 }
 

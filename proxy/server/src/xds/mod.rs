@@ -18,11 +18,13 @@ mod listeners;
 mod node;
 mod routes;
 mod runtime;
+mod scopes;
 mod secrets;
 mod source;
 mod stats;
 mod transport;
 pub mod view;
+mod virtual_hosts;
 pub mod wants;
 
 use crate::init::InitTarget;
@@ -39,7 +41,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
-use wants::Want;
+use wants::{OnDemand, Want};
 use xds_client::status::SourceState;
 use xds_client::{
     Client, ClientOptions, Interest, Pause, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl,
@@ -61,6 +63,9 @@ pub struct Unusable {
     /// Why.
     pub error: String,
 }
+
+/// A request that waits for the routes of its host.
+type Waiting = (Box<str>, tokio::sync::oneshot::Sender<()>);
 
 /// What handlers share.
 pub(crate) struct Inner {
@@ -84,6 +89,12 @@ pub(crate) struct Inner {
     runtime: RefCell<Vec<Subscription>>,
     /// By id of the table.
     routes: RefCell<HashMap<u64, Subscription>>,
+    /// By id of the scopes.
+    scopes: RefCell<HashMap<u64, (Subscription, Rc<stats::ScopesFamily>)>>,
+    /// By id of the table.
+    virtual_hosts: RefCell<HashMap<u64, virtual_hosts::Hosts>>,
+    /// Requests that wait for a table, by its id: for which host, and who.
+    waiting: RefCell<HashMap<u64, Vec<Waiting>>>,
     /// By id of the secret.
     secrets: RefCell<HashMap<u64, Subscription>>,
     /// Clusters of the bootstrap and of the first answer are warm.
@@ -124,13 +135,29 @@ impl Inner {
 
     fn take(self: &Rc<Self>, want: Want) {
         match want {
-            Want::Routes(_) if !self.routes_may_start.get() => self.held.borrow_mut().push(want),
+            Want::Routes(_) | Want::Scopes(_) if !self.routes_may_start.get() => self.held.borrow_mut().push(want),
             Want::Routes(routes) => {
                 if let Some(routes) = routes.upgrade() {
                     routes::watch(self, &routes);
                 }
             }
             Want::RoutesGone(id) => routes::forget(self, id),
+            Want::Scopes(scopes) => {
+                if let Some(scopes) = scopes.upgrade() {
+                    scopes::watch(self, &scopes);
+                }
+            }
+            Want::ScopesGone(id) => scopes::forget(self, id),
+            Want::OnDemand(OnDemand::VirtualHost { routes, host, answer }) => {
+                if let Some(routes) = routes.upgrade() {
+                    virtual_hosts::fetch(self, &routes, &host, answer);
+                }
+            }
+            Want::OnDemand(OnDemand::Scope { scopes, scope, host, answer }) => {
+                if let Some(scopes) = scopes.upgrade() {
+                    scopes::fetch(self, &scopes, &scope, host, answer);
+                }
+            }
             Want::Secret(secret) => {
                 if let Some(secret) = secret.upgrade() {
                     secrets::watch(self, &secret);
@@ -239,6 +266,9 @@ impl Discovery {
             runtime_targets: RefCell::default(),
             runtime: RefCell::default(),
             routes: RefCell::default(),
+            scopes: RefCell::default(),
+            virtual_hosts: RefCell::default(),
+            waiting: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
             first_clusters: RefCell::default(),

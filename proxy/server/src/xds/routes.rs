@@ -1,7 +1,7 @@
 //! RDS: a route table under a name has one subscription, whoever uses it.
 
 use super::stats::{Counted, Reloads};
-use super::{Inner, Unusable, text};
+use super::{Inner, Unusable, text, virtual_hosts};
 use crate::listeners::Origin;
 use crate::named_routes::NamedRoutes;
 use crate::resources::Failure;
@@ -26,13 +26,13 @@ pub(super) fn watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) {
 fn try_watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) -> Result<(), String> {
     let path = FieldPath::root().field("rds").field("config_source");
     let source = ConfigSource::parse(&routes.source, path).map_err(|errors| text(&errors))?;
-    let prefix = format!("{}rds.{}.", routes.stat_prefix, routes.name.replace(':', "_"));
+    let prefix = prefix(routes);
     let registry = &inner.server.context.registry;
     let handler = Rc::new(RouteHandler {
         inner: Rc::downgrade(inner),
         routes: Arc::downgrade(routes),
         name: routes.name.to_string(),
-        reloads: Reloads::new(registry, &prefix),
+        reloads: reloads(inner, routes),
         empty: registry.counter(&format!("{prefix}update_empty")),
     });
     let options = SubscriptionOptions {
@@ -47,11 +47,35 @@ fn try_watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) -> Result<(), String>
     Ok(())
 }
 
+fn prefix(routes: &NamedRoutes) -> String {
+    format!("{}rds.{}.", routes.stat_prefix, routes.name.replace(':', "_"))
+}
+
+/// Counts each change of the table.
+pub(super) fn reloads(inner: &Inner, routes: &NamedRoutes) -> Reloads {
+    Reloads::new(&inner.server.context.registry, &prefix(routes))
+}
+
 /// Nobody uses the table any more.
 pub(super) fn forget(inner: &Inner, id: u64) {
     let gone = inner.routes.borrow_mut().remove(&id);
     drop(gone);
+    virtual_hosts::forget(inner, id);
+    let waiting = inner.waiting.borrow_mut().remove(&id);
+    drop(waiting);
     inner.server.resources.forget_routes(id);
+}
+
+/// The table can be used, or is waited for no longer. Requests that wait for it go on.
+pub(super) fn ready(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) {
+    routes.target.set_ready();
+    if !routes.is_loaded() {
+        return;
+    }
+    let waiting = inner.waiting.borrow_mut().remove(&routes.id).unwrap_or_default();
+    for (host, answer) in waiting {
+        virtual_hosts::fetch(inner, routes, &host, answer);
+    }
 }
 
 struct RouteHandler {
@@ -63,14 +87,15 @@ struct RouteHandler {
 }
 
 impl RouteHandler {
-    fn apply(&self, inner: &Inner, routes: &NamedRoutes, update: &Update) -> Result<(), String> {
+    /// Whether the table is ready now.
+    fn apply(&self, inner: &Rc<Inner>, routes: &Arc<NamedRoutes>, update: &Update) -> Result<bool, String> {
         if update.added.is_empty() {
             // Routes are not removed by leaving them out, only by their time to live.
             if update.version.is_empty() && update.removed.contains(&self.name) {
                 routes.clear();
             }
             self.empty.inc();
-            return Ok(());
+            return Ok(true);
         }
         let Some(resource) = update.added.iter().find(|resource| resource.name == self.name) else {
             let other = update.added.first().map_or("", |resource| resource.name.as_str());
@@ -78,22 +103,24 @@ impl RouteHandler {
         };
         let resources = &inner.server.resources;
         if resources.routes_are(routes.id, &resource.body) {
-            return Ok(());
+            return Ok(true);
         }
         let applied = inner
             .decoder
             .routes(resource)
-            .and_then(|config| routes.set(Arc::new(config)).map_err(|errors| text(&errors)));
+            .and_then(|config| virtual_hosts::apply(inner, routes, config, &resource.body));
         match applied {
-            Ok(()) => {
-                self.reloads.count();
+            Ok(more) => {
+                if !more {
+                    self.reloads.count();
+                }
                 let origin = Origin {
                     version: resource.version.clone(),
                     bytes: resource.body.clone(),
                     updated: SystemTime::now(),
                 };
                 resources.set_routes(routes.id, &self.name, origin);
-                Ok(())
+                Ok(!more)
             }
             Err(message) => {
                 resources.fail_routes(routes.id, &self.name, Failure::new(&message, &resource.version, &resource.body));
@@ -109,9 +136,11 @@ impl ResourceHandler for RouteHandler {
             return Verdict::accept();
         };
         let done = self.apply(&inner, &routes, &update);
-        routes.target.set_ready();
+        if done != Ok(false) {
+            ready(&inner, &routes);
+        }
         match done {
-            Ok(()) => Verdict::accept(),
+            Ok(_) => Verdict::accept(),
             Err(message) => {
                 tracing::warn!(target: "config", "routes '{}' are refused: {message}", self.name);
                 Verdict::reject(message)

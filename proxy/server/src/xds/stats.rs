@@ -26,6 +26,21 @@ stat_family! {
 }
 
 stat_family! {
+    /// What a subscription to virtual hosts has beside: `http.<prefix>.rds.vhds.<name>.`
+    pub struct VirtualHostsFamily {
+        counters { config_reload, update_empty }
+    }
+}
+
+stat_family! {
+    /// What a subscription to scopes of routes has beside: `http.<prefix>.scoped_rds.<name>.`
+    pub struct ScopesFamily {
+        counters { config_reload, update_empty }
+        gauges { active_scopes, all_scopes, config_reload_time_ms, on_demand_scopes }
+    }
+}
+
+stat_family! {
     /// `control_plane.`
     pub struct ControlPlaneFamily {
         counters { rate_limit_enforced }

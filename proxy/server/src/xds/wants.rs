@@ -3,9 +3,10 @@
 //! Builders run on the control thread, but objects may end on any: the queue takes both.
 
 use crate::named_routes::NamedRoutes;
+use crate::scoped_routes::DiscoveredScopes;
 use nuncio_net::tls::secrets::Secret;
 use std::sync::Weak;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// One thing that is wanted, or no longer.
 pub enum Want {
@@ -13,10 +14,40 @@ pub enum Want {
     Routes(Weak<NamedRoutes>),
     /// The route table with this id has no user any more.
     RoutesGone(u64),
+    /// Scopes.
+    Scopes(Weak<DiscoveredScopes>),
+    /// The scopes with this id have no user any more.
+    ScopesGone(u64),
+    /// What a request needs.
+    OnDemand(OnDemand),
     /// A secret.
     Secret(Weak<Secret>),
     /// The secret with this id has no user any more.
     SecretGone(u64),
+}
+
+/// What a request needs and is not there. Whoever waits is answered once it has come, or known not to come.
+pub enum OnDemand {
+    /// The virtual host of `host` in a route table.
+    VirtualHost {
+        /// The route table.
+        routes: Weak<NamedRoutes>,
+        /// `:authority`, lower-cased.
+        host: Box<str>,
+        /// Who waits.
+        answer: oneshot::Sender<()>,
+    },
+    /// The routes of a scope, and the virtual host of `host` in them.
+    Scope {
+        /// The scopes.
+        scopes: Weak<DiscoveredScopes>,
+        /// The name of the scope.
+        scope: Box<str>,
+        /// `:authority`, lower-cased.
+        host: Box<str>,
+        /// Who waits.
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// The sending end.

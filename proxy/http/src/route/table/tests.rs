@@ -79,7 +79,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
     }
 }
 
-fn config(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
+pub(in crate::route) fn config(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
     RouteConfiguration {
         name: "rc".into(),
         virtual_hosts,
@@ -93,6 +93,7 @@ fn config(virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
         ignore_path_parameters_in_path_matching: false,
         vhost_header: None,
         request_mirror_policies: Vec::new(),
+        vhds: None,
         path: "route_config".into(),
     }
 }
