@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use nuncio_tests::case::ClientTls;
 use nuncio_tests::certs::Certs;
 use nuncio_tests::tls::{self, Io};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -230,7 +230,11 @@ impl Client {
     }
 }
 
-async fn http1(io: &mut Box<dyn Io>, buffer: &mut Vec<u8>) -> Result<()> {
+/// One request over HTTP/1.1 and its answer, which has a content-length; `buffer` is only kept for the next one.
+///
+/// # Errors
+/// No answer, or not a 200.
+pub async fn http1<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, buffer: &mut Vec<u8>) -> Result<()> {
     io.write_all(REQUEST).await?;
     buffer.clear();
     loop {
@@ -239,7 +243,7 @@ async fn http1(io: &mut Box<dyn Io>, buffer: &mut Vec<u8>) -> Result<()> {
         }
         let Some(head) = buffer.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
         if !buffer.starts_with(b"HTTP/1.1 200") {
-            bail!("not a 200");
+            bail!("answered {}", String::from_utf8_lossy(&buffer[..buffer.len().min(12)]));
         }
         let length = content_length(&buffer[..head]).context("no content-length")?;
         if buffer.len() >= head + 4 + length {

@@ -38,10 +38,11 @@ pub fn take(size: usize) -> BytesMut {
 /// reused but freed with the last part.
 pub fn give(mut buffer: BytesMut) {
     buffer.clear();
-    let large = buffer.try_reclaim(LARGE);
-    if !large && !buffer.try_reclaim(SMALL) {
+    if !buffer.try_reclaim(SMALL) {
         return;
     }
+    // Only of a large buffer there can be more than a small one left or regained.
+    let large = buffer.capacity() > SMALL && buffer.try_reclaim(LARGE);
     POOL.with_borrow_mut(|pool| {
         let (list, keep) = if large { (&mut pool.large, KEEP_LARGE) } else { (&mut pool.small, KEEP_SMALL) };
         if list.len() < keep {

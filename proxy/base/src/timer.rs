@@ -190,8 +190,9 @@ impl Wheel {
 
     fn deadline_tick(&self, delay: Duration) -> u64 {
         let at = clock::now().saturating_duration_since(self.start).saturating_add(delay);
-        let ticks = u64::try_from(at.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        // Without a division of 128 bits: this runs several times for each request.
+        let ticks = at.as_secs().saturating_mul(1000).saturating_add(at.subsec_nanos().div_ceil(1_000_000).into());
+        let millis = delay.as_secs().saturating_mul(1000).saturating_add(delay.subsec_millis().into());
         // At most 1/128 of the delay, so that the deadlines of many requests share slots.
         let grain = if millis < 100 { 1 } else { 1u64 << (millis / 128).max(1).ilog2() };
         ticks.checked_next_multiple_of(grain).unwrap_or(u64::MAX)

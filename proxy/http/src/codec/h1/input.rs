@@ -66,7 +66,9 @@ impl Input {
         }
         if self.buf.is_empty() {
             let want = self.size.bytes();
-            if !self.buf.try_reclaim(want) {
+            if self.buf.capacity() == 0 {
+                self.buf = buffer_pool::take(want);
+            } else if !self.buf.try_reclaim(want) {
                 buffer_pool::give(std::mem::replace(&mut self.buf, buffer_pool::take(want)));
             }
             return;
