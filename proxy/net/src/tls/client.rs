@@ -156,7 +156,7 @@ impl ClientTlsContext {
         match outcome {
             Ok(stream) => {
                 let session = stream.get_ref().1;
-                let tls = finish(session, record, state.verifier.checks(), &self.stats);
+                let tls = finish(session, record, state.verifier.enforces(), &self.stats);
                 Ok(ClientSession {
                     negotiated_protocol: session.alpn_protocol().map(Into::into),
                     io: Io::tls_client(stream),

@@ -52,7 +52,7 @@ pub(super) async fn recorded<F: Future>(record: &mut Record, future: F) -> F::Ou
 }
 
 /// Counts a finished handshake and describes its session.
-pub(super) fn finish(state: &CommonState, record: Record, validates: bool, stats: &TlsStats) -> TlsInfo {
+pub(super) fn finish(state: &CommonState, record: Record, enforced: bool, stats: &TlsStats) -> TlsInfo {
     let resumed = state.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
     let version = version_name(state.protocol_version());
     let cipher = state.negotiated_cipher_suite().map_or("", |suite| cipher_name(suite.suite()));
@@ -71,7 +71,7 @@ pub(super) fn finish(state: &CommonState, record: Record, validates: bool, stats
         group,
         session_id: Box::default(),
         resumed,
-        peer_validated: !peer_certificates.is_empty() && (record.validated || resumed && validates),
+        peer_validated: !peer_certificates.is_empty() && (record.validated || resumed && enforced),
         peer_certificates,
         local_certificate: record.local.map(|own| own.info.clone()),
         peer: Default::default(),

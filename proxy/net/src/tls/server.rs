@@ -157,7 +157,7 @@ impl ServerTlsContext {
         match outcome {
             Ok(stream) => {
                 let session = stream.get_ref().1;
-                let mut tls = finish(session, record, state.verifier.checks(), &self.stats);
+                let mut tls = finish(session, record, state.verifier.enforces(), &self.stats);
                 if let (None, [only]) = (&tls.local_certificate, &*state.resolver.certificates) {
                     // A resumed session shows no certificate; it was this one.
                     tls.local_certificate = Some(only.info.clone());
@@ -665,6 +665,31 @@ pub(super) mod tests {
                     session.expect("client side");
                 }
                 assert_eq!(pair.count("listener.x.ssl.session_reused"), u64::from(resumed), "{off} {version:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_untrusted_client_certificate_is_not_validated_by_resuming() {
+        let (own, certificate) = self_signed(&["client"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        let (_, stranger) = self_signed(&["ca"], &rcgen::PKCS_ECDSA_P256_SHA256);
+        for (accept_untrusted, authority, validated) in [(true, &stranger, false), (false, &certificate, true)] {
+            for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+                let mut server = downstream();
+                server.require_client_certificate = true;
+                server.common.max_version = version;
+                let context = ValidationContext { accept_untrusted, ..trust(authority) };
+                server.common.validation = Some(ValidationSource::Static(context));
+                let mut client = upstream();
+                client.common.certificates = vec![CertificateSource::Static(own.clone())];
+                let pair = Pair::new(server, client);
+                for resumed in [false, true] {
+                    let (info, io, _) = pair.connect(ClientTarget::default()).await;
+                    io.expect("accepted");
+                    let tls = info.tls.expect("TLS");
+                    assert!(tls.peer_certificate_presented());
+                    assert_eq!((tls.resumed, tls.peer_validated), (resumed, validated), "{version:?}");
+                }
             }
         }
     }

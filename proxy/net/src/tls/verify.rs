@@ -185,8 +185,13 @@ impl Verifier {
         Ok(())
     }
 
+    /// Whether a handshake only succeeds with a certificate that passed: then one that is resumed has passed, too.
+    pub(super) fn enforces(&self) -> bool {
+        !self.accept_untrusted && self.checks()
+    }
+
     /// Whether anything is checked at all.
-    pub(super) fn checks(&self) -> bool {
+    fn checks(&self) -> bool {
         self.roots.is_some() || !self.spki.is_empty() || !self.hashes.is_empty() || !self.sans.is_empty()
     }
 

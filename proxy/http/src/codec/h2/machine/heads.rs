@@ -47,6 +47,13 @@ impl Block {
         self.target == Target::Request
     }
 
+    /// The stream is gone: the list only keeps the table right.
+    pub(super) fn detach(&mut self, key: usize) {
+        if self.target == Target::Stream(key) {
+            self.target = Target::Nowhere;
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.data.len()

@@ -39,6 +39,15 @@ pub(super) struct DataFrame {
     end: bool,
 }
 
+impl DataFrame {
+    /// The stream is gone: nobody wants the rest.
+    pub(super) fn detach(&mut self, key: usize) {
+        if self.key == Some(key) {
+            self.key = None;
+        }
+    }
+}
+
 impl Connection {
     /// Takes what has come. What is left in `buf` is the beginning of a frame.
     pub(in crate::codec::h2) fn recv(&mut self, buf: &mut BytesMut) {

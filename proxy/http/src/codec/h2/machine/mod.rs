@@ -375,6 +375,13 @@ impl Connection {
 
     /// Takes a stream out of the table.
     fn forget(&mut self, key: usize) {
+        // The next stream may get this key: what is still to come of a frame must not become its.
+        if let Some(data) = &mut self.data {
+            data.detach(key);
+        }
+        if let Some(block) = &mut self.headers {
+            block.detach(key);
+        }
         if let Some(stream) = self.streams.remove(key) {
             self.pending_bytes -= stream.send.len();
             self.config.stats.streams_active().dec();

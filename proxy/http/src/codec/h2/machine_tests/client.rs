@@ -25,6 +25,40 @@ fn a_client_reads_heads_bodies_and_trailers() {
 }
 
 #[test]
+fn the_rest_of_a_frame_does_not_go_to_the_next_stream() {
+    // A body, cut in the middle of a DATA frame.
+    let mut peer = Peer::client();
+    let left = peer.request(REQUEST, true);
+    peer.recv(&headers(END_HEADERS, 1, OK));
+    let frame = data(END_STREAM, 1, b"of the first");
+    peer.recv(&frame[..12]);
+    peer.connection.release(left);
+    let next = peer.request(REQUEST, true);
+    assert_eq!(next, left, "the key is used again");
+    peer.recv(&frame[12..]);
+    peer.recv(&headers(END_HEADERS, 3, OK));
+    peer.recv(&data(END_STREAM, 3, b"second"));
+    assert!(
+        matches!(peer.connection.poll_head(next, Waker::noop()), Poll::Ready(Ok((head, false))) if head.status() == 200)
+    );
+    assert!(matches!(peer.read(next), Poll::Ready(Ok(Frame::Data(data, true))) if data == "second"));
+
+    // A head whose CONTINUATION is still to come.
+    let mut peer = Peer::client();
+    let left = peer.request(REQUEST, true);
+    peer.recv(&headers(END_STREAM, 1, OK));
+    peer.connection.release(left);
+    let next = peer.request(REQUEST, true);
+    peer.recv(&super::frame(kind::CONTINUATION, END_HEADERS, 1, b"\0\x01a\x01b"));
+    assert!(peer.connection.end().is_none());
+    assert!(peer.connection.poll_head(next, Waker::noop()).is_pending());
+    peer.recv(&headers(BOTH, 3, b"\x89"));
+    assert!(
+        matches!(peer.connection.poll_head(next, Waker::noop()), Poll::Ready(Ok((head, true))) if head.status() == 204)
+    );
+}
+
+#[test]
 fn what_a_server_may_not_send_ends_the_connection() {
     for bytes in [
         headers(END_HEADERS, 1, b"\x82"),
