@@ -1,6 +1,7 @@
 //! The HTTP connection manager's configuration.
 
 use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
+use crate::discovered::ExtensionSource;
 use crate::matchers::{CidrRange, StringMatcher};
 use crate::route::RouteConfiguration;
 use crate::typed_config::TypedConfig;
@@ -163,14 +164,14 @@ pub enum CodecType {
 pub struct HttpFilterConfig {
     /// Name, which per-route configuration refers to.
     pub name: Arc<str>,
-    /// The extension's message; or None when `config_discovery` is used.
+    /// The extension's message; with `config_discovery` its default, of no type where there is none.
     pub config: TypedConfig,
     /// Skipped when the extension is not known.
     pub is_optional: bool,
     /// Off unless a route switches it on.
     pub disabled: bool,
-    /// Serialized `ExtensionConfigSource`.
-    pub config_discovery: Option<bytes::Bytes>,
+    /// The configuration is fetched.
+    pub config_discovery: Option<Arc<ExtensionSource>>,
 }
 
 /// `Http1ProtocolOptions`.

@@ -22,6 +22,7 @@ pub mod bootstrap;
 pub mod cluster;
 pub mod config_source;
 pub mod data_source;
+pub mod discovered;
 pub mod hcm;
 pub mod header_mutation;
 pub mod listener;

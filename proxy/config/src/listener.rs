@@ -2,6 +2,7 @@
 
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
+use crate::discovered::Discovered;
 use crate::matchers::CidrRange;
 use crate::matching::MatchTree;
 use crate::tls::DownstreamTlsContext;
@@ -135,6 +136,8 @@ pub enum ListenerFilterConfig {
     OriginalDst,
     /// `proxy_protocol`.
     ProxyProtocol(ProxyProtocolConfig),
+    /// One whose configuration is fetched.
+    Discovered(Arc<Discovered<ListenerFilterConfig>>),
     /// Any other; resolved by the registry.
     Extension(TypedConfig),
 }
@@ -208,6 +211,8 @@ pub enum NetworkFilterConfig {
     Http(Arc<crate::hcm::HcmConfig>),
     /// TCP proxy.
     TcpProxy(Arc<crate::tcp_proxy::TcpProxyConfig>),
+    /// One whose configuration is fetched.
+    Discovered(Arc<Discovered<NetworkFilterConfig>>),
     /// Any other; resolved by the registry.
     Extension(TypedConfig),
 }

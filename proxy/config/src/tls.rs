@@ -149,6 +149,8 @@ pub struct DownstreamTlsContext {
     pub disable_stateful_session_resumption: bool,
     /// Keys given for tickets; empty for keys made in the process.
     pub session_ticket_keys: Vec<DataSource>,
+    /// Keys that are fetched.
+    pub session_ticket_keys_sds: Option<SdsSecretConfig>,
     /// Ticket lifetime; rustls' rotation period otherwise.
     pub session_timeout: Option<Duration>,
     /// Server's order of ciphers wins.

@@ -6,6 +6,7 @@
 use crate::http_filters;
 use nuncio_base::stats::Registry as Stats;
 use nuncio_config::diagnostics::ConfigError;
+use nuncio_config::discovered::ExtensionSource;
 use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::typed_config::TypedConfig;
@@ -101,28 +102,48 @@ pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Res
     let mut errors = Vec::new();
     let last = filters.len().saturating_sub(1);
     for (i, filter) in filters.iter().enumerate() {
-        let path = path_of(&filter.config);
-        let entry = HTTP_FILTERS.iter().find(|e| e.message == &*filter.config.type_name);
-        let Some(entry) = entry else {
-            if filter.is_optional {
-                tracing::warn!(target: "config", "optional HTTP filter '{}' is not implemented and is skipped", filter.name);
-            } else {
-                errors.push(not_implemented("HTTP filter", &filter.config, path));
-            }
-            continue;
-        };
-        if entry.terminal != (i == last) {
-            errors.push(ConfigError::new(path, terminal_error(filter, entry.terminal)));
-            continue;
-        }
-        if filter.disabled && !entry.terminal {
-            continue;
-        }
-        if let Err(message) = (entry.build)(filter, context, &mut chain) {
-            errors.push(ConfigError::new(path, message));
+        match http_filter(filter, i == last, context) {
+            Ok(part) => chain.extend(&part),
+            Err(error) => errors.push(error),
         }
     }
     if errors.is_empty() { Ok(chain) } else { Err(errors) }
+}
+
+/// Builds one filter, as a chain of its own to be made part of another; of one that is left out nothing is in it. `last`:
+/// it stands at the end.
+///
+/// # Errors
+/// As [`http_chain`].
+pub fn http_filter(
+    filter: &HttpFilterConfig,
+    last: bool,
+    context: &FactoryContext,
+) -> Result<FilterChain, ConfigError> {
+    let mut chain = FilterChain::new();
+    let path = path_of(&filter.config);
+    let Some(entry) = HTTP_FILTERS.iter().find(|e| e.message == &*filter.config.type_name) else {
+        if filter.is_optional {
+            tracing::warn!(target: "config", "optional HTTP filter '{}' is not implemented and is skipped", filter.name);
+            return Ok(chain);
+        }
+        return Err(not_implemented("HTTP filter", &filter.config, path));
+    };
+    if entry.terminal != last {
+        return Err(ConfigError::new(path, terminal_error(filter, entry.terminal)));
+    }
+    if !filter.disabled || entry.terminal {
+        (entry.build)(filter, context, &mut chain).map_err(|message| ConfigError::new(path, message))?;
+    }
+    Ok(chain)
+}
+
+/// Refusal of the first type in a list that no filter of the kind has, in Envoy's words.
+pub fn unknown_type(source: &ExtensionSource, kind: &str, known: impl Fn(&str) -> bool) -> Option<String> {
+    let unknown = source.type_names.iter().find(|name| !known(name))?;
+    let yet =
+        if unknown.starts_with("envoy.") { format!("; this {kind} is not implemented yet") } else { String::new() };
+    Some(format!("Error: no factory found for a required type URL {unknown}{yet}."))
 }
 
 /// Envoy's two texts about the last filter.

@@ -21,6 +21,7 @@ pub use recreate::Redirects;
 use crate::codec::{Frame, Protocol, ResetReason, ServerStream, StreamError};
 use crate::conn_manager::ConnectionContext;
 use crate::filter::{DataAction, FilterChain, HeadersAction, LocalFuture, Slot, StreamView};
+use crate::filter_chains::FilterChains;
 use crate::formatter::{AccessLogType, FormatContext};
 use crate::header_rules;
 use crate::headers::{HeaderValue, Headers, names};
@@ -80,6 +81,8 @@ pub struct ActiveStream<'a> {
     /// Internal redirects that the request has gone through.
     pub redirects: Redirects,
     downstream: &'a mut dyn ServerStream,
+    /// As they were when the stream began.
+    chains: &'a FilterChains,
     chain: &'a FilterChain,
     slots: SmallVec<[Slot; 4]>,
     /// Body read ahead of the terminal filter, because a filter asked for it.
@@ -101,6 +104,7 @@ pub struct ActiveStream<'a> {
 impl<'a> ActiveStream<'a> {
     pub(crate) fn new(
         connection: &'a ConnectionContext,
+        chains: &'a FilterChains,
         downstream: &'a mut dyn ServerStream,
         request: Headers,
         end_stream: bool,
@@ -135,7 +139,8 @@ impl<'a> ActiveStream<'a> {
             internal: false,
             redirects: Redirects::default(),
             downstream,
-            chain: &hcm.chain,
+            chains,
+            chain: &chains.ordinary,
             slots: SmallVec::new(),
             buffered: VecDeque::new(),
             request_complete: end_stream,
@@ -295,7 +300,7 @@ impl<'a> ActiveStream<'a> {
     async fn serve(&mut self) {
         match &self.chain.terminal {
             Some(terminal) => {
-                // The chain outlives the stream: it belongs to the connection manager.
+                // The chain outlives the stream, which has only borrowed it.
                 let terminal: &dyn crate::filter::TerminalFilter = terminal.as_ref();
                 terminal.serve(self).await;
             }

@@ -449,21 +449,43 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
             Wake::Event(RequestEvent::Request(request)) => {
                 context.count_request();
                 context.active.set(1);
-                Box::pin(ActiveStream::new(context, &mut server, request.headers, request.end_stream).run(None)).await;
+                Box::pin(
+                    ActiveStream::new(
+                        context,
+                        &context.hcm.chains.pin(),
+                        &mut server,
+                        request.headers,
+                        request.end_stream,
+                    )
+                    .run(None),
+                )
+                .await;
                 context.active.set(0);
             }
             Wake::Event(RequestEvent::Malformed(error)) => {
                 context.count_request();
-                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run(Some(error))).await;
+                Box::pin(
+                    ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
+                        .run(Some(error)),
+                )
+                .await;
             }
             Wake::HeaderTimeout => {
                 hcm.stats.downstream_rq_header_timeout().inc();
                 server.begin_unparsed();
-                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_header_timeout()).await;
+                Box::pin(
+                    ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
+                        .run_header_timeout(),
+                )
+                .await;
             }
             Wake::HeadAborted(abort) => {
                 server.begin_unparsed();
-                Box::pin(ActiveStream::new(context, &mut server, Headers::new(), false).run_aborted(abort)).await;
+                Box::pin(
+                    ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
+                        .run_aborted(abort),
+                )
+                .await;
             }
             Wake::Drained => {}
             Wake::Close => return false,
@@ -556,7 +578,8 @@ fn begin_drain(idle: &mut Idle, context: &ConnectionContext) {
 /// A connection that ended inside a head is logged as a request without one, as in Envoy.
 async fn partial_request(context: &ConnectionContext, server: &mut H1Server<Io>) {
     server.begin_unparsed();
-    Box::pin(ActiveStream::new(context, server, Headers::new(), false).run_disconnected()).await;
+    Box::pin(ActiveStream::new(context, &context.hcm.chains.pin(), server, Headers::new(), false).run_disconnected())
+        .await;
 }
 
 #[cfg(test)]

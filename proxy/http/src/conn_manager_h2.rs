@@ -148,7 +148,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
 async fn serve_stream(context: Rc<ConnectionContext>, request: Box<H2Request>) {
     let H2Request { headers, end_stream, mut stream, .. } = *request;
     let _active = context.begin_stream();
-    ActiveStream::new(&context, &mut stream, headers, end_stream).run(None).await;
+    ActiveStream::new(&context, &context.hcm.chains.pin(), &mut stream, headers, end_stream).run(None).await;
 }
 
 /// Ends the socket in good order, which TLS wants.
@@ -175,5 +175,5 @@ async fn close_late(context: &ConnectionContext, server: &mut H2Server<Io>) -> b
 async fn log_refused(context: &ConnectionContext, error: StreamError, reset: bool) {
     // Its RST_STREAM, where the connection goes on.
     let mut stream = RefusedStream { bytes_sent: if reset { 13 } else { 0 } };
-    ActiveStream::new(context, &mut stream, Headers::new(), true).run_refused(&error).await;
+    ActiveStream::new(context, &context.hcm.chains.pin(), &mut stream, Headers::new(), true).run_refused(&error).await;
 }

@@ -175,18 +175,20 @@ impl<F: HttpFilter> ErasedFilter for F {
 }
 
 /// One filter of a chain.
+#[derive(Clone)]
 pub struct ChainEntry {
     /// Configured name; per-route configuration refers to it.
     pub name: Arc<str>,
-    pub(crate) filter: Box<dyn ErasedFilter>,
+    pub(crate) filter: Arc<dyn ErasedFilter>,
     pub(crate) hooks: Hooks,
 }
 
-/// The filters of an HTTP connection manager, compiled when it is configured.
+/// The filters of an HTTP connection manager, compiled when it is configured. A clone shares the filters.
+#[derive(Clone)]
 pub struct FilterChain {
     pub(crate) entries: Vec<ChainEntry>,
     pub(crate) any: Hooks,
-    pub(crate) terminal: Option<Box<dyn TerminalFilter>>,
+    pub(crate) terminal: Option<Arc<dyn TerminalFilter>>,
 }
 
 impl FilterChain {
@@ -198,17 +200,29 @@ impl FilterChain {
     /// Adds a filter before the terminal one.
     pub fn push(&mut self, name: Arc<str>, filter: impl HttpFilter) {
         let hooks = HttpFilter::hooks(&filter);
-        self.any.decode_headers |= hooks.decode_headers;
-        self.any.decode_body |= hooks.decode_body;
-        self.any.encode_headers |= hooks.encode_headers;
-        self.any.encode_body |= hooks.encode_body;
-        self.any.complete |= hooks.complete;
-        self.entries.push(ChainEntry { name, filter: Box::new(filter), hooks });
+        self.add(ChainEntry { name, filter: Arc::new(filter), hooks });
+    }
+
+    fn add(&mut self, entry: ChainEntry) {
+        self.any.decode_headers |= entry.hooks.decode_headers;
+        self.any.decode_body |= entry.hooks.decode_body;
+        self.any.encode_headers |= entry.hooks.encode_headers;
+        self.any.encode_body |= entry.hooks.encode_body;
+        self.any.complete |= entry.hooks.complete;
+        self.entries.push(entry);
     }
 
     /// Sets the filter that answers.
     pub fn set_terminal(&mut self, terminal: Box<dyn TerminalFilter>) {
-        self.terminal = Some(terminal);
+        self.terminal = Some(terminal.into());
+    }
+
+    /// Adds the filters of another chain behind those that are there; they are shared with it.
+    pub fn extend(&mut self, other: &FilterChain) {
+        other.entries.iter().for_each(|entry| self.add(entry.clone()));
+        if let Some(terminal) = &other.terminal {
+            self.terminal = Some(terminal.clone());
+        }
     }
 
     /// True when there is a filter that answers.

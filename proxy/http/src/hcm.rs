@@ -3,7 +3,8 @@
 
 use crate::access_log::AccessLogs;
 use crate::codec::stats::CodecStats;
-use crate::filter::{FilterChain, LocalFuture};
+use crate::filter::LocalFuture;
+use crate::filter_chains::ChainSource;
 use crate::header_rules::LocalInfo;
 use crate::headers::{HeaderValue, Headers};
 use crate::local_reply::LocalReplyRules;
@@ -129,10 +130,8 @@ pub struct Hcm {
     pub routes: Routes,
     /// Fetches routes for requests that have none; None where all routes are there.
     pub on_demand: Option<Arc<dyn OnDemandRoutes>>,
-    /// Filters of ordinary requests.
-    pub chain: FilterChain,
-    /// Filters of upgrades that have their own, by upgrade type.
-    pub upgrade_chains: Vec<(Box<str>, FilterChain)>,
+    /// Filters.
+    pub chains: ChainSource,
     /// Stats.
     pub stats: HcmStats,
     /// Stats under the listener.

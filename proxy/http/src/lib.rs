@@ -14,6 +14,7 @@ pub mod hcm;
 pub mod active_stream;
 mod client_cert;
 pub mod filter;
+pub mod filter_chains;
 pub mod header_rules;
 pub mod local_reply;
 pub mod stream_info;

@@ -1,6 +1,7 @@
 //! The admin interface on its listener: the same HTTP code as everywhere, on the control thread, with its own filter.
 
 use crate::admin::{self, AdminRequest};
+use crate::admin_grpc;
 use crate::hcm_builder::{self, HttpFactory};
 use crate::server::{Context, Server};
 use crate::sources::Sources;
@@ -16,6 +17,7 @@ use nuncio_config::paths::FieldPath;
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::codec::Frame;
 use nuncio_http::filter::{FilterChain, LocalFuture, TerminalFilter};
+use nuncio_http::filter_chains::ChainSource;
 use nuncio_http::headers::{HeaderName, HeaderValue, Headers, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_net::listener::{FilterChainFactory, Listener, ListenerParts, WorkerListeners, run_listener};
@@ -24,7 +26,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
-/// Bytes of a request body at most; only `/runtime_modify` reads one.
+/// Bytes of a request body at most; only `/runtime_modify` and client status discovery read one.
 const MAX_BODY: usize = 64 * 1024;
 
 /// The admin listener, built before the server that it shows.
@@ -73,12 +75,22 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
             let mut filters = FilterChain::new();
             filters.set_terminal(Box::new(AdminFilter { server: server.clone(), allow_paths: allow_paths.clone() }));
             let mut found = Vec::new();
-            let hcm = hcm_builder::assemble(config, filters, Vec::new(), "listener.admin.", context, &mut found);
+            let hcm = hcm_builder::assemble(
+                config,
+                ChainSource::Fixed(filters.into()),
+                "listener.admin.",
+                context,
+                &mut found,
+            );
             let (mut hcm, _) =
                 hcm.ok_or_else(|| found.iter().map(|e| e.message.clone()).collect::<Vec<_>>().join("; "))?;
             hcm.access_logs = logs.clone();
-            let factory: Arc<dyn FilterChainFactory> =
-                Arc::new(HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes: hcm_builder::KeptRoutes::Own });
+            let factory: Arc<dyn FilterChainFactory> = Arc::new(HttpFactory {
+                hcm: Arc::new(hcm),
+                buffer_limit,
+                routes: hcm_builder::KeptRoutes::Own,
+                discovered: Vec::new(),
+            });
             Ok(factory)
         },
         listener_filter: &|_| Err("the admin listener has no listener filters".to_owned()),
@@ -156,6 +168,9 @@ impl TerminalFilter for AdminFilter {
                 let mut reply_403 = LocalReply::new(403, "", "admin_filter_response");
                 reply_403.body = reply.into();
                 return stream.local_reply(reply_403);
+            }
+            if admin_grpc::is_call(stream, plain) {
+                return admin_grpc::serve(stream, &path, &Sources::new(&server)).await;
             }
             let Some(body) = read_body(stream).await else { return };
             let headers = stream.request.iter().filter(|(name, _)| !name.is_pseudo());

@@ -1,6 +1,7 @@
 //! Parts of the configuration dump that are not stored as they are shown.
 
 use crate::admin::{ConfigDump, ConfigEntry, UpdateFailure};
+use crate::discovered::Kind;
 use crate::listeners::Origin;
 use crate::resources::Failure;
 use crate::scoped_routes::ScopesDump;
@@ -53,6 +54,15 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
         entry
     });
     dump.dynamic_active_secrets = shown.collect();
+    let extensions = server.resources.extensions();
+    for kind in Kind::ALL.into_iter().filter(|kind| server.context.extensions.has_used(*kind)) {
+        let shown = extensions.iter().filter(|view| view.kind == kind).filter_map(|view| {
+            let mut entry = entry(&view.name, "envoy.config.core.v3.TypedExtensionConfig", view.origin.as_ref()?);
+            entry.error = view.failure.as_ref().map(failure);
+            Some(entry)
+        });
+        dump.ecds_filters.push(shown.collect());
+    }
     if include_eds {
         let all = server.context.clusters.clusters().into_iter().filter(|cluster| is_dynamic(cluster));
         let shown = all.map(|cluster| {
@@ -102,12 +112,13 @@ fn listeners(server: &Server, dump: &mut ConfigDump) {
     for view in server.listeners.views().into_iter().filter(|view| view.dynamic) {
         let warming = view.warming.as_ref().map(|origin| Box::new(entry(&view.name, MESSAGE, origin)));
         let error = kind.failure(&view.name).map(failure);
-        let base = match (&view.active, &warming) {
+        let draining = view.draining.as_ref().map(|origin| Box::new(entry(&view.name, MESSAGE, origin)));
+        let base = match (&view.active, warming.as_ref().or(draining.as_ref())) {
             (Some(origin), _) => entry(&view.name, MESSAGE, origin),
-            (None, Some(warming)) => ConfigEntry { active: false, ..(**warming).clone() },
+            (None, Some(other)) => ConfigEntry { active: false, ..(**other).clone() },
             (None, None) => continue,
         };
-        dump.dynamic_listeners.push(ConfigEntry { warming, error, ..base });
+        dump.dynamic_listeners.push(ConfigEntry { warming, draining, error, ..base });
         shown.insert(view.name.to_string());
     }
     for (name, refused) in kind.failures().filter(|(name, _)| !shown.contains(*name)) {
@@ -126,6 +137,7 @@ fn entry(name: &str, message: &str, origin: &Origin) -> ConfigEntry {
         last_updated: origin.updated,
         active: true,
         warming: None,
+        draining: None,
         error: None,
         parts: Vec::new(),
     }

@@ -1,5 +1,6 @@
 //! From the configuration of an HTTP connection manager to the object that workers use.
 
+use crate::discovered::{self, Usage};
 use crate::init::{InitTarget, InitTargets};
 use crate::named_routes::{self, NamedRoutes};
 use crate::scoped_routes::{self, KeptScopes, RoutesOnDemand};
@@ -10,11 +11,10 @@ use nuncio_config::access_log::AccessLogConfig;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::hcm::{HcmConfig, RouteSource};
 use nuncio_config::paths::FieldPath;
-use nuncio_extensions::registry;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::stats::CodecStats;
 use nuncio_http::conn_manager::HcmWorker;
-use nuncio_http::filter::FilterChain;
+use nuncio_http::filter_chains::ChainSource;
 use nuncio_http::hcm::{Hcm, HcmStats, ListenerHttpStats, OnDemandRoutes};
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::local_reply::LocalReplyRules;
@@ -58,33 +58,48 @@ pub fn build(
     context: &Context,
     targets: &InitTargets,
     errors: &mut Vec<ConfigError>,
-) -> Option<Built<Arc<Hcm>>> {
-    let factory = context.factory_context();
-    let chain = keep(registry::http_chain(&config.http_filters, &factory), errors);
-    let mut upgrade_chains = Vec::new();
-    for upgrade in config.upgrades.iter().filter(|u| !u.filters.is_empty()) {
-        if let Some(chain) = keep(registry::http_chain(&upgrade.filters, &factory), errors) {
-            upgrade_chains.push((upgrade.upgrade_type.clone(), chain));
-        }
-    }
-    let (hcm, routes) = assemble(config, chain?, upgrade_chains, listener_prefix, context, errors)?;
+) -> Option<HttpParts> {
+    // Routes are asked for before configurations of filters, as Envoy does.
+    let routes = routes(config, context, errors);
+    let built = discovered::http::build(config, context, targets, errors)?;
+    let (hcm, routes) = finish(config, routes?, built.chains, listener_prefix, context, errors)?;
     if let Some(target) = routes.target() {
         targets.add(target);
     }
-    Some((Arc::new(hcm), routes))
+    Some(HttpParts { hcm: Arc::new(hcm), routes, usages: built.usages })
 }
 
-/// As [`build`], with a filter chain that is not configured: the admin interface's.
+/// A connection manager with what keeps it up to date.
+pub struct HttpParts {
+    /// The connection manager.
+    pub hcm: Arc<Hcm>,
+    /// Routes that it shares with others.
+    pub routes: KeptRoutes,
+    /// Of filters whose configuration is fetched.
+    pub usages: Vec<Arc<Usage>>,
+}
+
+/// As [`build`], with filter chains that are not configured: the admin interface's.
 pub fn assemble(
     config: &Arc<HcmConfig>,
-    chain: FilterChain,
-    upgrade_chains: Vec<(Box<str>, FilterChain)>,
+    chains: ChainSource,
+    listener_prefix: &str,
+    context: &Context,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Built<Hcm>> {
+    let routes = routes(config, context, errors)?;
+    finish(config, routes, chains, listener_prefix, context, errors)
+}
+
+fn finish(
+    config: &Arc<HcmConfig>,
+    (routes, on_demand, kept): BuiltRoutes,
+    chains: ChainSource,
     listener_prefix: &str,
     context: &Context,
     errors: &mut Vec<ConfigError>,
 ) -> Option<Built<Hcm>> {
     let before = errors.len();
-    let routes = routes(config, context, errors);
     let access_logs = access_logs(&config.access_logs, context, errors);
     let local_reply = match LocalReplyRules::new(config.local_reply.as_ref(), &context.runtime) {
         Ok(rules) => rules,
@@ -97,13 +112,11 @@ pub fn assemble(
     let stats = HcmStats::new(&context.registry, &prefix);
     let listener_stats = ListenerHttpStats::new(&context.registry, &format!("{listener_prefix}{prefix}"));
     let server_name = HeaderValue::parse(config.server_name.to_string()).unwrap_or_default();
-    let (routes, on_demand, kept) = routes?;
     let hcm = Hcm {
         config: config.clone(),
         routes,
         on_demand,
-        chain,
-        upgrade_chains,
+        chains,
         stats,
         listener_stats: Some(listener_stats),
         codec_stats: CodecStats::server(&context.registry),
@@ -160,6 +173,8 @@ pub struct HttpFactory {
     pub buffer_limit: usize,
     /// Routes that are shared.
     pub routes: KeptRoutes,
+    /// Filters whose configuration is fetched, as long as somebody may use them.
+    pub discovered: Vec<Arc<Usage>>,
 }
 
 impl FilterChainFactory for HttpFactory {

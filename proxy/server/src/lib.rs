@@ -9,6 +9,7 @@ pub mod log;
 pub mod options;
 
 mod config_dump;
+pub mod discovered;
 mod empty_chain;
 pub mod hcm_builder;
 pub mod init;
@@ -28,6 +29,7 @@ pub mod xds;
 pub mod xds_check;
 
 pub mod admin;
+mod admin_grpc;
 mod admin_listener;
 mod sources;
 

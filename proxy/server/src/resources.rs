@@ -2,6 +2,7 @@
 //!
 //! Written by the discovery client's handlers, read by `/config_dump`. The objects themselves are with their managers.
 
+use crate::discovered::Kind as ExtensionKind;
 use crate::listeners::Origin;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -111,6 +112,19 @@ pub struct RoutesView {
     pub hosts_version: Option<(String, SystemTime)>,
 }
 
+/// The configuration of a filter that was fetched.
+#[derive(Debug, Clone)]
+pub struct ExtensionView {
+    /// What is configured.
+    pub kind: ExtensionKind,
+    /// Its name.
+    pub name: String,
+    /// What is in use.
+    pub origin: Option<Origin>,
+    /// What was refused last.
+    pub failure: Option<Failure>,
+}
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Resources {
@@ -118,6 +132,7 @@ pub struct Resources {
     listeners: Mutex<Kind>,
     routes: Mutex<BTreeMap<u64, RoutesView>>,
     secrets: Mutex<Kind>,
+    extensions: Mutex<BTreeMap<u64, ExtensionView>>,
     endpoints: Mutex<BTreeMap<String, (String, SystemTime)>>,
 }
 
@@ -186,6 +201,36 @@ impl Resources {
     /// The table is gone.
     pub fn forget_routes(&self, id: u64) {
         lock(&self.routes).remove(&id);
+    }
+
+    /// Configurations of filters.
+    pub fn extensions(&self) -> Vec<ExtensionView> {
+        lock(&self.extensions).values().cloned().collect()
+    }
+
+    /// The configuration `id` is this.
+    pub fn set_extension(&self, id: u64, kind: ExtensionKind, name: &str, origin: Origin) {
+        let view = ExtensionView { kind, name: name.to_owned(), origin: Some(origin), failure: None };
+        lock(&self.extensions).insert(id, view);
+    }
+
+    /// This was refused for the configuration `id`.
+    pub fn fail_extension(&self, id: u64, kind: ExtensionKind, name: &str, failure: Failure) {
+        let mut extensions = lock(&self.extensions);
+        let new = || ExtensionView { kind, name: name.to_owned(), origin: None, failure: None };
+        extensions.entry(id).or_insert_with(new).failure = Some(failure);
+    }
+
+    /// What is in use has come again.
+    pub fn clear_extension_failure(&self, id: u64) {
+        if let Some(view) = lock(&self.extensions).get_mut(&id) {
+            view.failure = None;
+        }
+    }
+
+    /// The configuration is gone.
+    pub fn forget_extension(&self, id: u64) {
+        lock(&self.extensions).remove(&id);
     }
 
     /// Version of the endpoints of a cluster.

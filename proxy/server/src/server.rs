@@ -8,6 +8,7 @@
 //! Everything that can fail fails in [`build`], before anything serves. The same `build` serves `main` and tests.
 
 use crate::admin_listener;
+use crate::discovered::ExtensionConfigs;
 use crate::init::InitTargets;
 use crate::listeners::{self, ListenerManager};
 use crate::loading::Bootstrap;
@@ -64,6 +65,8 @@ pub struct Context {
     pub routes: RouteTables,
     /// Scopes of routes, fetched or in place.
     pub scopes: ScopeTables,
+    /// Configurations of filters that are fetched.
+    pub extensions: ExtensionConfigs,
     /// Asks for what must be fetched.
     pub wants: Wants,
 }
@@ -215,6 +218,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         drain: DrainHandle::new(),
         routes: RouteTables::new(wants.clone(), registry.clone()),
         scopes: ScopeTables::new(wants.clone(), registry.clone()),
+        extensions: ExtensionConfigs::new(wants.clone(), registry.clone()),
         wants,
         runtime: runtime.clone(),
         registry,

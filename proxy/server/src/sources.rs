@@ -144,6 +144,7 @@ impl AdminSources for Sources<'_> {
             last_updated: s.started_at,
             active: true,
             warming: None,
+            draining: None,
             error: None,
             parts: Vec::new(),
         };

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use arc_swap::ArcSwap;
 use nuncio::listeners::ListenerManager;
 use nuncio::log::Log;
 use nuncio::options::Options;
@@ -24,6 +25,7 @@ use nuncio::{hcm_builder, loading, server};
 use nuncio_config::listener::NetworkFilterConfig;
 use nuncio_extensions::registry;
 use nuncio_http::filter::{DataAction, HeadersAction, Hooks, HttpFilter, StreamView};
+use nuncio_http::filter_chains::ChainSource;
 use nuncio_http::headers::{Headers, names};
 use nuncio_net::listener::{Listener, ListenerParts};
 use tokio::sync::oneshot;
@@ -210,11 +212,12 @@ fn with_filters(server: &server::Server, filters: usize) -> Arc<Listener> {
             for i in 0..filters {
                 chain.push(format!("reader-{i}").into(), Reader);
             }
+            // As of a chain with a filter whose configuration is fetched.
+            let chains = ChainSource::Swapped(Arc::new(ArcSwap::from_pointee(chain.into())));
             let mut errors = Vec::new();
-            let (hcm, routes) =
-                hcm_builder::assemble(hcm, chain, Vec::new(), "listener.test.", context, &mut errors).unwrap();
+            let (hcm, routes) = hcm_builder::assemble(hcm, chains, "listener.test.", context, &mut errors).unwrap();
             let buffer_limit = config.per_connection_buffer_limit_bytes as usize;
-            Ok(Arc::new(hcm_builder::HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes }))
+            Ok(Arc::new(hcm_builder::HttpFactory { hcm: Arc::new(hcm), buffer_limit, routes, discovered: Vec::new() }))
         },
         listener_filter: &|_| Err("no listener filters here".to_owned()),
         in_fraction: Arc::new(|_, _| false),

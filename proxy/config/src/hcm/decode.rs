@@ -17,6 +17,7 @@ use super::{
 use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, lower, serialized, type_name, u32_value};
+use crate::discovered::ExtensionSource;
 use crate::header_mutation::HeaderValueOption;
 use crate::matchers::cidr_range;
 use crate::paths::Segment;
@@ -298,42 +299,53 @@ pub(crate) fn http_filters(
     let mut index = 0;
     cx.each(field, messages, |cx, message| {
         let filter = http_filter(cx, message);
-        let type_name = filter.config.type_name.as_ref();
         let position = index;
         index += 1;
-        if position < last && type_name == ROUTER {
+        if position == last && message.disabled {
             cx.error(format!(
-                "Error: terminal filter named {} of type {} must be the last filter in a {kind} filter chain.",
-                message.name,
-                extension_name(type_name)
+                "Error: the last (terminal) filter ({}) in the chain cannot be disabled by default.",
+                message.name
             ));
-        }
-        if position == last && filter.config_discovery.is_none() {
-            if is_never_terminal(type_name) {
-                cx.error(format!(
-                    "Error: non-terminal filter named {} of type {} is the last filter in a {kind} filter chain.",
-                    message.name,
-                    extension_name(type_name)
-                ));
-            } else if message.disabled {
-                cx.error(format!(
-                    "Error: the last (terminal) filter ({}) in the chain cannot be disabled by default.",
-                    message.name
-                ));
-            }
+        } else if filter
+            .config_discovery
+            .as_ref()
+            .is_none_or(|source| source.check_type(&filter.config.type_name).is_ok())
+            && let Some(error) = filter.position_error(position == last, kind)
+        {
+            cx.error(error);
         }
         Some(filter)
     })
 }
 
-fn http_filter(cx: &Context, message: &pb::HttpFilter) -> HttpFilterConfig {
+impl HttpFilterConfig {
+    /// What is wrong with a filter of this type at this place of a chain, in Envoy's words; `kind` is its word for the
+    /// chain.
+    pub fn position_error(&self, last: bool, kind: &str) -> Option<String> {
+        let type_name = &*self.config.type_name;
+        let (name, extension) = (&self.name, extension_name(type_name));
+        if !last && type_name == ROUTER {
+            return Some(format!(
+                "Error: terminal filter named {name} of type {extension} must be the last filter in a {kind} filter chain."
+            ));
+        }
+        (last && is_never_terminal(type_name)).then(|| {
+            format!(
+                "Error: non-terminal filter named {name} of type {extension} is the last filter in a {kind} filter chain."
+            )
+        })
+    }
+}
+
+fn http_filter(cx: &mut Context, message: &pb::HttpFilter) -> HttpFilterConfig {
     use pb::http_filter::ConfigType;
     let (config, config_discovery) = match &message.config_type {
         Some(ConfigType::TypedConfig(any)) => (cx.typed_config(&message.name, Some(any)), None),
         Some(ConfigType::ConfigDiscovery(source)) => {
             let steps = [Segment::Field("config_discovery".into()), Segment::Field("default_config".into())];
             let config = cx.typed_config_at(&message.name, source.default_config.as_ref(), &steps);
-            (config, Some(serialized(source)))
+            let source = cx.at("config_discovery", |cx| ExtensionSource::decode(cx, &message.name, source));
+            (config, Some(source))
         }
         None => (cx.typed_config(&message.name, None), None),
     };

@@ -23,6 +23,7 @@ use crate::address::{Address, SocketAddress};
 use crate::cluster::DEFAULT_BUFFER_LIMIT;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
+use crate::discovered::Discovered;
 use crate::hcm::{CodecType, HcmConfig};
 use crate::matching::{MatchInput, MatchTree};
 use crate::tcp_proxy::TcpProxyConfig;
@@ -64,7 +65,11 @@ impl ListenerConfig {
             use_original_dst: bool_value(&message.use_original_dst).unwrap_or(false),
             per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
                 .unwrap_or(DEFAULT_BUFFER_LIMIT),
-            listener_filters: cx.each("listener_filters", &message.listener_filters, ListenerFilterConfig::decode),
+            listener_filters: cx.each(
+                "listener_filters",
+                &message.listener_filters,
+                ListenerFilterConfig::from_message,
+            ),
             listener_filters_timeout: cx
                 .duration("listener_filters_timeout", &message.listener_filters_timeout)
                 .unwrap_or(Duration::from_secs(15)),
@@ -322,74 +327,119 @@ fn network_filters(cx: &mut Context, messages: &[pb::Filter]) -> Vec<NetworkFilt
     let last = messages.len().saturating_sub(1);
     let mut index = 0;
     cx.each("filters", messages, |cx, message| {
-        let any = match &message.config_type {
-            Some(pb::filter::ConfigType::TypedConfig(any)) => Some(any),
-            _ => None,
-        };
-        let type_name = any.map_or("", |any| type_name(&any.type_url));
-        let short = type_name
-            .strip_prefix("envoy.extensions.filters.network.")
-            .and_then(|rest| rest.split('.').next())
-            .unwrap_or_default();
         let position = index;
         index += 1;
-        if position < last && matches!(type_name, HTTP_CONNECTION_MANAGER | TCP_PROXY) {
-            cx.error(format!(
-                "Error: terminal filter named {} of type envoy.filters.network.{short} must be the last filter in a network filter chain.",
-                message.name
-            ));
+        match &message.config_type {
+            Some(pb::filter::ConfigType::ConfigDiscovery(source)) => {
+                let last = position == last;
+                let discovered = Discovered::decode(cx, &message.name, source, last, |cx, any| {
+                    check_position(cx, &message.name, type_name(&any.type_url), last);
+                    network_filter(cx, &message.name, Some(any))
+                });
+                discovered.map(|filter| NetworkFilterConfig::Discovered(Arc::new(filter)))
+            }
+            Some(pb::filter::ConfigType::TypedConfig(any)) => {
+                check_position(cx, &message.name, type_name(&any.type_url), position == last);
+                cx.at("typed_config", |cx| network_filter(cx, &message.name, Some(any)))
+            }
+            None => cx.at("typed_config", |cx| network_filter(cx, &message.name, None)),
         }
-        if position == last && NON_TERMINAL.contains(&short) {
-            cx.error(format!(
-                "Error: non-terminal filter named {} of type envoy.filters.network.{short} is the last filter in a network filter chain.",
-                message.name
-            ));
-        }
-        network_filter(cx, &message.name, type_name, any)
     })
 }
 
-fn network_filter(cx: &mut Context, name: &str, type_name: &str, any: Option<&Any>) -> Option<NetworkFilterConfig> {
-    match (type_name, any) {
-        (HTTP_CONNECTION_MANAGER, Some(any)) => cx.at("typed_config", |cx| {
-            let message: network::http_connection_manager::v3::HttpConnectionManager = cx.unpack(any)?;
-            HcmConfig::from_message(cx, &message).map(|hcm| NetworkFilterConfig::Http(Arc::new(hcm)))
-        }),
-        (TCP_PROXY, Some(any)) => cx.at("typed_config", |cx| {
-            let message: network::tcp_proxy::v3::TcpProxy = cx.unpack(any)?;
-            TcpProxyConfig::from_message(cx, &message).map(|proxy| NetworkFilterConfig::TcpProxy(Arc::new(proxy)))
-        }),
-        _ => Some(NetworkFilterConfig::Extension(cx.typed_config(name, any))),
+/// Says whether a filter of this type stands in the wrong place of its chain.
+fn check_position(cx: &mut Context, name: &str, type_name: &str, last: bool) {
+    let short = type_name
+        .strip_prefix("envoy.extensions.filters.network.")
+        .and_then(|rest| rest.split('.').next())
+        .unwrap_or_default();
+    if !last && matches!(type_name, HTTP_CONNECTION_MANAGER | TCP_PROXY) {
+        cx.error(format!(
+            "Error: terminal filter named {name} of type envoy.filters.network.{short} must be the last filter in a network filter chain."
+        ));
+    }
+    if last && NON_TERMINAL.contains(&short) {
+        cx.error(format!(
+            "Error: non-terminal filter named {name} of type envoy.filters.network.{short} is the last filter in a network filter chain."
+        ));
     }
 }
 
-impl ListenerFilterConfig {
-    fn decode(cx: &mut Context, message: &pb::ListenerFilter) -> Option<Self> {
-        let any = match &message.config_type {
-            Some(pb::listener_filter::ConfigType::TypedConfig(any)) => Some(any),
-            _ => None,
-        };
-        let short = any.and_then(|any| type_name(&any.type_url).strip_prefix("envoy.extensions.filters.listener."));
-        Some(match (short, any) {
-            (Some("tls_inspector.v3.TlsInspector"), Some(any)) => {
-                let message: tls_inspector::TlsInspector = cx.at("typed_config", |cx| cx.unpack(any))?;
-                ListenerFilterConfig::TlsInspector(TlsInspectorConfig {
-                    ja3: bool_value(&message.enable_ja3_fingerprinting).unwrap_or(false),
-                    ja4: bool_value(&message.enable_ja4_fingerprinting).unwrap_or(false),
-                    close_on_errors: message.close_connection_on_client_hello_parsing_errors,
-                    max_client_hello_size: u32_value(&message.max_client_hello_size)
-                        .unwrap_or(TlsInspectorConfig::default().max_client_hello_size),
-                })
-            }
-            (Some("http_inspector.v3.HttpInspector"), _) => ListenerFilterConfig::HttpInspector,
-            (Some("original_dst.v3.OriginalDst"), _) => ListenerFilterConfig::OriginalDst,
-            (Some("proxy_protocol.v3.ProxyProtocol"), Some(any)) => {
-                let message: proxy_protocol::ProxyProtocol = cx.at("typed_config", |cx| cx.unpack(any))?;
-                ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::decode(&message))
-            }
-            _ => ListenerFilterConfig::Extension(cx.typed_config(&message.name, any)),
+/// At the path of the configuration.
+fn network_filter(cx: &mut Context, name: &str, any: Option<&Any>) -> Option<NetworkFilterConfig> {
+    match any.map(|any| (type_name(&any.type_url), any)) {
+        Some((HTTP_CONNECTION_MANAGER, any)) => {
+            let message: network::http_connection_manager::v3::HttpConnectionManager = cx.unpack(any)?;
+            HcmConfig::from_message(cx, &message).map(|hcm| NetworkFilterConfig::Http(Arc::new(hcm)))
+        }
+        Some((TCP_PROXY, any)) => {
+            let message: network::tcp_proxy::v3::TcpProxy = cx.unpack(any)?;
+            TcpProxyConfig::from_message(cx, &message).map(|proxy| NetworkFilterConfig::TcpProxy(Arc::new(proxy)))
+        }
+        _ => Some(NetworkFilterConfig::Extension(cx.typed_config_at(name, any, &[]))),
+    }
+}
+
+impl NetworkFilterConfig {
+    /// Decodes a configuration that has come for the filter `name`, which is the last of its chain or not.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn decode(cx: &mut Context, name: &str, any: &Any, last: bool) -> Result<Self, Vec<ConfigError>> {
+        cx.run(|cx| {
+            cx.at("typed_config", |cx| {
+                check_position(cx, name, type_name(&any.type_url), last);
+                network_filter(cx, name, Some(any))
+            })
         })
     }
+}
+impl ListenerFilterConfig {
+    /// Decodes a configuration that has come for the filter `name`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn decode(cx: &mut Context, name: &str, any: &Any) -> Result<Self, Vec<ConfigError>> {
+        cx.run(|cx| cx.at("typed_config", |cx| listener_filter(cx, name, Some(any))))
+    }
+
+    fn from_message(cx: &mut Context, message: &pb::ListenerFilter) -> Option<Self> {
+        use pb::listener_filter::ConfigType;
+        let name = &message.name;
+        match &message.config_type {
+            Some(ConfigType::ConfigDiscovery(source)) => {
+                let decode = |cx: &mut Context, any: &Any| listener_filter(cx, name, Some(any));
+                let discovered = Discovered::decode(cx, name, source, false, decode);
+                discovered.map(|filter| ListenerFilterConfig::Discovered(Arc::new(filter)))
+            }
+            Some(ConfigType::TypedConfig(any)) => cx.at("typed_config", |cx| listener_filter(cx, name, Some(any))),
+            None => cx.at("typed_config", |cx| listener_filter(cx, name, None)),
+        }
+    }
+}
+
+/// At the path of the configuration.
+fn listener_filter(cx: &mut Context, name: &str, any: Option<&Any>) -> Option<ListenerFilterConfig> {
+    let short = any.and_then(|any| type_name(&any.type_url).strip_prefix("envoy.extensions.filters.listener."));
+    Some(match (short, any) {
+        (Some("tls_inspector.v3.TlsInspector"), Some(any)) => {
+            let message: tls_inspector::TlsInspector = cx.unpack(any)?;
+            ListenerFilterConfig::TlsInspector(TlsInspectorConfig {
+                ja3: bool_value(&message.enable_ja3_fingerprinting).unwrap_or(false),
+                ja4: bool_value(&message.enable_ja4_fingerprinting).unwrap_or(false),
+                close_on_errors: message.close_connection_on_client_hello_parsing_errors,
+                max_client_hello_size: u32_value(&message.max_client_hello_size)
+                    .unwrap_or(TlsInspectorConfig::default().max_client_hello_size),
+            })
+        }
+        (Some("http_inspector.v3.HttpInspector"), _) => ListenerFilterConfig::HttpInspector,
+        (Some("original_dst.v3.OriginalDst"), _) => ListenerFilterConfig::OriginalDst,
+        (Some("proxy_protocol.v3.ProxyProtocol"), Some(any)) => {
+            let message: proxy_protocol::ProxyProtocol = cx.unpack(any)?;
+            ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::decode(&message))
+        }
+        _ => ListenerFilterConfig::Extension(cx.typed_config_at(name, any, &[])),
+    })
 }
 
 impl ProxyProtocolConfig {

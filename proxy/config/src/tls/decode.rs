@@ -85,6 +85,7 @@ impl DownstreamTlsContext {
             Some(common)
         });
         let mut session_ticket_keys = Vec::new();
+        let mut session_ticket_keys_sds = None;
         match &message.session_ticket_keys_type {
             Some(Keys::SessionTicketKeys(keys)) => {
                 session_ticket_keys =
@@ -93,7 +94,7 @@ impl DownstreamTlsContext {
             Some(Keys::SessionTicketKeysSdsSecretConfig(config)) => {
                 session_ticket_keys = cx.at("session_ticket_keys_sds_secret_config", |cx| {
                     if config.sds_config.is_some() {
-                        cx.error("session ticket keys by SDS are not implemented");
+                        session_ticket_keys_sds = Some(SdsSecretConfig::decode(config));
                         return Vec::new();
                     }
                     match cx.ticket_keys_secret(&config.name) {
@@ -120,6 +121,7 @@ impl DownstreamTlsContext {
             ),
             disable_stateful_session_resumption: message.disable_stateful_session_resumption,
             session_ticket_keys,
+            session_ticket_keys_sds,
             session_timeout: cx.duration("session_timeout", &message.session_timeout),
             prefer_client_ciphers: message.prefer_client_ciphers,
             common: common?,
@@ -353,7 +355,7 @@ fn validation(cx: &mut Context, message: &pb::CommonTlsContext) -> Option<Valida
                 ValidationContext::decode,
             );
             let Some(config) = &combined.validation_context_sds_secret_config else {
-                cx.error("combined_validation_context without validation_context_sds_secret_config is not implemented");
+                cx.error("Field 'validation_context_sds_secret_config' is missing");
                 return None;
             };
             cx.at("validation_context_sds_secret_config", |cx| by_secret(cx, config, default))

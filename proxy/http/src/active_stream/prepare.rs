@@ -232,7 +232,7 @@ impl ActiveStream<'_> {
         };
         if allowed
             && let Some((_, chain)) =
-                hcm.upgrade_chains.iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(kind))
+                self.chains.upgrades.iter().find(|(name, _)| name.as_bytes().eq_ignore_ascii_case(kind))
         {
             self.chain = chain;
         }

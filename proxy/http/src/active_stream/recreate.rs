@@ -79,7 +79,7 @@ impl ActiveStream<'_> {
         self.info.request_complete = Some(self.info.start);
         self.response = Headers::new();
         self.route = None;
-        self.chain = &connection.hcm.chain;
+        self.chain = &self.chains.ordinary;
         self.slots.clear();
         self.head_request = self.request.method() == b"HEAD";
         self.grpc = is_grpc(&self.request);

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::address::{Address, unmap};
 use crate::connection::{Connection, ConnectionInfo, Io, ListenerInfo, Plain, TransportProtocol, next_connection_id};
-use crate::listener_filters::Verdict;
+use crate::listener_filters::{FilterSlot, Verdict};
 use crate::socket::start_listening;
 
 /// Pause after accept(2) has failed for want of descriptors or memory.
@@ -379,7 +379,13 @@ async fn run_filters(
     buffer: &mut BytesMut,
     info: &mut ConnectionInfo,
 ) -> bool {
-    for filter in &table.filters {
+    if table.filters.iter().any(FilterSlot::is_missing) {
+        listener.stats.extension_config_missing().inc();
+        return false;
+    }
+    for slot in &table.filters {
+        let Some(pinned) = slot.pin() else { return false };
+        let filter = pinned.get();
         if !filter.on_accept(info, plain.tcp_stream()) {
             continue;
         }

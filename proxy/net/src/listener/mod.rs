@@ -25,7 +25,6 @@ use futures_util::future::LocalBoxFuture;
 use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
 use nuncio_config::listener::{FilterChainConfig, ListenerConfig, ListenerFilterConfig};
-use nuncio_config::typed_config::TypedConfig;
 use rustc_hash::FxHashMap;
 use socket2::Socket;
 use tokio::sync::Notify;
@@ -34,7 +33,7 @@ use crate::address::Address;
 use crate::chain_matcher::{ChainMatcher, FractionCheck};
 use crate::connection::{Connection, ConnectionInfo, ListenerInfo};
 use crate::filter_chain::{ChainError, ChainInput, FilterChainIndex};
-use crate::listener_filters::{self, ListenerFilter};
+use crate::listener_filters::{self, FilterSlot};
 use crate::socket::{BindError, ListenOptions, listen, start_listening};
 use crate::tls::server::ServerTlsContext;
 use crate::tls::watch::TlsContexts;
@@ -138,8 +137,8 @@ pub enum ListenerError {
 /// Makes the factory of a filter chain, or says what is wrong with its filters.
 pub type BuildFilterChain<'a> = dyn Fn(&Arc<FilterChainConfig>) -> Result<Arc<dyn FilterChainFactory>, String> + 'a;
 
-/// Makes a listener filter that is an extension.
-pub type BuildListenerFilter<'a> = dyn Fn(&TypedConfig) -> Result<Arc<dyn ListenerFilter>, String> + 'a;
+/// Makes a listener filter that is an extension, or whose configuration is fetched.
+pub type BuildListenerFilter<'a> = dyn Fn(&ListenerFilterConfig) -> Result<FilterSlot, String> + 'a;
 
 /// What building a listener needs from outside.
 pub struct ListenerParts<'a> {
@@ -201,7 +200,7 @@ struct Table {
     chains: Vec<Arc<FilterChain>>,
     default: Option<usize>,
     chooser: Chooser,
-    filters: Vec<Arc<dyn ListenerFilter>>,
+    filters: Vec<FilterSlot>,
     access_logs: Vec<Arc<dyn ListenerAccessLog>>,
     config: Arc<ListenerConfig>,
 }
@@ -621,11 +620,10 @@ fn build_table(
     }
     let mut filters = Vec::new();
     for filter in &config.listener_filters {
-        filters.push(match (listener_filters::build(filter, parts.registry), filter) {
-            (Some(filter), _) => filter,
-            (None, ListenerFilterConfig::Extension(extension)) => (parts.listener_filter)(extension)
+        filters.push(match listener_filters::build(filter, parts.registry) {
+            Some(filter) => FilterSlot::Fixed(filter),
+            None => (parts.listener_filter)(filter)
                 .map_err(|problem| ListenerError::Filter { path: config.path.clone(), problem })?,
-            (None, _) => continue,
         });
     }
     let inspects = config.listener_filters.iter().any(|filter| matches!(filter, ListenerFilterConfig::TlsInspector(_)));
@@ -634,8 +632,8 @@ fn build_table(
             listener = %config.name,
             "filter chain match rules require the TLS inspector listener filter, which is not configured; adding it"
         );
-        filters
-            .extend(listener_filters::build(&ListenerFilterConfig::TlsInspector(Default::default()), parts.registry));
+        let inspector = ListenerFilterConfig::TlsInspector(Default::default());
+        filters.extend(listener_filters::build(&inspector, parts.registry).map(FilterSlot::Fixed));
     }
     Ok(Table {
         default: config.default_filter_chain.is_some().then(|| config.filter_chains.len()),

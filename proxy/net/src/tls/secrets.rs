@@ -1,4 +1,4 @@
-//! Secrets by name that come from outside while the process runs: certificates and validation contexts.
+//! Secrets by name that come from outside while the process runs: certificates, validation contexts, session ticket keys.
 //!
 //! A TLS context that refers to a secret gets it here when it is built; who fetches it is told, and told again when nobody
 //! needs it any more. A secret that is set reaches every context that uses it: new handshakes take the new state,
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
+use nuncio_config::data_source::DataSource;
 use nuncio_config::decode::StaticSecret;
 use nuncio_config::tls::{CertificateSource, CommonTlsContext, SdsSecretConfig, ValidationSource};
 use tokio::sync::watch;
@@ -30,6 +31,7 @@ type OnEvent = Box<dyn Fn(SecretEvent) + Send + Sync>;
 enum SecretKind {
     Certificate,
     Validation,
+    TicketKeys,
 }
 
 type Key = (SecretKind, Box<str>, Bytes);
@@ -135,6 +137,13 @@ impl Secrets {
     }
 }
 
+impl Secrets {
+    /// The session ticket keys that a server's context refers to.
+    pub(super) fn ticket_keys(&self, config: &SdsSecretConfig) -> Arc<Secret> {
+        self.get(config, SecretKind::TicketKeys)
+    }
+}
+
 impl Secret {
     /// Sets the value; every context that uses it takes it, or it is refused and the old one stays.
     ///
@@ -144,12 +153,14 @@ impl Secret {
         let fits = match &value {
             StaticSecret::Certificate(_) => self.kind == SecretKind::Certificate,
             StaticSecret::Validation(_) => self.kind == SecretKind::Validation,
-            _ => false,
+            StaticSecret::TicketKeys(_) => self.kind == SecretKind::TicketKeys,
+            StaticSecret::Generic(_) => false,
         };
         if !fits {
             let wanted = match self.kind {
                 SecretKind::Certificate => "tls_certificate",
                 SecretKind::Validation => "validation_context",
+                SecretKind::TicketKeys => "session_ticket_keys",
             };
             return Err(format!("Unexpected type of secret '{}': a {wanted} is needed", self.name));
         }
@@ -196,6 +207,14 @@ impl Secret {
     }
 }
 
+/// Session ticket keys; None while they are missing.
+pub(super) fn resolve_ticket_keys(secret: &Secret) -> Option<Vec<DataSource>> {
+    match secret.value() {
+        Some(StaticSecret::TicketKeys(keys)) => Some(keys),
+        _ => None,
+    }
+}
+
 /// The context with its secrets in place; None while one is missing.
 pub(super) fn resolve(common: &CommonTlsContext, secrets: &[Arc<Secret>]) -> Option<CommonTlsContext> {
     let mut values = secrets.iter().map(|secret| secret.value());
@@ -215,4 +234,34 @@ pub(super) fn resolve(common: &CommonTlsContext, secrets: &[Arc<Secret>]) -> Opt
         resolved.validation = Some(ValidationSource::Static(merged));
     }
     Some(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TlsStats;
+    use super::super::server::ServerTlsContext;
+    use super::super::server::tests::downstream;
+    use super::*;
+    use nuncio_base::stats::{Registry, StatsConfig};
+
+    #[test]
+    fn session_ticket_keys_come_by_name_and_bad_ones_leave_the_old() {
+        let mut context = downstream();
+        let source = Some(Bytes::from_static(b"source"));
+        context.session_ticket_keys_sds = Some(SdsSecretConfig { name: "keys".into(), source });
+        let stats = Arc::new(TlsStats::server(&Registry::new(1, StatsConfig::default()), "listener.x."));
+        let server = ServerTlsContext::with_secrets(Arc::new(context), stats, &Secrets::default()).expect("a context");
+        let [secret] = server.secrets() else { panic!("one secret") };
+        let chains = || server.certificates().chains.len();
+        let keys = |length: usize| StaticSecret::TicketKeys(vec![DataSource::Inline(vec![1; length])]);
+        assert_eq!((&*secret.name, chains()), ("keys", 0), "nothing serves before the keys are there");
+        let error = secret.set(StaticSecret::Generic(None)).expect_err("another type");
+        assert_eq!(error, "Unexpected type of secret 'keys': a session_ticket_keys is needed");
+        assert!(secret.set(keys(79)).is_err() && chains() == 0);
+        secret.set(keys(80)).expect("keys");
+        assert_eq!((chains(), *secret.readiness().borrow()), (1, true));
+        let error = secret.set(keys(79)).expect_err("too short");
+        assert!(error.contains("Length 79, expected length 80"), "{error}");
+        assert!(matches!(resolve_ticket_keys(secret).as_deref(), Some([DataSource::Inline(key)]) if key.len() == 80));
+    }
 }

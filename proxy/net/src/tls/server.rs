@@ -20,7 +20,7 @@ use super::certificates::{ContextCertificates, LoadedCertificate, Resolver, load
 use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
 use super::handshake::{Record, failed_session, finish, recorded};
 use super::parameters::Parameters;
-use super::secrets::{Secret, SecretUser, Secrets, resolve};
+use super::secrets::{Secret, SecretUser, Secrets, resolve, resolve_ticket_keys};
 use super::sources::{self, KeyLogFile};
 use super::stats::TlsStats;
 use super::tickets::GivenKeys;
@@ -89,7 +89,10 @@ impl ServerTlsContext {
         stats: Arc<TlsStats>,
         secrets: &Secrets,
     ) -> Result<Arc<Self>, TlsConfigError> {
-        let secrets = secrets.of(&template.common);
+        let keys = template.session_ticket_keys_sds.as_ref().map(|config| secrets.ticket_keys(config));
+        let mut secrets = secrets.of(&template.common);
+        // Behind those of the common part.
+        secrets.extend(keys);
         let config = resolved(&template, &secrets);
         let state = config.as_ref().map(|config| State::load(config)).transpose()?;
         let mut expiration = Vec::new();
@@ -438,8 +441,16 @@ fn resolved(template: &Arc<DownstreamTlsContext>, secrets: &[Arc<Secret>]) -> Op
     if secrets.is_empty() {
         return Some(template.clone());
     }
-    let common = resolve(&template.common, secrets)?;
-    Some(Arc::new(DownstreamTlsContext { common, ..(**template).clone() }))
+    let (keys, of_common) = match secrets.split_last() {
+        Some((keys, rest)) if template.session_ticket_keys_sds.is_some() => (Some(keys), rest),
+        _ => (None, secrets),
+    };
+    let common = resolve(&template.common, of_common)?;
+    let session_ticket_keys = match keys {
+        Some(keys) => resolve_ticket_keys(keys)?,
+        None => template.session_ticket_keys.clone(),
+    };
+    Some(Arc::new(DownstreamTlsContext { common, session_ticket_keys, ..(**template).clone() }))
 }
 
 #[cfg(test)]
@@ -469,6 +480,7 @@ pub(super) mod tests {
             disable_stateless_session_resumption: false,
             disable_stateful_session_resumption: false,
             session_ticket_keys: Vec::new(),
+            session_ticket_keys_sds: None,
             session_timeout: None,
             prefer_client_ciphers: false,
         }

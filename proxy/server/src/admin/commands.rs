@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::query::Query;
 use super::sources::DrainListeners;
 use super::{
-    AdminRequest, AdminResponse, AdminSources, certs, clusters, config_dump, home, listeners, logging, runtime,
+    AdminRequest, AdminResponse, AdminSources, certs, clusters, config_dump, csds, home, listeners, logging, runtime,
 };
 use super::{server_info, stats, xds};
 
@@ -134,6 +134,7 @@ pub(super) const COMMANDS: &[Command] = &[
     change("/stats/recentlookups/clear", "accepted, no effect", |_| AdminResponse::ok()),
     change("/stats/recentlookups/disable", "accepted, no effect", |_| AdminResponse::ok()),
     change("/stats/recentlookups/enable", "accepted, no effect: stat names are not looked up", |_| AdminResponse::ok()),
+    change("/v3/discovery:client_status", "client status discovery (CSDS), as JSON; gRPC is served too", csds::rest),
     show(
         "/xds",
         "every fetched resource: version, when it was asked for, received, taken or refused, and why",

@@ -74,6 +74,10 @@ fn sections(dump: &ConfigDump) -> Vec<Section<'_>> {
             field("dynamic_warming_clusters", "DynamicCluster", "cluster", &dump.dynamic_warming_clusters),
         ],
     )];
+    for filters in &dump.ecds_filters {
+        let fields = vec![field("ecds_filters", "EcdsFilterConfig", "ecds_filter", filters)];
+        out.push(section("EcdsConfigDump", "", fields));
+    }
     if let Some(endpoints) = &dump.static_endpoint_configs {
         let dynamic = &dump.dynamic_endpoint_configs;
         out.push(section(
@@ -335,10 +339,15 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
                 fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", Some(updated))]);
             let warming =
                 entry.warming.as_ref().and_then(|warming| element_json(field, warming, names).remove("active_state"));
+            let draining = entry
+                .draining
+                .as_ref()
+                .and_then(|draining| element_json(field, draining, names).remove("active_state"));
             fill(vec![
                 ("name", name),
                 ("active_state", entry.active.then(|| state.into())),
                 ("warming_state", warming),
+                ("draining_state", draining),
                 ("error_state", error),
             ])
         }
@@ -397,6 +406,7 @@ mod tests {
             last_updated: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_397_856_784),
             active: true,
             warming: None,
+            draining: None,
             error: None,
             parts: Vec::new(),
         }
@@ -415,8 +425,9 @@ mod tests {
             details: "why".into(),
             version_info: "3".into(),
         };
-        let shown = ConfigEntry { warming: Some(Box::new(warming)), error: Some(error), ..active };
-        let only_failed = ConfigEntry { active: false, warming: None, ..shown.clone() };
+        let draining = Some(Box::new(listener("d")));
+        let shown = ConfigEntry { warming: Some(Box::new(warming)), draining, error: Some(error), ..active };
+        let only_failed = ConfigEntry { active: false, warming: None, draining: None, ..shown.clone() };
         let field = field("dynamic_listeners", "DynamicListener", "listener", &[]);
         let value = Value::Object(element_json(&field, &shown, None));
         assert_eq!(value["active_state"]["listener"]["stat_prefix"], "a");

@@ -10,6 +10,7 @@ mod clusters;
 mod commands;
 mod config_dump;
 mod cross_site;
+pub(crate) mod csds;
 mod field_mask;
 mod home;
 mod json;

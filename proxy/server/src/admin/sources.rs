@@ -533,6 +533,8 @@ pub struct ConfigEntry {
     pub active: bool,
     /// A listener's next configuration, which waits for what it needs.
     pub warming: Option<Box<ConfigEntry>>,
+    /// The one that drains, of listeners.
+    pub draining: Option<Box<ConfigEntry>>,
     /// What was refused last.
     pub error: Option<UpdateFailure>,
     /// What a list is made of.
@@ -577,4 +579,6 @@ pub struct ConfigDump {
     pub dynamic_scoped_route_configs: Vec<ConfigEntry>,
     pub static_secrets: Vec<ConfigEntry>,
     pub dynamic_active_secrets: Vec<ConfigEntry>,
+    /// Configurations of filters that are fetched, by kind of filter.
+    pub ecds_filters: Vec<Vec<ConfigEntry>>,
 }

@@ -1,10 +1,11 @@
 //! From the configuration of a listener to the object that workers run: filter chains with their network filters.
 
-use crate::hcm_builder::{self, HttpFactory};
+use crate::discovered;
+use crate::hcm_builder::{self, HttpFactory, HttpParts};
 use crate::init::{InitTarget, InitTargets};
 use crate::server::Context;
 use nuncio_config::diagnostics::ConfigError;
-use nuncio_config::listener::{ListenerConfig, NetworkFilterConfig};
+use nuncio_config::listener::{ListenerConfig, ListenerFilterConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
 use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
 use nuncio_extensions::registry;
@@ -66,10 +67,22 @@ pub(super) fn with_parts<T>(
             found.borrow_mut().extend(chain_errors);
             built.ok_or_else(String::new)
         },
-        listener_filter: &|extension| {
-            let path = registry::path_of(extension);
-            found.borrow_mut().push(registry::not_implemented("listener filter", extension, path));
-            Err(String::new())
+        listener_filter: &|filter| {
+            let built = match filter {
+                ListenerFilterConfig::Extension(extension) => {
+                    let path = registry::path_of(extension);
+                    Err(registry::not_implemented("listener filter", extension, path))
+                }
+                ListenerFilterConfig::Discovered(filter) => {
+                    discovered::listener_filter::build(filter, context, targets)
+                }
+                // The network floor has those that it knows.
+                _ => return Err("no such listener filter".to_owned()),
+            };
+            built.map_err(|error| {
+                found.borrow_mut().push(error);
+                String::new()
+            })
         },
         in_fraction: in_fraction(context),
         access_logs: crate::listener_log::of(access_logs),
@@ -106,6 +119,15 @@ fn stat_prefix(config: &ListenerConfig) -> String {
     format!("listener.{}.", name.unwrap_or_else(|| config.name.to_string()))
 }
 
+/// What a network filter is told about its listener.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// `listener.<address>.`
+    pub(crate) prefix: Arc<str>,
+    /// `per_connection_buffer_limit_bytes`.
+    pub(crate) buffer_limit: usize,
+}
+
 /// The factory of a filter chain. Network filters before the terminal one are not implemented yet.
 fn build_chain(
     chain: &nuncio_config::listener::FilterChainConfig,
@@ -118,38 +140,55 @@ fn build_chain(
     if let Some(socket) = &chain.transport_socket {
         errors.push(registry::not_implemented("transport socket", socket, registry::path_of(socket)));
     }
+    let place = Place { prefix: prefix.into(), buffer_limit: listener.per_connection_buffer_limit_bytes as usize };
     let mut factory: Option<Arc<dyn FilterChainFactory>> = None;
     let last = chain.filters.len().saturating_sub(1);
     for (i, filter) in chain.filters.iter().enumerate() {
-        match filter {
-            NetworkFilterConfig::Extension(extension) => {
-                errors.push(registry::not_implemented("network filter", extension, registry::path_of(extension)));
-            }
-            _ if i != last => errors.push(ConfigError::new(
+        if i != last && !matches!(filter, NetworkFilterConfig::Extension(_)) {
+            errors.push(ConfigError::new(
                 FieldPath::parse(&chain.path).field("filters").index(i),
                 "Error: terminal filter must be the last filter in a network filter chain.",
-            )),
-            NetworkFilterConfig::Http(config) => {
-                if let Some((hcm, routes)) = hcm_builder::build(config, prefix, context, targets, errors) {
-                    let buffer_limit = listener.per_connection_buffer_limit_bytes as usize;
-                    factory = Some(Arc::new(HttpFactory { hcm, buffer_limit, routes }));
-                }
-            }
-            NetworkFilterConfig::TcpProxy(config) => {
-                let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
-                match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
-                    Ok(filter) => factory = Some(Arc::new(TcpProxyFactory::new(filter))),
-                    Err(message) => {
-                        let path = FieldPath::parse(&config.path).field("tunneling_config");
-                        errors.push(ConfigError::new(path, message));
-                    }
-                }
-            }
+            ));
+            continue;
         }
+        factory = network_filter(filter, &place, context, targets, errors);
     }
     if chain.filters.is_empty() {
         // Envoy accepts such a chain and closes its connections.
         factory = Some(Arc::new(crate::empty_chain::EmptyChain));
     }
     factory.filter(|_| errors.is_empty())
+}
+
+/// The factory of a filter that ends its chain. What it waits for is added to `targets`, all errors to `errors`.
+pub(crate) fn network_filter(
+    filter: &NetworkFilterConfig,
+    place: &Place,
+    context: &Context,
+    targets: &InitTargets,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Arc<dyn FilterChainFactory>> {
+    match filter {
+        NetworkFilterConfig::Extension(extension) => {
+            errors.push(registry::not_implemented("network filter", extension, registry::path_of(extension)));
+            None
+        }
+        NetworkFilterConfig::Http(config) => {
+            let HttpParts { hcm, routes, usages } =
+                hcm_builder::build(config, &place.prefix, context, targets, errors)?;
+            Some(Arc::new(HttpFactory { hcm, buffer_limit: place.buffer_limit, routes, discovered: usages }))
+        }
+        NetworkFilterConfig::TcpProxy(config) => {
+            let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
+            match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
+                Ok(filter) => Some(Arc::new(TcpProxyFactory::new(filter))),
+                Err(message) => {
+                    let path = FieldPath::parse(&config.path).field("tunneling_config");
+                    errors.push(ConfigError::new(path, message));
+                    None
+                }
+            }
+        }
+        NetworkFilterConfig::Discovered(filter) => discovered::network::build(filter, place, context, targets, errors),
+    }
 }

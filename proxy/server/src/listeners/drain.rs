@@ -1,5 +1,6 @@
 //! The end of listeners and filter chains: connections are told to close, and are closed when the drain time is over.
 
+use super::Origin;
 use crate::server::Server;
 use nuncio_net::listener::{FilterChain, Listener};
 use std::sync::Arc;
@@ -22,26 +23,26 @@ pub(super) fn chains(server: &Arc<Server>, chains: Vec<Arc<FilterChain>>) {
 }
 
 /// Ends a listener in whose place another runs.
-pub(super) fn replaced(server: &Arc<Server>, old: &Arc<Listener>, new: &Listener) {
+pub(super) fn replaced(server: &Arc<Server>, old: &Arc<Listener>, origin: Origin, new: &Listener) {
     let addresses = new.addresses();
     if old.addresses().iter().any(|address| addresses.contains(address)) {
         old.stop_handed_over();
     } else {
         old.stop();
     }
-    drain(server, old);
+    drain(server, old, origin);
 }
 
 /// Ends a listener.
-pub(super) fn removed(server: &Arc<Server>, listener: &Arc<Listener>) {
+pub(super) fn removed(server: &Arc<Server>, listener: &Arc<Listener>, origin: Origin) {
     listener.stop();
-    drain(server, listener);
+    drain(server, listener, origin);
 }
 
-fn drain(server: &Arc<Server>, listener: &Arc<Listener>) {
+fn drain(server: &Arc<Server>, listener: &Arc<Listener>, origin: Origin) {
     let time = server.drain_time();
     listener.start_drain(server.drain_strategy(), time);
-    server.listeners.add_draining(listener);
+    server.listeners.add_draining(listener, origin);
     let (server, listener) = (server.clone(), listener.clone());
     tokio::task::spawn_local(async move {
         tokio::select! {

@@ -59,6 +59,8 @@ pub struct ListenerView {
     pub active: Option<Origin>,
     /// Waiting for what it needs.
     pub warming: Option<Origin>,
+    /// Its connections are told to end; the last one of the name.
+    pub draining: Option<Origin>,
 }
 
 /// All listeners.
@@ -66,7 +68,7 @@ pub struct ListenerManager {
     /// `listener_manager.`
     pub stats: ListenerManagerStats,
     table: Mutex<Table>,
-    draining: Mutex<Vec<Arc<Listener>>>,
+    draining: Mutex<Vec<(Arc<Listener>, Origin)>>,
     workers: Mutex<Vec<mpsc::UnboundedSender<WorkerCommand>>>,
     concurrency: usize,
     binds: bool,
@@ -133,36 +135,46 @@ impl ListenerManager {
     /// Listeners in use and those that drain: what has connections.
     pub fn running(&self) -> Vec<Arc<Listener>> {
         let mut all = self.active();
-        all.extend(self.draining().iter().cloned());
+        all.extend(self.draining().iter().map(|(listener, _)| listener.clone()));
         all
     }
 
-    fn draining(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
+    fn draining(&self) -> MutexGuard<'_, Vec<(Arc<Listener>, Origin)>> {
         self.draining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add_draining(&self, listener: &Arc<Listener>) {
+    fn add_draining(&self, listener: &Arc<Listener>, origin: Origin) {
         let mut draining = self.draining();
-        draining.push(listener.clone());
+        draining.push((listener.clone(), origin));
         self.stats.total_listeners_draining().set(draining.len() as u64);
     }
 
     fn remove_draining(&self, listener: &Arc<Listener>) {
         let mut draining = self.draining();
-        draining.retain(|other| !Arc::ptr_eq(other, listener));
+        draining.retain(|(other, _)| !Arc::ptr_eq(other, listener));
         self.stats.total_listeners_draining().set(draining.len() as u64);
     }
 
     /// All of them for the admin interface.
     pub fn views(&self) -> Vec<ListenerView> {
+        let draining = self.draining().iter().map(|(l, origin)| (l.name().clone(), origin.clone())).collect::<Vec<_>>();
         let table = self.table();
+        let last = |name: &str| draining.iter().rev().find(|(other, _)| **other == *name).map(|(_, o)| o.clone());
         let view = |managed: &Managed| ListenerView {
+            draining: last(&managed.name),
             name: managed.name.clone(),
             dynamic: managed.dynamic,
             active: managed.active.as_ref().map(|active| active.origin.clone()),
             warming: managed.warming.as_ref().map(|warming| warming.origin.clone()),
         };
-        table.all().map(view).collect()
+        let mut views: Vec<_> = table.all().map(view).collect();
+        for (name, _) in &draining {
+            if !views.iter().any(|view| view.name == *name) {
+                let draining = last(name);
+                views.push(ListenerView { name: name.clone(), dynamic: true, active: None, warming: None, draining });
+            }
+        }
+        views
     }
 
     /// Whether the listener of this name has this configuration already, or may not be changed.
@@ -312,7 +324,7 @@ impl ListenerManager {
                 }
                 WarmingKind::New(listener) => {
                     let old = managed.active.replace(Active { listener: listener.clone(), fingerprint, origin });
-                    Promoted::New(listener, old.map(|old| old.listener))
+                    Promoted::New(listener, old.map(|old| (old.listener, old.origin)))
                 }
             })
         });
@@ -329,8 +341,8 @@ impl ListenerManager {
                     self.stats.listener_create_success().add(workers.len() as u64);
                     run(&workers, &listener);
                 }
-                if let Some(old) = old {
-                    drain::replaced(server, &old, &listener);
+                if let Some((old, origin)) = old {
+                    drain::replaced(server, &old, origin, &listener);
                 }
             }
             None => {}
@@ -350,7 +362,7 @@ impl ListenerManager {
         };
         self.stats.listener_removed().inc();
         if let Some(active) = removed.and_then(|managed| managed.active) {
-            drain::removed(server, &active.listener);
+            drain::removed(server, &active.listener, active.origin);
         }
         self.show();
         true
@@ -366,7 +378,7 @@ impl ListenerManager {
 
 enum Promoted {
     InPlace(Arc<Listener>, PreparedUpdate),
-    New(Arc<Listener>, Option<Arc<Listener>>),
+    New(Arc<Listener>, Option<(Arc<Listener>, Origin)>),
 }
 
 fn run(workers: &[mpsc::UnboundedSender<WorkerCommand>], listener: &Arc<Listener>) {

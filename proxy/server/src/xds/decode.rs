@@ -7,6 +7,7 @@ use crate::server::Server;
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -14,10 +15,11 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime;
+use envoy_types::pb::google::protobuf::Any;
 use nuncio_config::bootstrap::runtime_values;
 use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
 use nuncio_config::decode::{Context, StaticSecret};
-use nuncio_config::descriptors;
+use nuncio_config::descriptors::{self, type_name};
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::hcm::ScopedRouteConfiguration;
 use nuncio_config::ingest::{self, Inspector};
@@ -121,6 +123,23 @@ impl Decoder {
         runtime_values(&mut self.context(), message.layer.as_ref()).map_err(|errors| text(&errors))
     }
 
+    /// The type of the configuration in a `TypedExtensionConfig`; none where it cannot be read.
+    pub(crate) fn extension_type(&self, resource: &Resource) -> Option<String> {
+        let any = TypedExtensionConfig::decode(resource.body.clone()).ok()?.typed_config?;
+        let outer = type_name(&any.type_url);
+        if !matches!(outer, "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct") {
+            return Some(outer.to_owned());
+        }
+        let inner = StructType::decode(any.value.as_slice()).ok()?;
+        Some(type_name(&inner.type_url).to_owned())
+    }
+
+    /// The configuration in a `TypedExtensionConfig`.
+    pub(crate) fn extension(&self, resource: &Resource) -> Result<Any, String> {
+        let message: TypedExtensionConfig = self.message(resource)?;
+        message.typed_config.ok_or_else(|| "typed_config is missing".to_owned())
+    }
+
     pub(crate) fn routes(&self, resource: &Resource) -> Result<RouteConfiguration, String> {
         let message: PbRoutes = self.message(resource)?;
         RouteConfiguration::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
@@ -135,6 +154,22 @@ impl Decoder {
     pub(crate) fn virtual_host(&self, shell: &PbRoutes, host: PbVirtualHost) -> Result<RouteConfiguration, String> {
         RouteConfiguration::decode_virtual_host(shell, host, &mut self.context()).map_err(|errors| text(&errors))
     }
+}
+
+/// What both `TypedStruct`s begin with.
+#[derive(Clone, PartialEq, Message)]
+struct StructType {
+    #[prost(string, tag = "1")]
+    type_url: String,
+}
+
+/// As [`text`], without the path of the configuration as a whole, which says nothing.
+pub(crate) fn extension_text(errors: &[ConfigError]) -> String {
+    let bare = |error: &ConfigError| match error.path.to_string().as_str() {
+        "typed_config" => ConfigError { path: FieldPath::root(), ..error.clone() },
+        _ => error.clone(),
+    };
+    text(&errors.iter().map(bare).collect::<Vec<_>>())
 }
 
 /// All errors in one line. The words come first, so that the text begins as Envoy's does; the path stands behind them.

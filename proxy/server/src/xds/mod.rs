@@ -13,9 +13,11 @@ mod clusters;
 mod corpora;
 mod decode;
 mod endpoints;
+mod extensions;
 mod files;
 mod listeners;
 mod node;
+mod rest;
 mod routes;
 mod runtime;
 mod scopes;
@@ -74,7 +76,7 @@ pub(crate) struct Inner {
     sources: Sources,
     decoder: Decoder,
     wanted: RefCell<UnboundedReceiver<Want>>,
-    /// Routes wait until clusters are there.
+    /// Routes and configurations of filters wait until clusters are there.
     routes_may_start: Cell<bool>,
     held: RefCell<Vec<Want>>,
     clusters: RefCell<Option<Subscription>>,
@@ -95,6 +97,8 @@ pub(crate) struct Inner {
     virtual_hosts: RefCell<HashMap<u64, virtual_hosts::Hosts>>,
     /// Requests that wait for a table, by its id: for which host, and who.
     waiting: RefCell<HashMap<u64, Vec<Waiting>>>,
+    /// By id of the configuration.
+    extensions: RefCell<HashMap<u64, Subscription>>,
     /// By id of the secret.
     secrets: RefCell<HashMap<u64, Subscription>>,
     /// Clusters of the bootstrap and of the first answer are warm.
@@ -133,9 +137,34 @@ impl Inner {
         }
     }
 
+    /// As [`take_wants`](Self::take_wants), for a handler whose answer goes before what is no longer wanted is given up.
+    fn take_new_wants(self: &Rc<Self>) {
+        let mut gone = Vec::new();
+        loop {
+            let Ok(want) = self.wanted.borrow_mut().try_recv() else { break };
+            match want {
+                Want::RoutesGone(_) | Want::ScopesGone(_) | Want::ExtensionGone(_) | Want::SecretGone(_) => {
+                    gone.push(want);
+                }
+                Want::Routes(_) | Want::Scopes(_) | Want::OnDemand(_) | Want::Extension(_) | Want::Secret(_) => {
+                    self.take(want);
+                }
+            }
+        }
+        if !gone.is_empty() {
+            let inner = Rc::downgrade(self);
+            tokio::task::spawn_local(async move {
+                let Some(inner) = inner.upgrade() else { return };
+                gone.into_iter().for_each(|want| inner.take(want));
+            });
+        }
+    }
+
     fn take(self: &Rc<Self>, want: Want) {
         match want {
-            Want::Routes(_) | Want::Scopes(_) if !self.routes_may_start.get() => self.held.borrow_mut().push(want),
+            Want::Routes(_) | Want::Scopes(_) | Want::Extension(_) if !self.routes_may_start.get() => {
+                self.held.borrow_mut().push(want);
+            }
             Want::Routes(routes) => {
                 if let Some(routes) = routes.upgrade() {
                     routes::watch(self, &routes);
@@ -158,6 +187,12 @@ impl Inner {
                     scopes::fetch(self, &scopes, &scope, host, answer);
                 }
             }
+            Want::Extension(config) => {
+                if let Some(config) = config.upgrade() {
+                    extensions::watch(self, &config);
+                }
+            }
+            Want::ExtensionGone(id) => extensions::forget(self, id),
             Want::Secret(secret) => {
                 if let Some(secret) = secret.upgrade() {
                     secrets::watch(self, &secret);
@@ -203,7 +238,7 @@ impl Inner {
         if self.routes_may_start.replace(true) {
             return;
         }
-        let pause = self.client.pause(&[TypeUrl::ROUTE_CONFIGURATION]);
+        let pause = self.client.pause(&[TypeUrl::ROUTE_CONFIGURATION, TypeUrl::TYPED_EXTENSION_CONFIG]);
         let held = self.held.take();
         for want in held {
             self.take(want);
@@ -269,6 +304,7 @@ impl Discovery {
             scopes: RefCell::default(),
             virtual_hosts: RefCell::default(),
             waiting: RefCell::default(),
+            extensions: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
             first_clusters: RefCell::default(),
@@ -378,4 +414,10 @@ impl Drop for Discovery {
         self.inner.listeners.take();
         self.inner.runtime.take();
     }
+}
+
+/// A server that serves nothing, for tests of what is built for one.
+#[cfg(test)]
+pub(crate) fn test_server() -> Arc<Server> {
+    decode::tests::server(&[])
 }

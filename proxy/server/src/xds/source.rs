@@ -1,8 +1,8 @@
 //! From a `ConfigSource` to a source of the discovery client: files, streams and polls through the proxy's clusters.
 
-use super::files;
 use super::stats::ControlPlane;
 use super::transport::{self, ClusterConnect};
+use super::{files, rest};
 use crate::server::Server;
 use nuncio_config::config_source::{Api, ApiConfigSource, ConfigSource, GrpcService, GrpcTarget, SourceKind};
 use std::cell::RefCell;
@@ -54,7 +54,7 @@ impl Sources {
                 self.check_cluster(cluster)?;
                 Ok(Source::Rest(Rc::new(RestSource {
                     name: cluster.to_string(),
-                    transport: Rc::new(transport::ClusterRest::new(&self.server, cluster)),
+                    transport: Rc::new(rest::ClusterRest::new(&self.server, cluster)),
                     codec: Rc::new(files::Json),
                     refresh_delay: *refresh_delay,
                     request_timeout: *request_timeout,

@@ -1,15 +1,13 @@
 //! Connections to control planes: through the proxy's own clusters, or straight to a target.
 
 use crate::server::Server;
-use bytes::Bytes;
 use nuncio_base::stats::Registry;
 use nuncio_config::config_source::GoogleTls;
-use nuncio_upstream::pool::tcp_connect;
+use nuncio_upstream::pool::tcp_connect_with;
 use nuncio_upstream::{LbContext, StreamOptions};
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use xds_client::transport::{Connect, Io, LocalFuture, RestResponse, RestTransport};
+use xds_client::transport::{Connect, Io, LocalFuture};
 
 /// Connects to hosts of a cluster, by its load balancing, TLS and limits.
 pub(crate) struct ClusterConnect {
@@ -32,7 +30,8 @@ impl Connect for ClusterConnect {
     fn connect(&self) -> LocalFuture<io::Result<Box<dyn Io>>> {
         let (server, name) = (self.server.clone(), self.cluster.clone());
         Box::pin(async move {
-            let stream = connect_cluster(&server, &name).await?;
+            // A gRPC client speaks HTTP/2, whatever names the TLS context of the cluster has.
+            let stream = connect_cluster(&server, &name, Protocol::Http2).await?;
             Ok(Box::new(stream) as Box<dyn Io>)
         })
     }
@@ -41,7 +40,14 @@ impl Connect for ClusterConnect {
 /// A connection that stays counted in its cluster while it lives.
 pub(crate) struct Counted(nuncio_upstream::pool::TcpUpstream);
 
-async fn connect_cluster(server: &Server, name: &str) -> io::Result<Counted> {
+/// What will be spoken on a connection, which a TLS server is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+pub(super) async fn connect_cluster(server: &Server, name: &str, protocol: Protocol) -> io::Result<Counted> {
     let Some(cluster) = server.context.clusters.cluster(name) else {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("Unknown gRPC client cluster '{name}'")));
     };
@@ -49,7 +55,13 @@ async fn connect_cluster(server: &Server, name: &str) -> io::Result<Counted> {
         cluster.stats.upstream_cx_none_healthy().inc();
         return Err(io::Error::new(io::ErrorKind::NotConnected, "no healthy upstream"));
     };
-    match tcp_connect(&cluster, &host, &StreamOptions::default()).await {
+    let named = cluster.config.tls.as_ref().is_some_and(|tls| !tls.common.alpn_protocols.is_empty());
+    let alpn: Option<&[&[u8]]> = match protocol {
+        Protocol::Http2 => Some(&[b"h2"]),
+        Protocol::Http1 if named => None,
+        Protocol::Http1 => Some(&[b"http/1.1"]),
+    };
+    match tcp_connect_with(&cluster, &host, &StreamOptions::default(), alpn).await {
         Ok(stream) => Ok(Counted(stream)),
         Err(failure) => {
             let text = failure.transport_failure_reason.unwrap_or_else(|| failure.reason.as_str().into());
@@ -90,86 +102,6 @@ mod counted {
         fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
             Pin::new(&mut self.0.io).poll_shutdown(cx)
         }
-    }
-}
-
-/// Polls over HTTP/1.1, one connection each: polls are seconds apart.
-pub(crate) struct ClusterRest {
-    server: Arc<Server>,
-    cluster: Box<str>,
-}
-
-/// Largest answer to a poll.
-const MAX_RESPONSE: usize = 256 << 20;
-
-impl ClusterRest {
-    pub(crate) fn new(server: &Arc<Server>, cluster: &str) -> ClusterRest {
-        ClusterRest { server: server.clone(), cluster: cluster.into() }
-    }
-}
-
-impl RestTransport for ClusterRest {
-    fn post(&self, path: &str, body: Bytes) -> LocalFuture<Result<RestResponse, String>> {
-        let (server, cluster, path) = (self.server.clone(), self.cluster.clone(), path.to_owned());
-        Box::pin(async move { post(&server, &cluster, &path, body).await.map_err(|error| error.to_string()) })
-    }
-}
-
-async fn post(server: &Server, cluster: &str, path: &str, body: Bytes) -> io::Result<RestResponse> {
-    let mut stream = connect_cluster(server, cluster).await?;
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {cluster}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         x-envoy-internal: true\r\nx-forwarded-for: {}\r\nconnection: close\r\n\r\n",
-        body.len(),
-        server.context.local_address(),
-    );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(&body).await?;
-    stream.flush().await?;
-    let mut answer = Vec::new();
-    (&mut stream).take(MAX_RESPONSE as u64).read_to_end(&mut answer).await?;
-    rest_response(&answer)
-}
-
-/// The answer on a connection that was closed after it.
-fn rest_response(answer: &[u8]) -> io::Result<RestResponse> {
-    let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(|| bad("no end of headers"))?;
-    let head = std::str::from_utf8(&answer[..end]).map_err(|_| bad("headers are no text"))?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
-    let status = status.ok_or_else(|| bad("no status line"))?;
-    let mut length = None;
-    let mut chunked = false;
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        let value = value.trim();
-        if name.eq_ignore_ascii_case("content-length") {
-            length = Some(value.parse::<usize>().map_err(|_| bad("bad content-length"))?);
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            chunked = value.eq_ignore_ascii_case("chunked");
-        }
-    }
-    let body = &answer[end + 4..];
-    let body = match (chunked, length) {
-        (true, _) => unchunk(body).ok_or_else(|| bad("bad chunks"))?,
-        (false, Some(length)) => body.get(..length).ok_or_else(|| bad("the body is cut short"))?.to_vec(),
-        (false, None) => body.to_vec(),
-    };
-    Ok(RestResponse { status, body: body.into() })
-}
-
-fn unchunk(mut body: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    loop {
-        let end = body.windows(2).position(|two| two == b"\r\n")?;
-        let size = std::str::from_utf8(&body[..end]).ok()?.split(';').next()?.trim();
-        let size = usize::from_str_radix(size, 16).ok()?;
-        body = &body[end + 2..];
-        if size == 0 {
-            return Some(out);
-        }
-        out.extend_from_slice(body.get(..size)?);
-        body = body.get(size.checked_add(2)?..)?;
     }
 }
 
@@ -295,19 +227,5 @@ mod tests {
         assert_eq!(kind("ipv4:127.0.0.1:1"), TargetKind::Tcp("127.0.0.1:1".into()));
         assert_eq!(kind("unix:///run/x.sock"), TargetKind::Unix("/run/x.sock".into()));
         assert_eq!(kind("unix:run/x.sock"), TargetKind::Unix("run/x.sock".into()));
-    }
-
-    #[test]
-    fn answers_to_polls_are_read_with_and_without_chunks() {
-        let plain = rest_response(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab").unwrap();
-        assert_eq!((plain.status, &plain.body[..]), (200, &b"ab"[..]));
-        let chunked =
-            rest_response(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n");
-        assert_eq!(&chunked.unwrap().body[..], b"abc");
-        assert_eq!(rest_response(b"HTTP/1.1 304 Not Modified\r\n\r\n").unwrap().status, 304);
-        for cut in [&b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab"[..], b"HTTP/1.1 200", b"\r\n\r\n"] {
-            assert!(rest_response(cut).is_err());
-        }
-        assert!(rest_response(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nff\r\nab").is_err());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Builders run on the control thread, but objects may end on any: the queue takes both.
 
+use crate::discovered::ExtensionConfig;
 use crate::named_routes::NamedRoutes;
 use crate::scoped_routes::DiscoveredScopes;
 use nuncio_net::tls::secrets::Secret;
@@ -20,6 +21,10 @@ pub enum Want {
     ScopesGone(u64),
     /// What a request needs.
     OnDemand(OnDemand),
+    /// The configuration of an extension.
+    Extension(Weak<ExtensionConfig>),
+    /// The configuration of an extension with this id has no user any more.
+    ExtensionGone(u64),
     /// A secret.
     Secret(Weak<Secret>),
     /// The secret with this id has no user any more.

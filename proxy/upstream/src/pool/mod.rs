@@ -14,7 +14,7 @@ mod wake;
 #[cfg(test)]
 mod tests;
 
-pub use tcp::{TcpUpstream, raw_stream, tcp_connect};
+pub use tcp::{TcpUpstream, raw_stream, tcp_connect, tcp_connect_with};
 
 use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;

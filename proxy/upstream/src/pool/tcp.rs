@@ -57,6 +57,19 @@ pub async fn tcp_connect(
     host: &Arc<Host>,
     options: &StreamOptions<'_>,
 ) -> Result<TcpUpstream, PoolFailure> {
+    tcp_connect_with(cluster, host, options, None).await
+}
+
+/// As [`tcp_connect`], for a client that knows what it will speak: over TLS the names in `alpn` are offered.
+///
+/// # Errors
+/// [`PoolFailure`].
+pub async fn tcp_connect_with(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    options: &StreamOptions<'_>,
+    alpn: Option<&[&[u8]]>,
+) -> Result<TcpUpstream, PoolFailure> {
     let cluster = &*cluster.serving(host);
     let limits = cluster.resource_manager(options.priority);
     // Checked first, as in Envoy: a request in the queue would wait for a connection that is never given back.
@@ -72,7 +85,7 @@ pub async fn tcp_connect(
     let mut pending = Pending { counted: Some(CountedPending::new(cluster, host, options.priority)), cluster };
     let mut counted = CountedConnection::new(cluster, host, options.priority);
     // Boxed: what connecting needs would else be part of the session for all of its life.
-    match Box::pin(connect::connect(cluster, host, &TransportOptions::default(), None)).await {
+    match Box::pin(connect::connect(cluster, host, &TransportOptions::default(), alpn)).await {
         Ok(connected) => {
             counted.connected(&connected.info);
             pending.counted = None;
