@@ -25,6 +25,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::case::KnownDifference;
 use crate::compare::{Mask, differences};
 use crate::control_plane::{Asked, ControlPlane, Request};
+use crate::folder::Folder;
 use crate::proxy::free_port;
 use crate::{find, pending, text, yaml};
 
@@ -55,6 +56,9 @@ pub struct Conversation {
     /// More of the bootstrap.
     #[serde(default)]
     pub bootstrap: String,
+    /// Of the mode with files: what is in them first, with placeholders. `cds.yaml` and `lds.yaml` are always asked for.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
     /// More of the API source, within its braces.
     #[serde(default = "node_once")]
     pub source: String,
@@ -89,6 +93,8 @@ pub enum Mode {
     Xds,
     /// A stream for each subscription, incremental.
     DeltaXds,
+    /// Files in a folder that changes as a volume of Kubernetes does.
+    Files,
 }
 
 impl Mode {
@@ -107,6 +113,8 @@ pub enum Step {
     Send(Send),
     /// Records what is asked until nothing has been for a while.
     Settle(Option<f64>),
+    /// Changes files, all at once, with placeholders.
+    Swap(BTreeMap<String, String>),
     /// Ends the stream of this type with a status.
     End(String, u32),
     /// Sends bytes that are no message on the stream of this type.
@@ -254,6 +262,7 @@ struct Talk<'a> {
     script: &'a Conversation,
     server: ControlPlane,
     ports: BTreeMap<String, u16>,
+    folder: Folder,
     /// The stream of the last request of each type.
     streams: BTreeMap<String, usize>,
     /// What was asked and not recorded yet.
@@ -269,8 +278,13 @@ async fn play(binary: &Path, script: &Conversation) -> Result<Value> {
     let dir = tempfile::tempdir()?;
     let server = ControlPlane::start().await?;
     let mut ports = BTreeMap::from([("admin".to_owned(), free_port()), ("xds".to_owned(), server.address.port())]);
+    let mut folder = Folder::new(dir.path().join("volume"))?;
+    if script.mode == Mode::Files {
+        let files = expand_files(&script.files, folder.path(), &mut ports, script)?;
+        folder.swap(files)?;
+    }
     let bootstrap = bootstrap(script);
-    let bootstrap = text::expand(&bootstrap, |words| placeholder(words, &mut ports, script))?;
+    let bootstrap = text::expand(&bootstrap, |words| placeholder(words, folder.path(), &mut ports, script))?;
     let path = dir.path().join("bootstrap.yaml");
     std::fs::write(&path, bootstrap)?;
     let stderr = dir.path().join("stderr");
@@ -283,6 +297,7 @@ async fn play(binary: &Path, script: &Conversation) -> Result<Value> {
         script,
         server,
         ports,
+        folder,
         streams: BTreeMap::new(),
         asked: Vec::new(),
         awaited: BTreeMap::new(),
@@ -315,12 +330,16 @@ fn bootstrap(script: &Conversation) -> String {
     );
     let ads = match script.mode {
         Mode::Ads | Mode::DeltaAds => format!("  ads_config: {source}\n"),
-        Mode::Xds | Mode::DeltaXds => String::new(),
+        Mode::Xds | Mode::DeltaXds | Mode::Files => String::new(),
+    };
+    let (clusters, listeners) = match script.mode {
+        Mode::Files => ("{{file cds.yaml}}", "{{file lds.yaml}}"),
+        _ => ("{{source}}", "{{source}}"),
     };
     let mut out = format!(
         "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {{{{port admin}}}}}}}}}}\n\
          node: {{id: test-id, cluster: test-cluster}}\n\
-         dynamic_resources:\n{ads}  cds_config: {{{{{{source}}}}}}\n  lds_config: {{{{{{source}}}}}}\n"
+         dynamic_resources:\n{ads}  cds_config: {{{clusters}}}\n  lds_config: {{{listeners}}}\n"
     );
     if !script.bootstrap.contains("static_resources:") {
         out += "static_resources: {clusters: [{{xds cluster}}]}\n";
@@ -328,14 +347,33 @@ fn bootstrap(script: &Conversation) -> String {
     out + &script.bootstrap
 }
 
-/// `{{port NAME}}`, `{{source}}` (the fields of a config source, for the mode) and `{{xds cluster}}`.
-fn placeholder(words: &[&str], ports: &mut BTreeMap<String, u16>, script: &Conversation) -> Option<String> {
+fn expand_files(
+    files: &BTreeMap<String, String>,
+    folder: &Path,
+    ports: &mut BTreeMap<String, u16>,
+    script: &Conversation,
+) -> Result<BTreeMap<String, String>> {
+    let expand = |(name, text): (&String, &String)| {
+        Ok((name.clone(), text::expand(text, |words| placeholder(words, folder, ports, script))?))
+    };
+    files.iter().map(expand).collect()
+}
+
+/// `{{port NAME}}`, `{{source}}` (the fields of a config source, for the mode), `{{file NAME}}` (those of a file as the
+/// source), `{{folder}}` and `{{xds cluster}}`.
+fn placeholder(
+    words: &[&str],
+    folder: &Path,
+    ports: &mut BTreeMap<String, u16>,
+    script: &Conversation,
+) -> Option<String> {
     Some(match words {
         ["port", name] => ports.entry((*name).to_owned()).or_insert_with(free_port).to_string(),
         ["source"] => {
             let api = if script.mode.delta() { "DELTA_GRPC" } else { "GRPC" };
             match script.mode {
                 Mode::Ads | Mode::DeltaAds => "ads: {}, resource_api_version: V3".to_owned(),
+                Mode::Files => return None,
                 Mode::Xds | Mode::DeltaXds => format!(
                     "resource_api_version: V3, api_config_source: {{api_type: {api}, transport_api_version: V3, {}{}\
                      grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}",
@@ -344,6 +382,11 @@ fn placeholder(words: &[&str], ports: &mut BTreeMap<String, u16>, script: &Conve
                 ),
             }
         }
+        ["folder"] => folder.display().to_string(),
+        ["file", name] => format!(
+            "resource_api_version: V3, path_config_source: {{path: \"{0}/{name}\", watched_directory: {{path: \"{0}\"}}}}",
+            folder.display()
+        ),
         ["xds", "cluster"] => format!(
             "{{name: xds, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: xds, endpoints: \
              [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}, \
@@ -357,15 +400,15 @@ fn placeholder(words: &[&str], ports: &mut BTreeMap<String, u16>, script: &Conve
 }
 
 /// Replaces the strings of a resource that are placeholders, by what they stand for as YAML.
-fn fill(value: &mut Value, ports: &mut BTreeMap<String, u16>, script: &Conversation) -> Result<()> {
+fn fill(value: &mut Value, folder: &Path, ports: &mut BTreeMap<String, u16>, script: &Conversation) -> Result<()> {
     match value {
         Value::String(text) if text.starts_with("{{") => {
-            let expanded = text::expand(text, |words| placeholder(words, ports, script))?;
+            let expanded = text::expand(text, |words| placeholder(words, folder, ports, script))?;
             let flow = if expanded.contains(": ") { format!("{{{expanded}}}") } else { expanded };
             *value = yaml::read(&flow)?;
         }
-        Value::Array(items) => items.iter_mut().try_for_each(|item| fill(item, ports, script))?,
-        Value::Object(fields) => fields.values_mut().try_for_each(|field| fill(field, ports, script))?,
+        Value::Array(items) => items.iter_mut().try_for_each(|item| fill(item, folder, ports, script))?,
+        Value::Object(fields) => fields.values_mut().try_for_each(|field| fill(field, folder, ports, script))?,
         _ => {}
     }
     Ok(())
@@ -382,6 +425,10 @@ impl Talk<'_> {
                     self.note(&asked);
                 }
                 self.record.push(Value::Array(std::mem::take(&mut self.asked)));
+            }
+            Step::Swap(files) => {
+                let files = expand_files(files, self.folder.path(), &mut self.ports, self.script)?;
+                self.folder.swap(files)?;
             }
             Step::End(kind, code) => self.server.end(self.stream(kind)?, *code)?,
             Step::Garbage(kind) => {
@@ -473,7 +520,7 @@ impl Talk<'_> {
         let type_url = type_url(&send.r#type)?;
         let mut resources = send.resources.clone();
         for resource in &mut resources {
-            fill(resource, &mut self.ports, self.script)?;
+            fill(resource, self.folder.path(), &mut self.ports, self.script)?;
         }
         let message = if self.script.mode.delta() {
             let mut list = Vec::new();

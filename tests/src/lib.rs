@@ -13,6 +13,7 @@ pub mod compare;
 pub mod control_plane;
 pub mod conversation;
 pub mod find;
+pub mod folder;
 pub mod frames;
 pub mod http1;
 pub mod pending;

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use bytes::Bytes;
 use nuncio_config::data_source::DataSource;
 use nuncio_config::decode::StaticSecret;
-use nuncio_config::tls::{CertificateSource, CommonTlsContext, SdsSecretConfig, ValidationSource};
+use nuncio_config::tls::{
+    CertificateSource, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, ValidationSource,
+};
 use tokio::sync::watch;
 
 use super::error::TlsConfigError;
@@ -208,7 +210,7 @@ impl Secret {
 }
 
 /// Session ticket keys; None while they are missing.
-pub(super) fn resolve_ticket_keys(secret: &Secret) -> Option<Vec<DataSource>> {
+fn resolve_ticket_keys(secret: &Secret) -> Option<Vec<DataSource>> {
     match secret.value() {
         Some(StaticSecret::TicketKeys(keys)) => Some(keys),
         _ => None,
@@ -234,6 +236,26 @@ pub(super) fn resolve(common: &CommonTlsContext, secrets: &[Arc<Secret>]) -> Opt
         resolved.validation = Some(ValidationSource::Static(merged));
     }
     Some(resolved)
+}
+
+/// As [`resolve`], of a server, whose session ticket keys are the last secret where they are fetched.
+pub(super) fn resolve_server(
+    template: &Arc<DownstreamTlsContext>,
+    secrets: &[Arc<Secret>],
+) -> Option<Arc<DownstreamTlsContext>> {
+    if secrets.is_empty() {
+        return Some(template.clone());
+    }
+    let (keys, of_common) = match secrets.split_last() {
+        Some((keys, rest)) if template.session_ticket_keys_sds.is_some() => (Some(keys), rest),
+        _ => (None, secrets),
+    };
+    let common = resolve(&template.common, of_common)?;
+    let session_ticket_keys = match keys {
+        Some(keys) => resolve_ticket_keys(keys)?,
+        None => template.session_ticket_keys.clone(),
+    };
+    Some(Arc::new(DownstreamTlsContext { common, session_ticket_keys, ..(**template).clone() }))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::certificates::{ContextCertificates, LoadedCertificate, Resolver, load
 use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
 use super::handshake::{Record, failed_session, finish, recorded};
 use super::parameters::Parameters;
-use super::secrets::{Secret, SecretUser, Secrets, resolve, resolve_ticket_keys};
+use super::secrets::{Secret, SecretUser, Secrets, resolve_server};
 use super::sources::{self, KeyLogFile};
 use super::stats::TlsStats;
 use super::tickets::GivenKeys;
@@ -93,7 +93,7 @@ impl ServerTlsContext {
         let mut secrets = secrets.of(&template.common);
         // Behind those of the common part.
         secrets.extend(keys);
-        let config = resolved(&template, &secrets);
+        let config = resolve_server(&template, &secrets);
         let state = config.as_ref().map(|config| State::load(config)).transpose()?;
         let mut expiration = Vec::new();
         if let Some(state) = &state {
@@ -427,30 +427,13 @@ impl Reload for ServerTlsContext {
 
 impl SecretUser for ServerTlsContext {
     fn refresh(&self) -> Result<(), TlsConfigError> {
-        let Some(config) = resolved(&self.template, &self.secrets) else { return Ok(()) };
+        let Some(config) = resolve_server(&self.template, &self.secrets) else { return Ok(()) };
         let state = State::load(&config)?;
         self.config.store(config);
         self.state.store(Some(Arc::new(state)));
         self.stats.factory.ssl_context_update_by_sds().inc();
         Ok(())
     }
-}
-
-/// The context with its secrets in place; None while one is missing.
-fn resolved(template: &Arc<DownstreamTlsContext>, secrets: &[Arc<Secret>]) -> Option<Arc<DownstreamTlsContext>> {
-    if secrets.is_empty() {
-        return Some(template.clone());
-    }
-    let (keys, of_common) = match secrets.split_last() {
-        Some((keys, rest)) if template.session_ticket_keys_sds.is_some() => (Some(keys), rest),
-        _ => (None, secrets),
-    };
-    let common = resolve(&template.common, of_common)?;
-    let session_ticket_keys = match keys {
-        Some(keys) => resolve_ticket_keys(keys)?,
-        None => template.session_ticket_keys.clone(),
-    };
-    Some(Arc::new(DownstreamTlsContext { common, session_ticket_keys, ..(**template).clone() }))
 }
 
 #[cfg(test)]
