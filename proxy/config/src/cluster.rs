@@ -511,6 +511,17 @@ pub struct DnsConfig {
     pub wait_for_warm_on_init: bool,
 }
 
+/// What the bootstrap says of DNS, for clusters that say nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DnsDefaults {
+    /// Resolvers to ask instead of the system's.
+    pub resolvers: Vec<std::net::SocketAddr>,
+    /// Ask over TCP.
+    pub use_tcp: bool,
+    /// Ignore search domains.
+    pub no_default_search_domain: bool,
+}
+
 impl Default for DnsConfig {
     fn default() -> Self {
         DnsConfig {

@@ -17,6 +17,7 @@ use envoy_types::pb::google::protobuf as google;
 use prost::Message;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::cluster::DnsDefaults;
 use crate::data_source::DataSource;
 use crate::diagnostics::{ConfigError, closest};
 use crate::paths::{FieldPath, Segment};
@@ -36,6 +37,8 @@ pub struct Context {
     cluster_check: Option<ClusterCheck>,
     secrets: FxHashMap<Box<str>, Vec<StaticSecret>>,
     regexes: FxHashMap<Box<str>, regex::bytes::Regex>,
+    /// Resolvers of clusters that name none: those of the bootstrap.
+    pub default_dns: DnsDefaults,
     /// Id of the node as a flag gives it; the file's counts where it is empty.
     pub node_id: Box<str>,
     /// Cluster of the node as a flag gives it; the file's counts where it is empty.

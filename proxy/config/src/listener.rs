@@ -2,6 +2,7 @@
 
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
+use crate::cluster::TcpKeepalive;
 use crate::discovered::Discovered;
 use crate::matchers::CidrRange;
 use crate::matching::MatchTree;
@@ -45,6 +46,8 @@ pub struct ListenerConfig {
     pub freebind: Option<bool>,
     /// Raw socket options.
     pub socket_options: Vec<SocketOption>,
+    /// Keep-alive of accepted connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
     /// TCP_FASTOPEN queue length; 0 switches it off.
     pub tcp_fast_open_queue_length: Option<u32>,
     /// `traffic_direction`.
@@ -76,8 +79,17 @@ pub struct ListenerConfig {
 pub struct ListenAddress {
     /// Where to bind.
     pub address: Address,
-    /// Options of this address; the listener's apply first.
-    pub socket_options: Vec<SocketOption>,
+    /// Options of this address in place of the listener's.
+    pub socket_options: Option<Vec<SocketOption>>,
+    /// Keep-alive of connections to this address in place of the listener's; the inner None switches it off.
+    pub tcp_keepalive: Option<Option<TcpKeepalive>>,
+}
+
+impl From<Address> for ListenAddress {
+    /// With the listener's options.
+    fn from(address: Address) -> Self {
+        ListenAddress { address, socket_options: None, tcp_keepalive: None }
+    }
 }
 
 /// `SocketOption`.
@@ -91,6 +103,28 @@ pub struct SocketOption {
     pub value: SocketOptionValue,
     /// When it is set.
     pub state: SocketOptionState,
+    /// For sockets of this IP version only.
+    pub ip_version: Option<IpVersion>,
+}
+
+/// Version of the Internet Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpVersion {
+    /// 4
+    V4,
+    /// 6
+    V6,
+}
+
+impl SocketOption {
+    /// Whether it is meant for a socket of this address; None for a Unix socket.
+    pub fn is_for(&self, ip: Option<std::net::IpAddr>) -> bool {
+        match self.ip_version {
+            None => true,
+            Some(IpVersion::V4) => ip.is_some_and(|ip| ip.is_ipv4()),
+            Some(IpVersion::V6) => ip.is_some_and(|ip| ip.is_ipv6()),
+        }
+    }
 }
 
 /// Value of a socket option.

@@ -27,4 +27,4 @@ pub mod splice;
 
 mod sys;
 
-pub use sys::{release_free_memory, release_program_pages};
+pub use sys::{committed_memory, release_free_memory, release_program_pages};

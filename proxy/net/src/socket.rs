@@ -30,6 +30,8 @@ pub struct ListenOptions {
     pub backlog: Option<u32>,
     /// Raw options, each applied in its state.
     pub socket_options: Vec<SocketOption>,
+    /// Keep-alive, which accepted sockets inherit.
+    pub keepalive: Option<KeepaliveConfig>,
     /// IP_TRANSPARENT.
     pub transparent: Option<bool>,
     /// IP_FREEBIND.
@@ -172,6 +174,9 @@ fn listen_tcp(ip: &config::SocketAddress, shown: Address, options: &ListenOption
     }
     apply_ip_flags(&socket, ip.addr, options.transparent, options.freebind)
         .map_err(|(name, error)| fail(name, error))?;
+    if let Some(keepalive) = options.keepalive {
+        set("SO_KEEPALIVE", set_keepalive(socket2::SockRef::from(&socket), keepalive))?;
+    }
     apply(&socket, &options.socket_options, SocketOptionState::Prebind, &shown)?;
     if let Err(source) = socket.bind(&ip.addr.into()) {
         return Err(BindError::Bind { address: shown, source });
@@ -294,7 +299,7 @@ fn apply(
     state: SocketOptionState,
     address: &Address,
 ) -> Result<(), BindError> {
-    for option in options.iter().filter(|option| option.state == state) {
+    for option in options.iter().filter(|option| option.state == state && option.is_for(address.ip())) {
         set_option(socket, option).map_err(|source| BindError::Option {
             address: address.clone(),
             option: format!("socket option (level {}, name {})", option.level, option.name),
@@ -416,7 +421,7 @@ async fn connect_tcp(addr: SocketAddr, options: &ConnectOptions) -> Result<TcpSt
     }
     for option in source.and_then(|source| source.socket_options.as_ref()).unwrap_or(&bind.socket_options) {
         // An outgoing socket is never listening; the other two states differ only by the bind between them.
-        if option.state != SocketOptionState::Listening {
+        if option.state != SocketOptionState::Listening && option.is_for(Some(addr.ip())) {
             set_option(&socket, option)
                 .map_err(local(format!("cannot set socket option (level {}, name {})", option.level, option.name)))?;
         }
@@ -429,13 +434,14 @@ async fn connect_tcp(addr: SocketAddr, options: &ConnectOptions) -> Result<TcpSt
         socket.bind(source).map_err(local(format!("cannot bind '{source}'")))?;
     }
     if let Some(keepalive) = options.keepalive {
-        set_keepalive(&socket, keepalive).map_err(local("cannot set TCP keep-alive".to_owned()))?;
+        set_keepalive(socket2::SockRef::from(&socket), keepalive)
+            .map_err(local("cannot set TCP keep-alive".to_owned()))?;
     }
     socket.set_nodelay(true)?;
     Ok(socket.connect(addr).await?)
 }
 
-fn set_keepalive(socket: &TcpSocket, config: KeepaliveConfig) -> io::Result<()> {
+fn set_keepalive(socket: socket2::SockRef<'_>, config: KeepaliveConfig) -> io::Result<()> {
     let mut keepalive = TcpKeepalive::new();
     if let Some(time) = config.time {
         keepalive = keepalive.with_time(Duration::from_secs(time.into()));
@@ -446,7 +452,6 @@ fn set_keepalive(socket: &TcpSocket, config: KeepaliveConfig) -> io::Result<()> 
     if let Some(probes) = config.probes {
         keepalive = keepalive.with_retries(probes);
     }
-    let socket = socket2::SockRef::from(socket);
     socket.set_keepalive(true)?;
     socket.set_tcp_keepalive(&keepalive)
 }
@@ -507,6 +512,7 @@ mod tests {
             name: libc::SO_RCVBUF,
             value: SocketOptionValue::Int(size),
             state,
+            ip_version: None,
         };
         let options = ListenOptions {
             socket_options: vec![
@@ -524,10 +530,35 @@ mod tests {
             name: 9999,
             value: SocketOptionValue::Int(1),
             state: SocketOptionState::Prebind,
+            ip_version: None,
         };
         let options = ListenOptions { socket_options: vec![bad], ..ListenOptions::default() };
         let error = listen(&tcp("127.0.0.1:0"), &options).expect_err("refused").to_string();
         assert!(error.contains("socket option (level 1, name 9999)"), "{error}");
+    }
+
+    #[test]
+    fn options_of_the_other_ip_version_are_left_out_and_keep_alive_is_inherited() {
+        use nuncio_config::listener::IpVersion;
+        let option = |version, size| SocketOption {
+            level: libc::SOL_SOCKET,
+            name: libc::SO_RCVBUF,
+            value: SocketOptionValue::Int(size),
+            state: SocketOptionState::Prebind,
+            ip_version: Some(version),
+        };
+        let options = ListenOptions {
+            socket_options: vec![option(IpVersion::V4, 10_000), option(IpVersion::V6, 20_000)],
+            keepalive: Some(KeepaliveConfig { probes: Some(3), time: Some(30), interval: None }),
+            ..ListenOptions::default()
+        };
+        let socket = listen(&tcp("127.0.0.1:0"), &options).expect("bound");
+        assert_eq!(socket.recv_buffer_size().expect("a size"), 20_000, "doubled by the kernel");
+        let _client = std::net::TcpStream::connect(local(&socket)).expect("connects");
+        socket.set_nonblocking(false).expect("it can wait");
+        let (accepted, _) = socket.accept().expect("a connection");
+        assert!(accepted.keepalive().expect("known"));
+        assert_eq!(accepted.tcp_keepalive_time().expect("known"), Duration::from_secs(30));
     }
 
     #[test]

@@ -18,6 +18,28 @@ pub fn release_free_memory() {
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
+/// Bytes that the allocator has committed: what it has taken from the system and not given back. 0 where the process has
+/// another allocator than mimalloc.
+pub fn committed_memory() -> usize {
+    let mut committed = 0usize;
+    let mut unused = [0usize; 7];
+    let [elapsed, user, system, resident, peak_resident, peak_committed, faults] = &mut unused;
+    // SAFETY: eight pointers to distinct, writable words, which the allocator fills in and does not keep.
+    unsafe {
+        libmimalloc_sys::mi_process_info(
+            elapsed,
+            user,
+            system,
+            resident,
+            peak_resident,
+            &raw mut committed,
+            peak_committed,
+            faults,
+        );
+    }
+    committed
+}
+
 /// Lets go of the program's pages that the start has touched and serving mostly does not (parsers, descriptors, the command
 /// line). They stay in the page cache and come back one by one when they are used. Without effect where the kernel
 /// does not tell the mappings.

@@ -55,8 +55,10 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
             return None;
         }
     };
-    listener.addresses =
-        vec![ListenAddress { address: config.address.clone(), socket_options: config.socket_options.clone() }];
+    listener.addresses = vec![ListenAddress {
+        socket_options: Some(config.socket_options.clone()),
+        ..ListenAddress::from(config.address.clone())
+    }];
     listener.ignore_global_conn_limit = config.ignore_global_conn_limit;
     let server: Arc<OnceLock<Weak<Server>>> = Arc::default();
     let logs = hcm_builder::access_logs(&config.access_logs, context, errors);

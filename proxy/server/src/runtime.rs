@@ -6,6 +6,7 @@
 use crate::stats::RuntimeStats;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use nuncio_base::stats::output::general;
 use nuncio_config::bootstrap::{RuntimeLayer, RuntimeLayerKind};
 use nuncio_config::matchers::FractionalPercent;
 use nuncio_http::matchers::Runtime;
@@ -18,11 +19,45 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone)]
 struct Layer {
     name: Box<str>,
-    values: Vec<(String, Value)>,
+    values: Vec<Entry>,
     admin: bool,
-    disk: Option<PathBuf>,
+    disk: Option<Disk>,
     /// Resource and serialized source of a layer that is fetched.
     fetched: Option<(Box<str>, Bytes)>,
+}
+
+/// A key of a layer.
+#[derive(Debug, Clone)]
+struct Entry {
+    key: String,
+    value: Value,
+    /// As `/runtime` shows it: what was written, or a number in six digits.
+    text: String,
+}
+
+impl Entry {
+    fn new(key: impl Into<String>, value: Value) -> Entry {
+        let text = match &value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.as_f64().map_or_else(|| number.to_string(), |number| general(number, 6)),
+            other => other.to_string(),
+        };
+        Entry { key: key.into(), value, text }
+    }
+
+    /// From text of a file or a request.
+    fn parsed(key: impl Into<String>, text: &str) -> Entry {
+        Entry { key: key.into(), value: parse_scalar(text), text: text.to_owned() }
+    }
+}
+
+/// Where a layer on disk is.
+#[derive(Debug, Clone)]
+struct Disk {
+    /// The link that is swapped for a new version.
+    link: PathBuf,
+    /// What is read: a folder below it.
+    root: PathBuf,
 }
 
 /// A layer that is fetched.
@@ -57,8 +92,8 @@ impl RuntimeLoader {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut merged = FxHashMap::default();
         for layer in layers.iter() {
-            for (key, value) in &layer.values {
-                merged.insert(key.clone(), value.clone());
+            for entry in &layer.values {
+                merged.insert(entry.key.clone(), entry.value.clone());
             }
         }
         let stats = &self.stats;
@@ -81,24 +116,24 @@ impl RuntimeLoader {
         {
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             for layer in layers.iter_mut() {
-                if let Some(root) = &layer.disk {
-                    layer.values = read_disk(root);
+                if let Some(disk) = &layer.disk {
+                    layer.values = read_disk(&disk.root);
                 }
             }
         }
         self.refresh();
     }
 
-    /// Directories of disk layers, to be watched.
-    pub fn disk_roots(&self) -> Vec<PathBuf> {
+    /// Links of disk layers (`symlink_root`), to be watched: one that is swapped is a new version.
+    pub fn disk_links(&self) -> Vec<PathBuf> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.iter().filter_map(|l| l.disk.clone()).collect()
+        layers.iter().filter_map(|layer| Some(layer.disk.as_ref()?.link.clone())).collect()
     }
 
     /// Layers and their values as text, lowest first.
     pub fn layers(&self) -> Vec<(String, Vec<(String, String)>)> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = |(k, v): &(String, Value)| (k.clone(), as_text(v));
+        let text = |entry: &Entry| (entry.key.clone(), entry.text.clone());
         layers.iter().map(|l| (l.name.to_string(), l.values.iter().map(text).collect())).collect()
     }
 
@@ -117,7 +152,7 @@ impl RuntimeLoader {
         {
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(layer) = layers.get_mut(index).filter(|layer| layer.fetched.is_some()) else { return };
-            layer.values = values.into_iter().map(|(key, value)| (key.into_string(), value)).collect();
+            layer.values = values.into_iter().map(|(key, value)| Entry::new(key, value)).collect();
         }
         self.refresh();
     }
@@ -131,9 +166,9 @@ impl RuntimeLoader {
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             let admin = layers.iter_mut().rev().find(|l| l.admin).ok_or("No admin layer specified")?;
             for (key, value) in values {
-                admin.values.retain(|(k, _)| k != key);
+                admin.values.retain(|entry| entry.key != *key);
                 if !value.is_empty() {
-                    admin.values.push((key.clone(), parse_scalar(value)));
+                    admin.values.push(Entry::parsed(key, value));
                 }
             }
         }
@@ -146,16 +181,17 @@ fn build(layer: &RuntimeLayer, cluster: &str) -> Layer {
     let mut out = Layer { name: layer.name.clone(), values: Vec::new(), admin: false, disk: None, fetched: None };
     match &layer.kind {
         RuntimeLayerKind::Static(values) => {
-            out.values = values.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+            out.values = values.iter().map(|(key, value)| Entry::new(&**key, value.clone())).collect();
         }
         RuntimeLayerKind::Admin => out.admin = true,
         RuntimeLayerKind::Disk { symlink_root, subdirectory, append_service_cluster } => {
-            let mut root = Path::new(&**symlink_root).join(&**subdirectory);
+            let link = PathBuf::from(&**symlink_root);
+            let mut root = link.join(&**subdirectory);
             if *append_service_cluster {
                 root = root.join(cluster);
             }
             out.values = read_disk(&root);
-            out.disk = Some(root);
+            out.disk = Some(Disk { link, root });
         }
         RuntimeLayerKind::Rtds { resource, source } => out.fetched = Some((resource.clone(), source.clone())),
     }
@@ -163,7 +199,7 @@ fn build(layer: &RuntimeLayer, cluster: &str) -> Layer {
 }
 
 /// A file is a value, a directory a part of the key. Lines that begin with `#` are comments.
-fn read_disk(root: &Path) -> Vec<(String, Value)> {
+fn read_disk(root: &Path) -> Vec<Entry> {
     let mut out = Vec::new();
     let mut todo = vec![(root.to_owned(), String::new(), 0)];
     while let Some((folder, prefix, depth)) = todo.pop() {
@@ -179,7 +215,7 @@ fn read_disk(root: &Path) -> Vec<(String, Value)> {
                 todo.push((path, key, depth + 1));
             } else if let Ok(text) = std::fs::read_to_string(&path) {
                 let lines: Vec<_> = text.lines().filter(|l| !l.starts_with('#')).collect();
-                out.push((key, parse_scalar(lines.join("\n").trim_end())));
+                out.push(Entry::parsed(key, lines.join("\n").trim_end()));
             }
         }
     }
@@ -188,16 +224,9 @@ fn read_disk(root: &Path) -> Vec<(String, Value)> {
 
 /// Numbers and booleans as such; JSON objects for fractional percents; the rest as text.
 fn parse_scalar(text: &str) -> Value {
-    match serde_json::from_str::<Value>(text) {
+    match serde_json::from_str::<Value>(text.trim()) {
         Ok(v @ (Value::Number(_) | Value::Bool(_) | Value::Object(_))) => v,
         _ => Value::String(text.to_owned()),
-    }
-}
-
-fn as_text(value: &Value) -> String {
-    match value {
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
     }
 }
 
@@ -293,6 +322,52 @@ mod tests {
         assert_eq!(r.fraction("part"), Some(FractionalPercent { numerator: 5, denominator: 10_000 }));
         assert_eq!(r.fraction("a.b"), Some(FractionalPercent { numerator: 3, denominator: 100 }));
         assert_eq!(r.fraction("none"), None);
+    }
+
+    #[test]
+    fn values_are_shown_as_envoy_shows_them() {
+        let fixed = |values: Value| {
+            let Value::Object(values) = values else { panic!("an object") };
+            RuntimeLayerKind::Static(values.into_iter().map(|(key, value)| (key.into(), value)).collect())
+        };
+        let kind = fixed(json!({"a": 1, "b": 1.5, "c": "0.50", "d": true, "f": 1_000_000, "h": 1e20, "i": -3,
+            "j": 1e-7, "p": 12_345_678_901_234_567_890_u64, "q": 123_456.789}));
+        let list = [
+            RuntimeLayer { name: "static".into(), kind },
+            RuntimeLayer { name: "admin".into(), kind: RuntimeLayerKind::Admin },
+        ];
+        let r = RuntimeLoader::new(&list, "", stats());
+        r.modify(&[("x".into(), "1e3".into()), ("y".into(), " 007 ".into())]).unwrap();
+        let shown = r.layers();
+        let texts: Vec<_> = shown.iter().flat_map(|layer| &layer.1).map(|(_, text)| text.as_str()).collect();
+        let expected = ["1", "1.5", "0.50", "true", "1e+06", "1e+20", "-3", "1e-07", "1.23457e+19", "123457"];
+        assert_eq!(texts[..10], expected);
+        assert_eq!(texts[10..], ["1e3", " 007 "]);
+        assert_eq!(r.integer("x"), Some(1000));
+    }
+
+    #[test]
+    fn a_folder_on_disk_is_a_layer_and_a_swapped_link_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        for (version, value) in [("v1", "3"), ("v2", "4")] {
+            let folder = dir.path().join(version).join("envoy/x");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("y"), format!("# a comment\n {value} \n")).unwrap();
+        }
+        let link = dir.path().join("current");
+        std::os::unix::fs::symlink("v1", &link).unwrap();
+        let kind = RuntimeLayerKind::Disk {
+            symlink_root: link.to_string_lossy().into(),
+            subdirectory: "envoy".into(),
+            append_service_cluster: false,
+        };
+        let r = RuntimeLoader::new(&[RuntimeLayer { name: "disk".into(), kind }], "", stats());
+        assert_eq!((r.integer("x.y"), r.disk_links()), (Some(3), vec![link.clone()]));
+        assert_eq!(r.layers()[0].1, [("x.y".to_owned(), " 3".to_owned())]);
+        std::os::unix::fs::symlink("v2", dir.path().join("new")).unwrap();
+        std::fs::rename(dir.path().join("new"), &link).unwrap();
+        r.reload_disk();
+        assert_eq!(r.integer("x.y"), Some(4));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Signals, periodic work of the control thread, and systemd.
 
 use crate::server::Server;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use xds_client::transport::file::FileWatch;
 
 /// The signals that end the process.
 pub struct Signals {
@@ -58,8 +60,30 @@ pub fn spawn_watchers(server: &Arc<Server>) {
             server.apply_runtime_limits();
         }
     });
+    for link in server.runtime.disk_links() {
+        watch_runtime(server, &link);
+    }
     let contexts = server.context.contexts.clone();
     tokio::task::spawn_local(async move { contexts.run().await });
+}
+
+/// Reads layers on disk again whenever the link to their version is swapped.
+fn watch_runtime(server: &Arc<Server>, link: &Path) {
+    let mut watch = match FileWatch::file(link) {
+        Ok(watch) => watch,
+        Err(error) => {
+            tracing::warn!("the runtime in {} is not watched (SIGHUP reads it again): {error}", link.display());
+            return;
+        }
+    };
+    let server = server.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            watch.changed().await;
+            server.runtime.reload_disk();
+            server.apply_runtime_limits();
+        }
+    });
 }
 
 fn on_signal(kind: SignalKind, name: &'static str, mut act: impl FnMut() + 'static) {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::access_log::{AccessLogConfig, AccessLogSink, LogFormat, LogFormatKind};
 use crate::address::Address;
-use crate::cluster::{BindConfig, ClusterConfig, Locality};
+use crate::cluster::{BindConfig, ClusterConfig, DnsDefaults, Locality};
 use crate::config_source::{ConfigSource, DynamicResources};
 use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted};
 use crate::diagnostics::ConfigError;
@@ -31,11 +31,12 @@ impl BootstrapConfig {
         cx.run(|cx| Self::from_message(cx, message))
     }
 
-    fn from_message(cx: &mut Context, message: &pb::Bootstrap) -> Option<Self> {
+    pub(crate) fn from_message(cx: &mut Context, message: &pb::Bootstrap) -> Option<Self> {
         let empty = pb::bootstrap::StaticResources::default();
         let resources = message.static_resources.as_ref().unwrap_or(&empty);
         let node = NodeConfig::decode(message.node.as_ref(), cx);
         cx.at("static_resources", |cx| secrets(cx, resources));
+        cx.default_dns = DnsDefaults::decode(cx, message);
         cx.set_clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str().into()));
         let manager = message.cluster_manager.as_ref();
         let local_cluster_name: Option<Box<str>> =
@@ -52,6 +53,7 @@ impl BootstrapConfig {
         }
         Some(BootstrapConfig {
             node,
+            dns: cx.default_dns.clone(),
             admin: cx.optional("admin", &message.admin, AdminConfig::decode),
             listeners,
             clusters,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
@@ -15,8 +16,8 @@ use envoy_types::pb::google::protobuf::Any;
 
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive, Thresholds,
-    UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig,
+    DnsDefaults, DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive,
+    Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::decode::{Context, bool_value, json, serialized, type_name, u32_value};
@@ -188,6 +189,8 @@ fn dns_cluster(cx: &mut Context, any: &Any, dns: &mut DnsConfig) -> Option<Disco
     };
     if let Some(resolver) = &config.typed_dns_resolver_config {
         cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, dns));
+    } else {
+        dns.take_defaults(cx.default_dns.clone());
     }
     Some(if config.all_addresses_in_single_endpoint { Discovery::LogicalDns } else { Discovery::StrictDns })
 }
@@ -493,7 +496,38 @@ fn dns_config(cx: &mut Context, message: &pb::Cluster) -> DnsConfig {
     if let Some(resolver) = &message.typed_dns_resolver_config {
         cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, &mut dns));
     }
+    let own = message.typed_dns_resolver_config.is_some()
+        || message.dns_resolution_config.is_some()
+        || !message.dns_resolvers.is_empty()
+        || message.use_tcp_for_dns_lookups;
+    if !own {
+        dns.take_defaults(cx.default_dns.clone());
+    }
     dns
+}
+
+impl DnsConfig {
+    fn take_defaults(&mut self, defaults: DnsDefaults) {
+        self.resolvers = defaults.resolvers;
+        self.use_tcp = defaults.use_tcp;
+        self.no_default_search_domain = defaults.no_default_search_domain;
+    }
+}
+
+impl DnsDefaults {
+    /// Of the bootstrap.
+    pub(crate) fn decode(cx: &mut Context, message: &Bootstrap) -> Self {
+        let mut dns = DnsConfig { use_tcp: message.use_tcp_for_dns_lookups, ..DnsConfig::default() };
+        if let Some(config) = &message.dns_resolution_config {
+            cx.at("dns_resolution_config", |cx| dns.resolvers = resolvers(cx, "resolvers", &config.resolvers));
+            resolver_options(&config.dns_resolver_options, &mut dns);
+        }
+        if let Some(resolver) = &message.typed_dns_resolver_config {
+            cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, &mut dns));
+        }
+        let DnsConfig { resolvers, use_tcp, no_default_search_domain, .. } = dns;
+        DnsDefaults { resolvers, use_tcp, no_default_search_domain }
+    }
 }
 
 fn failure_refresh(

@@ -13,7 +13,7 @@ use super::{
 use crate::address::{Address, EndpointAddress, network_namespace, socket_address};
 use crate::decode::{Context, bool_value, json, u32_value};
 use crate::diagnostics::ConfigError;
-use crate::listener::{SocketOption, SocketOptionState, SocketOptionValue};
+use crate::listener::{IpVersion, SocketOption, SocketOptionState, SocketOptionValue};
 use crate::matchers::FractionalPercent;
 
 impl ClusterLoadAssignment {
@@ -219,6 +219,13 @@ impl SourceAddress {
 }
 
 impl TcpKeepalive {
+    /// That of a listener, where a zero switches it off.
+    pub(crate) fn of_listener(message: &core::TcpKeepalive) -> Option<Self> {
+        let decoded = Self::decode(message);
+        let zero = [decoded.probes, decoded.time, decoded.interval].contains(&Some(0));
+        (!zero).then_some(decoded)
+    }
+
     pub(crate) fn decode(message: &core::TcpKeepalive) -> Self {
         TcpKeepalive {
             probes: u32_value(&message.keepalive_probes),
@@ -229,8 +236,12 @@ impl TcpKeepalive {
 }
 
 impl SocketOption {
+    /// None, without an error, for an option of datagram sockets: there are none.
     pub(crate) fn decode(cx: &mut Context, message: &core::SocketOption) -> Option<Self> {
-        use core::socket_option::{SocketState, Value};
+        use core::socket_option::{SocketIpVersion, SocketState, Value};
+        if message.r#type.as_ref().is_some_and(|kind| kind.datagram.is_some() && kind.stream.is_none()) {
+            return None;
+        }
         let (Ok(level), Ok(name)) = (i32::try_from(message.level), i32::try_from(message.name)) else {
             cx.error("level and name of a socket option have 32 bits");
             return None;
@@ -257,6 +268,11 @@ impl SocketOption {
                 SocketState::StatePrebind => SocketOptionState::Prebind,
                 SocketState::StateBound => SocketOptionState::Bound,
                 SocketState::StateListening => SocketOptionState::Listening,
+            },
+            ip_version: match message.ip_version() {
+                SocketIpVersion::Unspecified => None,
+                SocketIpVersion::Ipv4 => Some(IpVersion::V4),
+                SocketIpVersion::Ipv6 => Some(IpVersion::V6),
             },
         })
     }

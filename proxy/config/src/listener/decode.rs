@@ -20,7 +20,7 @@ use super::{
 };
 use crate::access_log::AccessLogConfig;
 use crate::address::{Address, SocketAddress};
-use crate::cluster::DEFAULT_BUFFER_LIMIT;
+use crate::cluster::{DEFAULT_BUFFER_LIMIT, TcpKeepalive};
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::discovered::Discovered;
@@ -65,11 +65,7 @@ impl ListenerConfig {
             use_original_dst: bool_value(&message.use_original_dst).unwrap_or(false),
             per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
                 .unwrap_or(DEFAULT_BUFFER_LIMIT),
-            listener_filters: cx.each(
-                "listener_filters",
-                &message.listener_filters,
-                ListenerFilterConfig::from_message,
-            ),
+            listener_filters: listener_filters(cx, message),
             listener_filters_timeout: cx
                 .duration("listener_filters_timeout", &message.listener_filters_timeout)
                 .unwrap_or(Duration::from_secs(15)),
@@ -77,6 +73,7 @@ impl ListenerConfig {
             transparent: bool_value(&message.transparent),
             freebind: bool_value(&message.freebind),
             socket_options: cx.each("socket_options", &message.socket_options, SocketOption::decode),
+            tcp_keepalive: message.tcp_keepalive.as_ref().and_then(TcpKeepalive::of_listener),
             tcp_fast_open_queue_length: u32_value(&message.tcp_fast_open_queue_length),
             traffic_direction: match message.traffic_direction() {
                 core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
@@ -160,9 +157,10 @@ fn addresses(cx: &mut Context, message: &pb::Listener) -> Option<Vec<ListenAddre
         let socket_options = cx.optional("socket_options", &additional.socket_options, |cx, options| {
             Some(cx.each("socket_options", &options.socket_options, SocketOption::decode))
         });
-        Some(ListenAddress { address: address?, socket_options: socket_options.unwrap_or_default() })
+        let tcp_keepalive = additional.tcp_keepalive.as_ref().map(TcpKeepalive::of_listener);
+        Some(ListenAddress { address: address?, socket_options, tcp_keepalive })
     });
-    let mut addresses = vec![ListenAddress { address: first?, socket_options: Vec::new() }];
+    let mut addresses = vec![ListenAddress::from(first?)];
     addresses.extend(additional);
     Some(addresses)
 }
@@ -394,6 +392,20 @@ impl NetworkFilterConfig {
         })
     }
 }
+/// Those that are listed, and as in Envoy those that old fields stand for.
+fn listener_filters(cx: &mut Context, message: &pb::Listener) -> Vec<ListenerFilterConfig> {
+    let mut filters = cx.each("listener_filters", &message.listener_filters, ListenerFilterConfig::from_message);
+    let is_original = |filter: &ListenerFilterConfig| matches!(filter, ListenerFilterConfig::OriginalDst);
+    if bool_value(&message.use_original_dst) == Some(true) && !filters.iter().any(is_original) {
+        filters.push(ListenerFilterConfig::OriginalDst);
+    }
+    let first = message.filter_chains.first();
+    if first.and_then(|chain| bool_value(&chain.use_proxy_proto)) == Some(true) {
+        filters.push(ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::default()));
+    }
+    filters
+}
+
 impl ListenerFilterConfig {
     /// Decodes a configuration that has come for the filter `name`.
     ///
@@ -679,6 +691,18 @@ mod tests {
         );
         assert!(matches!(with("original_dst.v3.OriginalDst"), ListenerFilterConfig::OriginalDst));
         assert!(matches!(with("original_src.v3.OriginalSrc"), ListenerFilterConfig::Extension(_)));
+    }
+
+    #[test]
+    fn old_fields_stand_for_listener_filters() {
+        let mut message = listener(vec![chain("", sni(&[]))]);
+        message.use_original_dst = Some(envoy_types::pb::google::protobuf::BoolValue { value: true });
+        message.filter_chains[0].use_proxy_proto = message.use_original_dst;
+        let filters = decode(&message).unwrap().listener_filters;
+        assert!(
+            matches!(&*filters, [ListenerFilterConfig::OriginalDst, ListenerFilterConfig::ProxyProtocol(_)]),
+            "{filters:?}"
+        );
     }
 
     #[test]

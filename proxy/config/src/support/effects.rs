@@ -25,12 +25,17 @@ enum Step {
 /// What decoding makes of an encoded message, as text; errors begin with `Err`.
 pub(super) type Decode<'a> = &'a dyn Fn(&[u8]) -> String;
 
-/// Mistakes of the table's messages in `area`, held against `samples` of the message `root`.
+/// Mistakes of the table's messages in `areas`, held against `samples` of the message `root`.
 /// `carried` are fields that reach the decoded configuration although nothing uses them yet.
-pub(super) fn mistakes(area: &str, samples: &[DynamicMessage], carried: &[&str], decode: Decode<'_>) -> Vec<String> {
+pub(super) fn mistakes(
+    areas: &[&str],
+    samples: &[DynamicMessage],
+    carried: &[&str],
+    decode: Decode<'_>,
+) -> Vec<String> {
     let own: BTreeSet<&str> = Table::get()
         .areas()
-        .filter(|(title, _)| *title == area)
+        .filter(|(title, _)| areas.contains(title))
         .flat_map(|(_, messages)| messages.map(|message| message.name))
         .collect();
     let mut carries = BTreeSet::new();

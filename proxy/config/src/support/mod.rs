@@ -8,6 +8,8 @@ mod document;
 #[cfg(test)]
 mod effects;
 #[cfg(test)]
+mod everything;
+#[cfg(test)]
 mod samples;
 
 use std::sync::LazyLock;

@@ -343,16 +343,16 @@ impl Listener {
         let mut all = Vec::new();
         let addresses = if config.bind_to_port { &*config.addresses } else { &[] };
         for (index, listen_address) in addresses.iter().enumerate() {
-            let mut options = ListenOptions {
+            let options = ListenOptions {
                 bind_only,
                 reuse_port: config.enable_reuse_port,
                 backlog: config.tcp_backlog_size,
-                socket_options: config.socket_options.clone(),
+                socket_options: listen_address.socket_options.as_ref().unwrap_or(&config.socket_options).clone(),
+                keepalive: listen_address.tcp_keepalive.unwrap_or(config.tcp_keepalive),
                 transparent: config.transparent,
                 freebind: config.freebind,
                 fast_open: config.tcp_fast_open_queue_length,
             };
-            options.socket_options.extend(listen_address.socket_options.iter().cloned());
             let taken = old.and_then(|old| old.hand_over(&listen_address.address, &options));
             let bound = match taken {
                 Some(bound) => bound,

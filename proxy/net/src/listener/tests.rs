@@ -10,8 +10,7 @@ use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::address as config;
 use nuncio_config::listener::{
-    FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig, ProxyProtocolConfig,
-    TrafficDirection,
+    FilterChainConfig, FilterChainMatch, ListenerConfig, ListenerFilterConfig, ProxyProtocolConfig, TrafficDirection,
 };
 use nuncio_config::tls::CertificateSource;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -42,7 +41,7 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
     let addr: std::net::SocketAddr = "127.0.0.1:0".parse().expect("an address");
     ListenerConfig {
         name: "test".into(),
-        addresses: vec![ListenAddress { address: config::Address::Socket(addr.into()), socket_options: Vec::new() }],
+        addresses: vec![config::Address::Socket(addr.into()).into()],
         stat_prefix: Some("t".into()),
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: None,
@@ -54,6 +53,7 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
         transparent: None,
         freebind: None,
         socket_options: Vec::new(),
+        tcp_keepalive: None,
         tcp_fast_open_queue_length: None,
         traffic_direction: TrafficDirection::Inbound,
         enable_reuse_port: true,

@@ -118,12 +118,14 @@ pub(super) const COMMANDS: &[Command] = &[
         ("format", "text, json, prometheus or html"),
         ("type", "All, Counters, Gauges, Histograms or TextReadouts"),
         ("histogram_buckets", "cumulative, disjoint, detailed or summary"),
+        ("prom_protobuf", "with format=prometheus: in protobuf, as for a request that accepts it"),
     ]),
     show("/stats/prometheus", "stats for Prometheus", stats::prometheus).with(&[
         ("usedonly", "only stats that were ever written"),
         ("text_readouts", "text readouts as gauges with value 0, too"),
         ("filter", "only stats whose name this regex is found in"),
         ("histogram_buckets", "cumulative or summary"),
+        ("prom_protobuf", "in protobuf, as for a request that accepts it"),
     ]),
     show("/stats/recentlookups", "recent stat-name lookups; always none", |_| {
         AdminResponse::text(

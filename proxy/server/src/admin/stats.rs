@@ -11,8 +11,16 @@ enum Format {
     Text,
     Json,
     Prometheus,
+    PrometheusProtobuf,
     Html,
 }
+
+/// A pattern that no name has.
+const NOTHING: &str = r"[^\s\S]";
+/// What a request accepts that wants the protobuf format.
+const PROTOBUF_TYPE: &str = "application/vnd.google.protobuf";
+/// Content type of that format.
+const PROTOBUF: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 
 /// `/stats`.
 pub(super) fn stats(call: &Call<'_>) -> AdminResponse {
@@ -21,13 +29,15 @@ pub(super) fn stats(call: &Call<'_>) -> AdminResponse {
 
 /// `/stats/prometheus`.
 pub(super) fn prometheus(call: &Call<'_>) -> AdminResponse {
-    parse(call, Format::Prometheus).map_or_else(|error| error, |(_, params)| render(call, Format::Prometheus, &params))
+    parse(call, Format::Prometheus).map_or_else(|error| error, |(format, params)| render(call, format, &params))
 }
 
 fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), AdminResponse> {
     let query = &call.query;
     let bad = |text: String| Err(AdminResponse::text(400, text));
-    let filter = match query.get("filter").map(|pattern| (pattern, regex::Regex::new(pattern))) {
+    // Nothing is hidden here, so that hidden stats alone are none.
+    let pattern = if query.get("hidden") == Some("only") { Some(NOTHING) } else { query.get("filter") };
+    let filter = match pattern.map(|pattern| (pattern, regex::Regex::new(pattern))) {
         None => None,
         Some((_, Ok(regex))) => Some(regex),
         Some((pattern, Err(error))) => {
@@ -66,10 +76,17 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
         Some("html" | "active-html") => Format::Html,
         Some(_) => return bad("usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into()),
     };
-    let shown = if default == Format::Prometheus { default } else { format };
+    let mut shown = if default == Format::Prometheus { default } else { format };
     if shown == Format::Prometheus {
         if matches!(histograms, HistogramMode::Disjoint | HistogramMode::Detailed) {
             return bad("unsupported prometheus histogram bucket mode".into());
+        }
+        let accepts = call.request.header("accept").is_some_and(|accept| accept.contains(PROTOBUF_TYPE));
+        if accepts || query.has("prom_protobuf") {
+            shown = Format::PrometheusProtobuf;
+        }
+        if native && shown == Format::PrometheusProtobuf {
+            return bad("prometheusnative histograms are not implemented yet\n".into());
         }
         if native {
             let text = "unsupported prometheusnative histogram type when not using protobuf exposition format";
@@ -96,6 +113,10 @@ fn render(call: &Call<'_>, format: Format, params: &StatsParams) -> AdminRespons
         Format::Text => AdminResponse::text(200, output::text(&snapshot, config, params)),
         Format::Json => AdminResponse::new(200, JSON, output::json(&snapshot, config, params)),
         Format::Prometheus => AdminResponse::text(200, output::prometheus(&snapshot, config, params)),
+        Format::PrometheusProtobuf => {
+            let body = output::prometheus_proto(&snapshot, config, params);
+            AdminResponse { status: 200, content_type: PROTOBUF, body: body.into() }
+        }
         Format::Html => AdminResponse::new(200, HTML, home::preformatted(&output::text(&snapshot, config, params))),
     }
 }
@@ -103,6 +124,7 @@ fn render(call: &Call<'_>, format: Format, params: &StatsParams) -> AdminRespons
 #[cfg(test)]
 mod tests {
     use super::super::testing::{FakeSources, get, post, text_of};
+    use super::super::{AdminRequest, handle};
     use super::*;
 
     #[test]
@@ -125,6 +147,10 @@ mod tests {
                 "/stats/prometheus?histogram_buckets=prometheusnative",
                 "unsupported prometheusnative histogram type when not using protobuf exposition format",
             ),
+            (
+                "/stats/prometheus?prom_protobuf&histogram_buckets=prometheusnative",
+                "prometheusnative histograms are not implemented yet\n",
+            ),
             ("/stats?hidden=x", "usage: /stats?hidden=(include|only|exclude)\n\n"),
         ] {
             assert_eq!(get(&sources, path), AdminResponse::text(400, expected), "{path}");
@@ -140,6 +166,7 @@ mod tests {
         gauge.set(1);
         assert_eq!(text_of(&get(&sources, "/stats")), "cluster.a.upstream_rq_total: 3\nserver.live: 1\n");
         assert_eq!(text_of(&get(&sources, "/stats?type=Gauges&format=&filter=")), "server.live: 1\n");
+        assert_eq!(text_of(&get(&sources, "/stats?hidden=only&filter=live")), "");
         assert_eq!(text_of(&get(&sources, "/stats?filter=server%5C.li")), "server.live: 1\n");
         let json = get(&sources, "/stats?format=json&filter=live");
         assert_eq!((json.content_type, text_of(&json)), (JSON, r#"{"stats":[{"name":"server.live","value":1}]}"#));
@@ -149,7 +176,16 @@ mod tests {
         assert_eq!(text_of(&get(&sources, "/stats/prometheus")), expected);
         assert_eq!(text_of(&get(&sources, "/stats?format=prometheus&type=Gauges")), expected);
         assert_eq!(get(&sources, "/stats?format=html").content_type, HTML);
-        assert_eq!(sources.prepared.get(), 7);
+        assert_eq!(get(&sources, "/stats?format=prometheus&prom_protobuf").content_type, PROTOBUF);
+        let accept = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        let accepting = AdminRequest {
+            method: "GET".into(),
+            path_and_query: "/stats/prometheus".into(),
+            headers: vec![("accept".into(), accept.into())],
+            ..AdminRequest::default()
+        };
+        assert_eq!(handle(&accepting, &sources).content_type, PROTOBUF);
+        assert_eq!(sources.prepared.get(), 10);
         assert_eq!(post(&sources, "/reset_counters"), AdminResponse::ok());
         assert_eq!(text_of(&get(&sources, "/stats?type=Counters")), "cluster.a.upstream_rq_total: 0\n");
     }

@@ -138,7 +138,7 @@ impl Table {
         let (address, name) = exclusive(config)
             .filter_map(|address| Some((address, self.addresses.get(address)?)))
             .find(|(_, name)| **name != config.name)?;
-        let shown = ListenAddress { address: address.clone(), socket_options: Vec::new() };
+        let shown = ListenAddress::from(address.clone());
         Some((name.clone(), shown.to_string()))
     }
 }

@@ -88,6 +88,7 @@ impl Decoder {
 
     fn context(&self) -> Context {
         let mut cx = Context::new(FieldPath::root());
+        cx.default_dns = self.server.bootstrap.config.dns.clone();
         for (name, secret) in &self.secrets {
             cx.add_secret(name, secret.clone());
         }

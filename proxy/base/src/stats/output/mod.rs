@@ -5,11 +5,13 @@
 mod json;
 mod number;
 mod prometheus;
+mod prometheus_proto;
 mod text;
 
 pub use json::json;
 pub use number::general;
 pub use prometheus::prometheus;
+pub use prometheus_proto::prometheus_proto;
 pub use text::text;
 
 use super::registry::{Snapshot, StatName};

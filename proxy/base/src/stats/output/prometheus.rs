@@ -16,42 +16,99 @@ use crate::stats::{HistogramSnapshot, QUANTILES, Snapshot, StatName, StatValue, 
 /// Counters, gauges, text readouts (if asked for) and histograms. `params.kind` is not looked at, as in Envoy.
 pub fn prometheus(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> String {
     let mut out = String::new();
-    let number = |out: &mut String, name: &str, _: &str, labels: &str, stat: &(StatName, StatValue)| {
-        let _ = writeln!(out, "{name}{{{labels}}} {}", stat.1.value);
-    };
-    let counters: Vec<_> = snapshot.counters.iter().map(|stat| (&stat.0, stat.1.used, stat)).collect();
-    write_groups(&mut out, &counters, config, params, "counter", number);
-    let gauges: Vec<_> = snapshot.gauges.iter().map(|stat| (&stat.0, stat.1.used, stat)).collect();
-    write_groups(&mut out, &gauges, config, params, "gauge", number);
-    if params.text_readouts {
-        let texts: Vec<_> = snapshot.text_readouts.iter().map(|stat| (&stat.0, stat.2, stat)).collect();
-        write_groups(&mut out, &texts, config, params, "gauge", |out, name, _, labels, stat| {
-            let mut labels = labels.to_owned();
-            write_label(&mut labels, &Tag { name: "text_value", value: &stat.1 });
-            let _ = writeln!(out, "{name}{{{labels}}} 0");
-        });
-    }
-    let histograms: Vec<_> = snapshot.histograms.iter().map(|stat| (&stat.name, stat.used, stat)).collect();
-    if params.histograms == HistogramMode::Summary {
-        write_groups(&mut out, &histograms, config, params, "summary", |out, name, _, labels, stat| {
-            write_summary(out, name, labels, stat);
-        });
-    } else {
-        write_groups(&mut out, &histograms, config, params, "histogram", |out, name, full, labels, stat| {
-            write_histogram(out, name, labels, stat, bounds_of(config, full));
-        });
-    }
+    let mut labels = String::new();
+    let summary = params.histograms == HistogramMode::Summary;
+    visit(snapshot, config, params, &mut |part| match part {
+        Part::Group(name, kind) => {
+            let _ = writeln!(out, "# TYPE {name} {}", kind.text());
+        }
+        Part::Member { name, full, tags, stat } => {
+            labels.clear();
+            tags.iter().for_each(|tag| write_label(&mut labels, tag));
+            match stat {
+                Member::Number(value) => {
+                    let _ = writeln!(out, "{name}{{{labels}}} {value}");
+                }
+                Member::Text(text) => {
+                    write_label(&mut labels, &Tag { name: "text_value", value: text });
+                    let _ = writeln!(out, "{name}{{{labels}}} 0");
+                }
+                Member::Histogram(histogram) if summary => write_summary(&mut out, name, &labels, histogram),
+                Member::Histogram(histogram) => {
+                    write_histogram(&mut out, name, &labels, histogram, bounds_of(config, full));
+                }
+            }
+        }
+    });
     out
 }
 
-/// Writes one kind of stats in groups. `write` gets the shown name, the full name, the labels and the stat.
-fn write_groups<T>(
-    out: &mut String,
-    stats: &[(&StatName, bool, &T)],
+/// Kinds of groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum GroupKind {
+    Counter,
+    Gauge,
+    Summary,
+    Histogram,
+}
+
+impl GroupKind {
+    fn text(self) -> &'static str {
+        match self {
+            GroupKind::Counter => "counter",
+            GroupKind::Gauge => "gauge",
+            GroupKind::Summary => "summary",
+            GroupKind::Histogram => "histogram",
+        }
+    }
+}
+
+/// One stat of a group.
+#[derive(Clone, Copy)]
+pub(super) enum Member<'a> {
+    Number(u64),
+    Text(&'a str),
+    Histogram(&'a HistogramSnapshot),
+}
+
+/// What [`visit`] goes through.
+pub(super) enum Part<'a> {
+    /// A group of this name begins.
+    Group(&'a str, GroupKind),
+    /// Its next stat: name of the group, own full name, tags, value.
+    Member { name: &'a str, full: &'a str, tags: &'a [Tag<'a>], stat: Member<'a> },
+}
+
+/// Goes through everything that is shown, group by group; both exposition formats are written from this.
+pub(super) fn visit(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams, to: &mut dyn FnMut(Part<'_>)) {
+    let numbers = |list: &[(StatName, StatValue)], kind, to: &mut dyn FnMut(Part<'_>)| {
+        let stats: Vec<_> = list.iter().enumerate().map(|(at, stat)| (&stat.0, stat.1.used, at)).collect();
+        visit_groups(&stats, config, params, kind, to, |at| Member::Number(list[at].1.value));
+    };
+    numbers(&snapshot.counters, GroupKind::Counter, to);
+    numbers(&snapshot.gauges, GroupKind::Gauge, to);
+    if params.text_readouts {
+        let texts = &snapshot.text_readouts;
+        let stats: Vec<_> = texts.iter().enumerate().map(|(at, stat)| (&stat.0, stat.2, at)).collect();
+        visit_groups(&stats, config, params, GroupKind::Gauge, to, |at| Member::Text(&texts[at].1));
+    }
+    let histograms = &snapshot.histograms;
+    let stats: Vec<_> = histograms.iter().enumerate().map(|(at, stat)| (&stat.name, stat.used, at)).collect();
+    let kind = match params.histograms {
+        HistogramMode::Summary => GroupKind::Summary,
+        _ => GroupKind::Histogram,
+    };
+    visit_groups(&stats, config, params, kind, to, |at| Member::Histogram(&histograms[at]));
+}
+
+/// Goes through one kind of stats in groups: name, whether it was used, and its place for `member`.
+fn visit_groups<'a>(
+    stats: &[(&StatName, bool, usize)],
     config: &StatsConfig,
     params: &StatsParams,
-    kind: &str,
-    write: impl Fn(&mut String, &str, &str, &str, &T),
+    kind: GroupKind,
+    to: &mut dyn FnMut(Part<'_>),
+    member: impl Fn(usize) -> Member<'a>,
 ) {
     let mut full = String::new();
     let mut ids: FxHashMap<Box<str>, u32> = FxHashMap::default();
@@ -78,22 +135,19 @@ fn write_groups<T>(
     members.sort_by(|a, b| stats[a.1 as usize].0.cmp_tokens(stats[b.1 as usize].0));
     members.sort_by_key(|member| rank[member.0 as usize]);
     let mut current = None;
-    let (mut shown, mut labels) = (String::new(), String::new());
+    let mut shown = String::new();
     for (id, index) in members {
         if current != Some(id) {
             current = Some(id);
             shown.clear();
             shown.push_str("envoy_");
             sanitize(&mut shown, &groups[rank[id as usize] as usize].0);
-            let _ = writeln!(out, "# TYPE {shown} {kind}");
+            to(Part::Group(&shown, kind));
         }
-        let (stat, _, item) = stats[index as usize];
+        let (stat, _, at) = stats[index as usize];
         stat.write_to(&mut full);
-        labels.clear();
-        for tag in &config.tags.extract(&full).tags {
-            write_label(&mut labels, tag);
-        }
-        write(out, &shown, &full, &labels, item);
+        let tags = config.tags.extract(&full).tags;
+        to(Part::Member { name: &shown, full: &full, tags: &tags, stat: member(at) });
     }
 }
 
@@ -144,7 +198,7 @@ fn write_label(out: &mut String, tag: &Tag<'_>) {
 }
 
 /// Appends `name` with everything but letters, digits and underscores made underscores.
-fn sanitize(out: &mut String, name: &str) {
+pub(super) fn sanitize(out: &mut String, name: &str) {
     out.extend(name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }));
 }
 
