@@ -24,7 +24,7 @@ fn every_script_is_a_test() {
 #[test]
 fn every_known_difference_is_explained() {
     let differences = include_str!("../../docs/differences.md");
-    for file in ["clusters.yaml", "extensions.yaml", "files.yaml", "listeners.yaml", "scopes.yaml"] {
+    for file in ["clusters.yaml", "extensions.yaml", "files.yaml", "listeners.yaml", "loads.yaml", "scopes.yaml"] {
         let file = nuncio_tests::conversation::load(&nuncio_tests::conversation::dir().join(file));
         for script in file.unwrap_or_else(|e| panic!("{e:#}")).conversations {
             let Some(known) = script.known_difference else { continue };

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result, bail};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use h2::SendStream;
 use h2::server::SendResponse;
 use prost::Message;
@@ -27,13 +28,15 @@ pub struct Asked {
     pub request: Request,
 }
 
-/// The two forms of a request.
+/// The forms of a request.
 #[derive(Clone, Debug)]
 pub enum Request {
     /// State of the world.
     Sotw(Box<DiscoveryRequest>),
     /// Incremental.
     Delta(Box<DeltaDiscoveryRequest>),
+    /// A load report.
+    Load(Box<LoadStatsRequest>),
 }
 
 impl Request {
@@ -42,6 +45,7 @@ impl Request {
         match self {
             Request::Sotw(r) => &r.type_url,
             Request::Delta(r) => &r.type_url,
+            Request::Load(_) => "LoadStats",
         }
     }
 }
@@ -170,6 +174,7 @@ async fn read(
     mut body: h2::RecvStream,
     sender: &mpsc::UnboundedSender<Asked>,
 ) -> Result<()> {
+    let load = path.ends_with("/StreamLoadStats");
     let delta = path.rsplit('/').next().is_some_and(|method| method.starts_with("Delta"));
     let mut buffer = BytesMut::new();
     while let Some(data) = body.data().await {
@@ -182,7 +187,9 @@ async fn read(
                 break;
             }
             let message = buffer.split_to(length + 5).freeze().slice(5..);
-            let request = if delta {
+            let request = if load {
+                Request::Load(Box::new(LoadStatsRequest::decode(message)?))
+            } else if delta {
                 Request::Delta(Box::new(DeltaDiscoveryRequest::decode(message)?))
             } else {
                 Request::Sotw(Box::new(DiscoveryRequest::decode(message)?))

@@ -14,10 +14,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
 };
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
 use nuncio_config::descriptors;
 use nuncio_config::ingest::{Syntax, parse};
 use prost::Message as _;
+use prost_reflect::DynamicMessage;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,6 +113,10 @@ pub enum Step {
     Await(String),
     /// Sends a response on the stream of the last request of its type.
     Send(Send),
+    /// Forgets what was asked until there is silence: its order is chance.
+    Forget,
+    /// Says which loads are to be reported: a `LoadStatsResponse`.
+    Loads(Value),
     /// Records what is asked until nothing has been for a while.
     Settle(Option<f64>),
     /// Changes files, all at once, with placeholders.
@@ -412,11 +418,16 @@ impl Talk<'_> {
         match step {
             Step::Await(kind) => self.wait_for(kind).await?,
             Step::Send(send) => self.send(send)?,
+            Step::Forget => {
+                self.listen(SILENCE).await;
+                self.asked.clear();
+            }
+            Step::Loads(fields) => {
+                let message = encoded(fields, "type.googleapis.com/envoy.service.load_stats.v3.LoadStatsResponse")?;
+                self.server.send(self.stream("LoadStats")?, &message.value)?;
+            }
             Step::Settle(seconds) => {
-                let silence = seconds.map_or(SILENCE, Duration::from_secs_f64);
-                while let Ok(Some(asked)) = tokio::time::timeout(silence, self.server.asked()).await {
-                    self.note(&asked);
-                }
+                self.listen(seconds.map_or(SILENCE, Duration::from_secs_f64)).await;
                 self.record.push(Value::Array(std::mem::take(&mut self.asked)));
             }
             Step::Swap(files) => {
@@ -460,6 +471,13 @@ impl Talk<'_> {
         Ok(())
     }
 
+    /// Takes what is asked until nothing has been for a while.
+    async fn listen(&mut self, silence: Duration) {
+        while let Ok(Some(asked)) = tokio::time::timeout(silence, self.server.asked()).await {
+            self.note(&asked);
+        }
+    }
+
     fn stream(&self, kind: &str) -> Result<usize> {
         self.streams.get(kind).copied().with_context(|| format!("{kind} was never asked for"))
     }
@@ -487,6 +505,7 @@ impl Talk<'_> {
                 "held": r.initial_resource_versions.iter().collect::<BTreeMap<_, _>>(),
                 "error": error(&r.error_detail), "node": r.node.is_some(),
             }),
+            Request::Load(r) => loads(r),
         };
         if matches!(self.script.mode, Mode::Xds | Mode::DeltaXds) {
             entry["path"] = asked.path.clone().into();
@@ -591,6 +610,23 @@ async fn once(port: u16, path: &str, host: &str) -> Result<(u16, String)> {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), call).await.context("no answer")?
+}
+
+/// A load report: what is counted, without the times.
+fn loads(report: &LoadStatsRequest) -> Value {
+    let mut report = report.clone();
+    // Envoy counts its streams to the control plane as requests of that cluster.
+    report.cluster_stats.retain(|stats| stats.cluster_name != "xds");
+    report.cluster_stats.sort_by(|a, b| a.cluster_name.cmp(&b.cluster_name));
+    let clusters = report.cluster_stats.iter_mut().map(|stats| {
+        let measured = stats.load_report_interval.take().is_some();
+        let descriptor = descriptors::message("envoy.config.endpoint.v3.ClusterStats");
+        let message = descriptor.and_then(|d| DynamicMessage::decode(d, &stats.encode_to_vec()[..]).ok());
+        let shown = message.and_then(|message| descriptors::dynamic_to_json(&message));
+        json!({"measured": measured, "stats": shown})
+    });
+    let features = report.node.as_ref().map(|node| node.client_features.clone());
+    json!({"type": "LoadStats", "features": features, "clusters": clusters.collect::<Vec<_>>()})
 }
 
 /// The type URL of a short name.

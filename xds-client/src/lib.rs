@@ -14,6 +14,7 @@ pub use timing::{Backoff, Now, RateLimit};
 pub mod mux;
 pub use mux::Protocol;
 
+pub mod load;
 pub mod stats;
 pub mod status;
 pub mod transport;

@@ -1,5 +1,6 @@
 //! The client against a control plane over HTTP/2: streams, reconnects, polls and files.
 
+mod load_reports;
 mod support;
 
 use std::cell::{Cell, RefCell};

@@ -3,7 +3,7 @@
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
 use crate::cluster::ClusterConfig;
-use crate::config_source::DynamicResources;
+use crate::config_source::{ApiConfigSource, DynamicResources};
 use crate::listener::{ListenerConfig, SocketOption};
 use crate::matchers::StringMatcher;
 use crate::typed_config::TypedConfig;
@@ -41,6 +41,8 @@ pub struct BootstrapConfig {
     pub dynamic: DynamicResources,
     /// Source address of all upstream connections.
     pub upstream_bind: crate::cluster::BindConfig,
+    /// Where load reports go (`cluster_manager.load_stats_config`).
+    pub load_stats: Option<ApiConfigSource>,
     /// `cluster_manager.local_cluster_name`.
     pub local_cluster_name: Option<Box<str>>,
     /// `cluster_manager.outlier_detection.event_log_path`; None for no log.

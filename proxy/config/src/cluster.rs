@@ -257,6 +257,8 @@ pub struct ClusterLoadAssignment {
     pub overprovisioning_factor: Option<u32>,
     /// `drop_overloads`: how many of a million requests are refused.
     pub drop_per_million: u32,
+    /// What the requests that are refused are called in load reports.
+    pub drop_category: Option<Arc<str>>,
     /// `endpoint_stale_after`: without an update for this long the endpoints are given up.
     pub stale_after: Option<Duration>,
 }

@@ -213,7 +213,7 @@ fn endpoint(host: &Host) -> pb::LbEndpoint {
         health_status: status.into(),
         load_balancing_weight: Some(UInt32Value { value: host.weight() }),
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
-            address: Some(address(&host.address)),
+            address: Some(proto_address(&host.address)),
             hostname: host.hostname.to_string(),
             ..Default::default()
         })),
@@ -221,7 +221,8 @@ fn endpoint(host: &Host) -> pb::LbEndpoint {
     }
 }
 
-fn address(address: &Address) -> core::Address {
+/// An address as it stands in messages.
+pub(crate) fn proto_address(address: &Address) -> core::Address {
     use core::address::Address as A;
     let inner = match address.socket_addr() {
         Some(addr) => A::SocketAddress(core::SocketAddress {

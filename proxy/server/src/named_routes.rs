@@ -236,4 +236,35 @@ mod tests {
         routes.set(empty_routes("r").expect("routes"), None).expect("good routes");
         assert!(routes.is_loaded() && !Arc::ptr_eq(&before, &routes.table.load_full()));
     }
+
+    #[test]
+    fn virtual_hosts_stay_beside_routes_that_want_them_and_go_with_the_wish() {
+        let tables = RouteTables::new(Wants::channel().0, registry());
+        let routes = tables.get("r", &Bytes::new(), "").expect("a table");
+        let mut config = (*empty_routes("r").expect("routes")).clone();
+        config.vhds = Some(Bytes::new());
+        let host = |domain: &str| {
+            use envoy_types::pb::envoy::config::route::v3 as pb;
+            let message = pb::VirtualHost { name: domain.into(), domains: vec![domain.into()], ..Default::default() };
+            let mut cx = nuncio_config::decode::Context::default();
+            let alone = RouteConfiguration::decode_virtual_host(&pb::RouteConfiguration::default(), message, &mut cx);
+            routes.compile_host(alone.expect("a virtual host")).expect("a virtual host")
+        };
+        let one = |name: &str, domain: &str| VirtualHosts::from([(Arc::from(name), host(domain))]);
+        let has = |domain: &str| routes.table.load().has_virtual_host(domain.as_bytes());
+        assert!(!routes.uses_vhds());
+        routes.change_hosts(one("early", "early.example"), &[]).expect("nothing to join");
+        assert!(!has("early.example"));
+        routes.set(Arc::new(config.clone()), None).expect("good routes");
+        assert!(routes.uses_vhds());
+        routes.change_hosts(one("a", "a.example"), &[]).expect("a host");
+        routes.set(Arc::new(config.clone()), None).expect("good routes");
+        assert!(has("a.example"));
+        assert!(routes.change_hosts(one("b", "a.example"), &[]).is_err() && has("a.example"));
+        routes.change_hosts(one("b", "b.example"), &["a".into()]).expect("another host");
+        assert!(!has("a.example") && has("b.example"));
+        config.vhds = None;
+        routes.set(Arc::new(config), None).expect("good routes");
+        assert!(!has("b.example") && !routes.uses_vhds());
+    }
 }

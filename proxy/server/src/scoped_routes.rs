@@ -18,7 +18,7 @@ use nuncio_http::filter::LocalFuture;
 use nuncio_http::hcm::OnDemandRoutes;
 use nuncio_http::headers::{Headers, names};
 use nuncio_http::route::{RouteTable, Scope, ScopeKeyBuilder, ScopedRoutes, Scopes};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
@@ -97,9 +97,26 @@ impl DiscoveredScopes {
         self.lock().scopes.get(name).cloned()
     }
 
-    /// The name of the scope with this key.
-    pub fn name_of(&self, key: &[Box<str>]) -> Option<Box<str>> {
-        self.lock().keys.get(key).cloned()
+    /// What keeps an update from being taken, in Envoy's words: a name or a key that stands twice, in it or beside what
+    /// stays. Scopes of the update may take the keys of those that it changes or removes.
+    pub fn conflict(&self, added: &[Arc<ScopedRouteConfiguration>], removed: &[String]) -> Option<String> {
+        let held = self.lock();
+        let going: HashSet<&str> =
+            removed.iter().map(String::as_str).chain(added.iter().map(|scope| &*scope.name)).collect();
+        let mut names = HashSet::new();
+        let mut keys: HashMap<&[Box<str>], &str> = HashMap::new();
+        for scope in added {
+            if !names.insert(&*scope.name) {
+                return Some(format!("duplicate scoped route configuration '{}' found", scope.name));
+            }
+            let stays = held.keys.get(&scope.key).map(|name| &**name).filter(|name| !going.contains(name));
+            if let Some(first) = stays.or_else(|| keys.get(&*scope.key).copied()) {
+                let second = &scope.name;
+                return Some(format!("scope key conflict found, first scope is '{first}', second scope is '{second}'"));
+            }
+            keys.insert(&scope.key, &scope.name);
+        }
+        None
     }
 
     /// Names of all scopes.
@@ -346,5 +363,130 @@ impl OnDemandRoutes for RoutesOnDemand {
         self.wants.send(Want::OnDemand(want));
         // Where nobody answers any more, the request goes on with what there is.
         Some(Box::pin(async move { drop(answered.await) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::named_routes::RouteTables;
+    use nuncio_http::headers::{HeaderName, HeaderValue};
+
+    struct Setup {
+        scopes: Arc<DiscoveredScopes>,
+        routes: RouteTables,
+        key: ScopeKeyBuilder,
+        wanted: tokio::sync::mpsc::UnboundedReceiver<Want>,
+    }
+
+    fn setup() -> Setup {
+        let registry = Registry::new(1, nuncio_base::stats::StatsConfig::default());
+        let (wants, wanted) = Wants::channel();
+        let fragment = nuncio_config::hcm::KeyFragment {
+            header: "x-key".into(),
+            separator: "".into(),
+            extract: nuncio_config::hcm::Extract::Index(0),
+        };
+        let config = ScopedRoutesConfig {
+            name: "s".into(),
+            key: vec![fragment],
+            rds_source: Bytes::new(),
+            scopes: ScopeSource::Discovered(Bytes::new()),
+            path: "".into(),
+        };
+        let tables = ScopeTables::new(wants.clone(), registry.clone());
+        let scopes = tables.discovered(&config, &Bytes::new(), "http.a.");
+        assert!(Arc::ptr_eq(&scopes, &tables.discovered(&config, &Bytes::new(), "http.b.")));
+        let key = ScopeKeyBuilder::new(&config.key).expect("a key");
+        Setup { scopes, routes: RouteTables::new(wants, registry), key, wanted }
+    }
+
+    fn scope(name: &str, key: &str) -> Arc<ScopedRouteConfiguration> {
+        Arc::new(ScopedRouteConfiguration {
+            name: name.into(),
+            key: Box::new([key.into()]),
+            on_demand: false,
+            routes_name: "r".into(),
+            routes: None,
+            message: Bytes::from(format!("{name} {key}")),
+        })
+    }
+
+    impl Setup {
+        fn set(&self, name: &str, key: &str) {
+            let routes = self.routes.get("r", &Bytes::new(), "http.a.");
+            self.scopes.set(HeldScope { config: scope(name, key), routes });
+        }
+
+        /// The scope of a request with this key.
+        fn find(&self, key: &'static str) -> Option<String> {
+            let mut headers = Headers::new();
+            headers.append(HeaderName::parse("x-key").expect("a name"), HeaderValue::from_static(key));
+            self.key.find(&self.scopes.scopes, &headers, |scope| scope.name.to_string())
+        }
+    }
+
+    #[test]
+    fn scopes_may_change_their_keys_for_each_others() {
+        let setup = setup();
+        setup.set("one", "a");
+        setup.set("two", "b");
+        let swapped = [scope("one", "b"), scope("two", "a")];
+        assert_eq!(setup.scopes.conflict(&swapped, &[]), None);
+        setup.set("one", "b");
+        setup.set("two", "a");
+        assert_eq!((setup.find("a").as_deref(), setup.find("b").as_deref()), (Some("two"), Some("one")));
+        assert!(setup.scopes.remove("one").is_some() && setup.scopes.remove("one").is_none());
+        assert_eq!((setup.find("a").as_deref(), setup.find("b")), (Some("two"), None));
+        assert_eq!(setup.scopes.counts(), (1, 0, 1));
+    }
+
+    #[test]
+    fn a_key_or_a_name_that_stands_twice_is_a_conflict() {
+        let setup = setup();
+        setup.set("one", "a");
+        let conflict = |added: &[Arc<ScopedRouteConfiguration>], removed: &[&str]| {
+            let removed: Vec<String> = removed.iter().map(|name| (*name).to_owned()).collect();
+            setup.scopes.conflict(added, &removed)
+        };
+        let key =
+            |first: &str| Some(format!("scope key conflict found, first scope is '{first}', second scope is 'two'"));
+        assert_eq!(conflict(&[scope("two", "a")], &[]), key("one"));
+        assert_eq!(conflict(&[scope("two", "a")], &["one"]), None);
+        assert_eq!(conflict(&[scope("three", "b"), scope("two", "b")], &[]), key("three"));
+        let twice = conflict(&[scope("two", "b"), scope("two", "c")], &[]);
+        assert_eq!(twice.as_deref(), Some("duplicate scoped route configuration 'two' found"));
+    }
+
+    #[test]
+    fn a_request_asks_for_the_routes_of_its_scope_and_goes_on_when_nobody_answers() {
+        let mut setup = setup();
+        setup.set("one", "a");
+        let kind = Kind::Scoped {
+            key: ScopeKeyBuilder::new(&[nuncio_config::hcm::KeyFragment {
+                header: "x-key".into(),
+                separator: "".into(),
+                extract: nuncio_config::hcm::Extract::Index(0),
+            }])
+            .expect("a key"),
+            scopes: Arc::downgrade(&setup.scopes),
+        };
+        let (wants, mut wanted) = Wants::channel();
+        let on_demand = RoutesOnDemand { wants, kind };
+        let mut headers = Headers::new();
+        headers.append(names::AUTHORITY, HeaderValue::from_static("A.Example"));
+        assert!(on_demand.fetch(&headers).is_none());
+        headers.append(HeaderName::parse("x-key").expect("a name"), HeaderValue::from_static("a"));
+        let fetch = on_demand.fetch(&headers).expect("something to ask for");
+        let Ok(Want::OnDemand(OnDemand::Scope { scope, host, answer, .. })) = wanted.try_recv() else {
+            panic!("the scope is asked for");
+        };
+        assert_eq!((&*scope, &*host), ("one", "a.example"));
+        drop(answer);
+        futures_util::future::FutureExt::now_or_never(fetch).expect("it goes on");
+        let id = setup.scopes.id;
+        drop(setup.scopes);
+        let told: Vec<_> = std::iter::from_fn(|| setup.wanted.try_recv().ok()).collect();
+        assert!(told.iter().any(|want| matches!(want, Want::ScopesGone(gone) if *gone == id)));
     }
 }

@@ -58,6 +58,15 @@ impl ClusterState {
     }
 }
 
+/// Requests of a cluster that were not sent, for load reports.
+#[derive(Debug, Default)]
+pub struct LoadCounts {
+    /// Answered here: a limit of the cluster was reached, or the policy of the endpoints says so.
+    pub dropped: AtomicU64,
+    /// Refused as the policy of the endpoints says (`drop_overloads`).
+    pub drop_overload: AtomicU64,
+}
+
 /// One cluster.
 pub struct Cluster {
     /// Unique in the process; a cluster that is added again under its name has another.
@@ -77,6 +86,9 @@ pub struct Cluster {
     pub(crate) given: Mutex<Given>,
     /// How many of a million requests are refused.
     pub(crate) drop_per_million: AtomicU32,
+    pub(crate) drop_category: Mutex<Option<Arc<str>>>,
+    /// What only load reports tell.
+    pub load: LoadCounts,
     pub(crate) transport: Transport,
     auto_sni_header: HeaderName,
     /// How sockets to hosts are made.
@@ -262,6 +274,8 @@ impl Cluster {
             removed: AtomicBool::new(false),
             given: Mutex::default(),
             drop_per_million: AtomicU32::new(config.endpoints.drop_per_million),
+            drop_category: Mutex::new(config.endpoints.drop_category.clone()),
+            load: LoadCounts::default(),
             fingerprint,
             transport,
             auto_sni_header: auto_sni_header.unwrap_or(names::AUTHORITY),

@@ -59,6 +59,7 @@ impl Cluster {
             let heaviest = groups.groups.iter().flat_map(|group| &group.hosts).map(|host| host.weight()).max();
             self.stats.max_host_weight().set(u64::from(heaviest.unwrap_or(0)));
             self.drop_per_million.store(assignment.drop_per_million, Ordering::Relaxed);
+            *self.drop_category.lock().unwrap_or_else(PoisonError::into_inner) = assignment.drop_category.clone();
             given.assignment = Some(assignment);
             self.update(groups.priority_set());
             EndpointsOutcome::Rebuilt
@@ -72,6 +73,11 @@ impl Cluster {
     /// How many of a million requests the endpoints' policy (`drop_overloads`) wants to be refused.
     pub fn drop_per_million(&self) -> u32 {
         self.drop_per_million.load(Ordering::Relaxed)
+    }
+
+    /// What the requests that are refused are called.
+    pub fn drop_category(&self) -> Option<Arc<str>> {
+        self.drop_category.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Nothing has come in time, or nothing will: the cluster warms no longer, with the hosts that it has.

@@ -33,7 +33,7 @@ pub mod worker;
 mod testing;
 
 pub use circuit_breakers::{Resource, ResourceManager, ResourcePriority};
-pub use cluster::{Cluster, ClusterError, Zones};
+pub use cluster::{Cluster, ClusterError, LoadCounts, Zones};
 pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
 pub use host::Host;
 pub use lb::LbContext;

@@ -18,7 +18,7 @@ use super::{
 use crate::access_log::{AccessLogConfig, AccessLogSink, LogFormat, LogFormatKind};
 use crate::address::Address;
 use crate::cluster::{BindConfig, ClusterConfig, DnsDefaults, Locality};
-use crate::config_source::{ConfigSource, DynamicResources};
+use crate::config_source::{ApiConfigSource, ConfigSource, DynamicResources};
 use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted};
 use crate::diagnostics::ConfigError;
 use crate::listener::{ListenerConfig, SocketOption};
@@ -82,6 +82,11 @@ impl BootstrapConfig {
                     })
                 })
                 .unwrap_or_default(),
+            load_stats: manager.and_then(|manager| {
+                cx.at("cluster_manager", |cx| {
+                    cx.optional("load_stats_config", &manager.load_stats_config, ApiConfigSource::decode)
+                })
+            }),
             local_cluster_name,
             outlier_event_log_path: manager
                 .and_then(|manager| manager.outlier_detection.as_ref())

@@ -43,6 +43,7 @@ impl ClusterLoadAssignment {
             localities,
             overprovisioning_factor: u32_value(&policy.overprovisioning_factor),
             drop_per_million,
+            drop_category: policy.drop_overloads.first().map(|drop| drop.category.as_str().into()),
         })
     }
 }

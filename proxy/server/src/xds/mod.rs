@@ -16,6 +16,7 @@ mod endpoints;
 mod extensions;
 mod files;
 mod listeners;
+mod load_stats;
 mod node;
 mod rest;
 mod routes;
@@ -44,6 +45,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use wants::{OnDemand, Want};
+use xds_client::load::LoadReporting;
 use xds_client::status::SourceState;
 use xds_client::{
     Client, ClientOptions, Interest, Pause, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl,
@@ -109,6 +111,8 @@ pub(crate) struct Inner {
     listeners_error: RefCell<Option<String>>,
     /// What cannot be asked for, because its source cannot be used.
     unusable: RefCell<Vec<Unusable>>,
+    /// Load reports, where they are asked for.
+    load_reports: RefCell<Option<LoadReporting>>,
     /// Acknowledgements of CDS wait while new clusters warm.
     warming: RefCell<Option<Pause>>,
 }
@@ -310,6 +314,7 @@ impl Discovery {
             first_clusters: RefCell::default(),
             listeners_error: RefCell::default(),
             unusable: RefCell::default(),
+            load_reports: RefCell::default(),
             warming: RefCell::default(),
         });
         view::set(&inner);
@@ -356,6 +361,11 @@ impl Discovery {
             }
         }
         drop(pause);
+        if let Some(config) = &server.bootstrap.config.load_stats {
+            let reports = load_stats::start(inner, config)
+                .map_err(|error| format!("cluster_manager.load_stats_config: {error}"))?;
+            inner.load_reports.replace(Some(reports));
+        }
         let held = held.filter(|_| clusters.is_initialized());
         clusters.initialized().await;
         if let Some(source) = &server.bootstrap.config.dynamic.cds {
@@ -413,6 +423,7 @@ impl Drop for Discovery {
         self.inner.clusters.take();
         self.inner.listeners.take();
         self.inner.runtime.take();
+        self.inner.load_reports.take();
     }
 }
 

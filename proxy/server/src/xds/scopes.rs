@@ -8,9 +8,8 @@ use super::{Inner, Unusable, text, virtual_hosts};
 use crate::init::InitTarget;
 use crate::scoped_routes::{DiscoveredScopes, HeldScope};
 use nuncio_config::config_source::ConfigSource;
-use nuncio_config::hcm::ScopedRouteConfiguration;
 use nuncio_config::paths::FieldPath;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -96,8 +95,9 @@ impl ScopeHandler {
         for resource in &update.added {
             added.push(Arc::new(inner.decoder.scope(resource)?));
         }
-        check(scopes, &added, &update.removed)
-            .map_err(|why| format!("Error adding/updating scoped route(s): {why}"))?;
+        if let Some(conflict) = scopes.conflict(&added, &update.removed) {
+            return Err(format!("Error adding/updating scoped route(s): {conflict}"));
+        }
         let named: HashSet<&str> = added.iter().map(|scope| &*scope.name).collect();
         // What goes is kept until the rest is there: other scopes may lead to the same routes.
         let mut gone = Vec::new();
@@ -148,29 +148,6 @@ fn count(stats: &ScopesFamily, scopes: &DiscoveredScopes) {
     stats.all_scopes().set(all as u64);
     stats.on_demand_scopes().set(on_demand as u64);
     stats.active_scopes().set(active as u64);
-}
-
-/// What keeps an update from being taken: a name or a key that stands twice.
-fn check(scopes: &DiscoveredScopes, added: &[Arc<ScopedRouteConfiguration>], removed: &[String]) -> Result<(), String> {
-    let going: HashSet<&str> =
-        removed.iter().map(String::as_str).chain(added.iter().map(|scope| &*scope.name)).collect();
-    let mut names = HashSet::new();
-    let mut keys: HashMap<&[Box<str>], &str> = HashMap::new();
-    for scope in added {
-        if !names.insert(&*scope.name) {
-            return Err(format!("duplicate scoped route configuration '{}' found", scope.name));
-        }
-        let held = scopes.name_of(&scope.key).filter(|name| !going.contains(&**name));
-        let first = held.as_deref().or_else(|| keys.get(&*scope.key).copied());
-        if let Some(first) = first {
-            return Err(format!(
-                "scope key conflict found, first scope is '{first}', second scope is '{}'",
-                scope.name
-            ));
-        }
-        keys.insert(&scope.key, &scope.name);
-    }
-    Ok(())
 }
 
 impl ResourceHandler for ScopeHandler {

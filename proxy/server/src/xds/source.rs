@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use xds_client::transport::GrpcTransport;
 use xds_client::transport::grpc::{Channel, ChannelOptions};
 use xds_client::{Backoff, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
 
@@ -82,6 +83,15 @@ impl Sources {
             cache_endpoints: true,
             stats: Rc::new(ControlPlane::new(&self.server.context.registry, prefix)),
         })
+    }
+
+    /// Opens streams to the server that `config` names, for a service that is none of discovery.
+    pub(crate) fn transport(&self, config: &ApiConfigSource) -> Result<Rc<dyn GrpcTransport>, String> {
+        let Api::Grpc { service, .. } = &config.api else {
+            return Err("a stream needs api_type GRPC or DELTA_GRPC".to_owned());
+        };
+        let (_, channel) = self.channel(service)?;
+        Ok(Rc::new(channel))
     }
 
     /// The connections to a control plane: one set for all streams that are configured alike.

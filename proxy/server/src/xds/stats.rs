@@ -5,6 +5,7 @@ use nuncio_base::stats::{Counter, Gauge, Registry, TextReadout};
 use nuncio_upstream::Cluster;
 use std::sync::Weak;
 use std::time::{Duration, SystemTime};
+use xds_client::load::LoadReporterStats;
 use xds_client::stats::{ControlPlaneStats, SubscriptionStats, version_hash};
 
 stat_family! {
@@ -37,6 +38,13 @@ stat_family! {
     pub struct ScopesFamily {
         counters { config_reload, update_empty }
         gauges { active_scopes, all_scopes, config_reload_time_ms, on_demand_scopes }
+    }
+}
+
+stat_family! {
+    /// `load_reporter.`
+    pub struct LoadReporterFamily {
+        counters { errors, requests, responses, retries }
     }
 }
 
@@ -159,6 +167,33 @@ impl SubscriptionStats for EndpointsCounted {
 
     fn init_fetch_timeout(&self) {
         self.family.init_fetch_timeout().inc();
+    }
+}
+
+/// Stats of load reports.
+pub(crate) struct LoadReporter(LoadReporterFamily);
+
+impl LoadReporter {
+    pub(crate) fn new(registry: &Registry) -> LoadReporter {
+        LoadReporter(LoadReporterFamily::new(registry, "load_reporter."))
+    }
+}
+
+impl LoadReporterStats for LoadReporter {
+    fn request(&self) {
+        self.0.requests().inc();
+    }
+
+    fn response(&self) {
+        self.0.responses().inc();
+    }
+
+    fn error(&self) {
+        self.0.errors().inc();
+    }
+
+    fn retry(&self) {
+        self.0.retries().inc();
     }
 }
 

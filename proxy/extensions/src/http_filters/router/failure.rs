@@ -7,6 +7,7 @@ use nuncio_http::codec::{ResetReason, StreamError};
 use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::stream_info::ResponseFlags;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// How a try failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,12 @@ impl Failure {
                 let flags = ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED;
                 return stream.routed_reply(reply.flags(flags));
             }
-            FailureKind::Reset => return self.answer_reset(stream, started),
+            FailureKind::Reset => {
+                if self.reason == ResetReason::Overflow {
+                    request.cluster.load.dropped.fetch_add(1, Relaxed);
+                }
+                return self.answer_reset(stream, started);
+            }
         };
         stream.routed_reply(timeout_reply(request, details).flags(flags));
     }

@@ -182,6 +182,8 @@ impl Router {
         stream.info.upstream.cluster = Some(cluster.name().clone());
         stream.info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
         if let Some(reply) = self.drop_overload(cluster.drop_per_million()) {
+            cluster.load.dropped.fetch_add(1, Relaxed);
+            cluster.load.drop_overload.fetch_add(1, Relaxed);
             charge_cluster(&cluster, stream.internal, 503);
             route.request_stats().for_each(|stats| stats.charge(503));
             stream.routed_reply(reply);

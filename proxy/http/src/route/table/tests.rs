@@ -468,3 +468,20 @@ fn lookups_do_not_grow_with_the_table() {
         assert!(large < small * 8.0, "{routes} routes, {hosts} hosts: {large} ns instead of {small} ns");
     }
 }
+
+#[test]
+fn virtual_hosts_of_other_tables_join_without_being_compiled_again() {
+    let table =
+        |name: &str, domains: &[&str]| RouteTable::build(Arc::new(config(vec![host(name, domains, Vec::new())])));
+    let base = table("static", &["a.example"]).unwrap();
+    let (one, two) = (table("one", &["b.example"]).unwrap(), table("two", &["*.c.example", "d.example"]).unwrap());
+    let joined = base.with_virtual_hosts_of([&one, &two].into_iter()).unwrap();
+    let names: Vec<&str> = joined.virtual_hosts().map(|host| &**host.name()).collect();
+    assert_eq!(names, ["static", "one", "two"]);
+    assert!(Arc::ptr_eq(joined.virtual_hosts().nth(1).unwrap(), one.virtual_hosts().next().unwrap()));
+    for (host, known) in [("a.example", true), ("B.example", true), ("x.c.example", true), ("e.example", false)] {
+        assert_eq!(joined.has_virtual_host(host.as_bytes()), known, "{host}");
+    }
+    let error = joined.with_virtual_hosts_of([&one].into_iter()).unwrap_err();
+    assert!(error[0].1.contains("Duplicate entry of domain b.example in route rc"), "{error:?}");
+}
