@@ -8,14 +8,21 @@ use crate::typed_config::TypedConfig;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod client_weights;
 mod decode;
+mod destinations;
+mod discovery;
+mod dynamic_forward_proxy;
 mod endpoints;
 mod health_check;
 mod load_balancing;
 mod outlier;
 mod subset;
 
+pub use client_weights::ClientWeightsConfig;
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
+pub use destinations::{MetadataKey, MetadataStep, OriginalDstConfig, OverrideSource};
+pub use dynamic_forward_proxy::DnsCacheConfig;
 pub use health_check::{EndpointHealthCheck, HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
 pub use outlier::OutlierDetectionConfig;
 pub use subset::{FALLBACK_LIST, SelectorFallback, SubsetConfig, SubsetFallback, SubsetSelector};
@@ -128,7 +135,14 @@ pub enum Discovery {
         source: bytes::Bytes,
     },
     /// ORIGINAL_DST.
-    OriginalDst,
+    OriginalDst(OriginalDstConfig),
+    /// `envoy.clusters.dynamic_forward_proxy`: a host for each name of a DNS cache.
+    DynamicForwardProxy {
+        /// The cache.
+        cache: Arc<DnsCacheConfig>,
+        /// Names need not be checked against certificates.
+        allow_insecure: bool,
+    },
     /// `envoy.clusters.aggregate`: no hosts of its own but those of these clusters, which need not exist.
     Aggregate {
         /// Names; the first is preferred.
@@ -195,6 +209,10 @@ pub struct CommonLbConfig {
     pub close_connections_on_host_set_change: bool,
     /// Hosts that have become healthy get their weight little by little; None for at once.
     pub slow_start: Option<SlowStartConfig>,
+    /// Weights follow what hosts report (`client_side_weighted_round_robin`).
+    pub client_weights: Option<Arc<ClientWeightsConfig>>,
+    /// Where requests name hosts that go before every pick (`override_host`).
+    pub override_host: Option<Arc<[OverrideSource]>>,
     /// Hosts are divided into subsets, and the policy picks within one; None for no division.
     pub subsets: Option<Arc<SubsetConfig>>,
 }
@@ -211,6 +229,8 @@ impl Default for CommonLbConfig {
             ignore_new_hosts_until_first_hc: false,
             close_connections_on_host_set_change: false,
             slow_start: None,
+            client_weights: None,
+            override_host: None,
             subsets: None,
         }
     }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 /// Fields that nothing reads yet; the support table says so of each.
-const UNUSED: &[&str] =
-    &["close_connections_on_host_health_failure", "cluster_name", "track_timeout_budgets", "update_merge_window"];
+const UNUSED: &[&str] = &["cluster_name", "track_timeout_budgets", "update_merge_window"];
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {

@@ -9,9 +9,12 @@ use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
 use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_config::paths::FieldPath;
+use nuncio_config::route::PerFilterConfig;
 use nuncio_config::typed_config::TypedConfig;
 use nuncio_http::filter::FilterChain;
+use nuncio_http::route::PerFilterDecoder;
 use nuncio_upstream::ClusterManager;
+use std::any::Any;
 use std::sync::Arc;
 
 /// What extensions may use when they are built.
@@ -35,7 +38,27 @@ pub struct HttpFilterEntry {
 }
 
 /// HTTP filters.
-pub const HTTP_FILTERS: &[HttpFilterEntry] = &[http_filters::on_demand::ENTRY, http_filters::router::ENTRY];
+pub const HTTP_FILTERS: &[HttpFilterEntry] =
+    &[http_filters::dynamic_forward_proxy::ENTRY, http_filters::on_demand::ENTRY, http_filters::router::ENTRY];
+
+/// Reads a message of `typed_per_filter_config`.
+pub type DecodePerRoute = fn(&TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String>;
+
+/// Messages of `typed_per_filter_config`, by their names.
+pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[(
+    "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+    http_filters::dynamic_forward_proxy::per_route,
+)];
+
+/// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of other filters are left alone.
+pub struct PerRouteDecoder;
+
+impl PerFilterDecoder for PerRouteDecoder {
+    fn decode(&self, config: &PerFilterConfig) -> Result<Option<Arc<dyn Any + Send + Sync>>, String> {
+        let known = PER_ROUTE.iter().find(|(message, _)| *message == &*config.config.type_name);
+        known.map(|(_, decode)| decode(&config.config)).transpose()
+    }
+}
 
 /// Network filters: these two are decoded with the listener; their messages are listed for the documentation.
 pub const NETWORK_FILTERS: &[(&str, &str)] = &[
@@ -54,9 +77,39 @@ pub const LISTENER_FILTERS: &[(&str, &str)] = &[
     ("envoy.filters.listener.proxy_protocol", "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"),
 ];
 
+/// Load balancing policies: decoded with the cluster.
+pub const LOAD_BALANCING_POLICIES: &[(&str, &str)] = &[
+    (
+        "envoy.load_balancing_policies.client_side_weighted_round_robin",
+        "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin",
+    ),
+    (
+        "envoy.load_balancing_policies.cluster_provided",
+        "envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided",
+    ),
+    (
+        "envoy.load_balancing_policies.least_request",
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+    ),
+    ("envoy.load_balancing_policies.maglev", "envoy.extensions.load_balancing_policies.maglev.v3.Maglev"),
+    (
+        "envoy.load_balancing_policies.override_host",
+        "envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost",
+    ),
+    ("envoy.load_balancing_policies.random", "envoy.extensions.load_balancing_policies.random.v3.Random"),
+    ("envoy.load_balancing_policies.ring_hash", "envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash"),
+    ("envoy.load_balancing_policies.round_robin", "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin"),
+    ("envoy.load_balancing_policies.subset", "envoy.extensions.load_balancing_policies.subset.v3.Subset"),
+    (
+        "envoy.load_balancing_policies.wrr_locality",
+        "envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality",
+    ),
+];
+
 /// Clusters of types of their own: decoded with the cluster.
 pub const CLUSTERS: &[(&str, &str)] = &[
     ("envoy.clusters.aggregate", "envoy.extensions.clusters.aggregate.v3.ClusterConfig"),
+    ("envoy.clusters.dynamic_forward_proxy", "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"),
     ("envoy.clusters.dns", "envoy.extensions.clusters.dns.v3.DnsCluster"),
 ];
 

@@ -224,7 +224,7 @@ impl<'a> ActiveStream<'a> {
                 continue;
             }
             let end = self.request_complete && self.buffered.is_empty();
-            let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+            let mut view = StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
             let mut action = entry.filter.decode_headers(&mut self.slots[i], &mut view, end);
             loop {
                 match action {
@@ -247,7 +247,8 @@ impl<'a> ActiveStream<'a> {
                     }
                     HeadersAction::Wait(future) => {
                         let Some(resume) = self.wait(future).await else { return false };
-                        let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                        let mut view =
+                            StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                         action = resume(&mut view);
                     }
                 }
@@ -414,7 +415,7 @@ impl<'a> ActiveStream<'a> {
     fn decode_body(&mut self, frame: &mut Frame) {
         let chain = self.chain;
         for (entry, slot) in chain.entries.iter().zip(self.slots.iter_mut()).filter(|(e, _)| e.hooks.decode_body) {
-            let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+            let mut view = StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
             match frame {
                 Frame::Data(data, end) => {
                     if let DataAction::Respond(reply) = entry.filter.decode_data(slot, &mut view, data, *end) {
@@ -445,7 +446,8 @@ impl<'a> ActiveStream<'a> {
                 if !entry.hooks.encode_headers {
                     continue;
                 }
-                let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                let mut view =
+                    StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                 let action = entry.filter.encode_headers(slot, &mut view, &mut response, end_stream);
                 if let DataAction::Respond(reply) = action {
                     self.local_reply(reply);
@@ -494,7 +496,8 @@ impl<'a> ActiveStream<'a> {
         if self.chain.any.encode_body {
             for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()).rev() {
                 if entry.hooks.encode_body {
-                    let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                    let mut view =
+                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                     entry.filter.encode_data(slot, &mut view, &mut data, end_stream);
                 }
             }
@@ -517,7 +520,8 @@ impl<'a> ActiveStream<'a> {
         if self.chain.any.encode_body {
             for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()).rev() {
                 if entry.hooks.encode_body {
-                    let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                    let mut view =
+                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                     entry.filter.encode_trailers(slot, &mut view, &mut trailers);
                 }
             }

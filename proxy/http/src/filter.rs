@@ -8,6 +8,7 @@
 use crate::active_stream::ActiveStream;
 use crate::headers::Headers;
 use crate::local_reply::LocalReply;
+use crate::route::ActiveRoute;
 use crate::stream_info::StreamInfo;
 use bytes::Bytes;
 use std::any::Any;
@@ -39,6 +40,8 @@ pub struct StreamView<'a> {
     pub request: &'a mut Headers,
     /// What is known about the stream.
     pub info: &'a mut StreamInfo,
+    /// The route; None where the request has none.
+    pub route: Option<&'a ActiveRoute>,
 }
 
 /// What happens after a header hook.

@@ -11,6 +11,7 @@ use nuncio_base::stats::Registry;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
+use nuncio_extensions::registry::PerRouteDecoder;
 use nuncio_http::route::{BuildContext, RouteTable};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -189,7 +190,8 @@ impl RouteTables {
 /// # Errors
 /// Everything that is wrong, with paths.
 pub fn build(routes: Arc<RouteConfiguration>, registry: &Registry) -> Result<RouteTable, Vec<ConfigError>> {
-    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: None }).map_err(errors)
+    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: Some(&PerRouteDecoder) })
+        .map_err(errors)
 }
 
 /// A route configuration without virtual hosts.

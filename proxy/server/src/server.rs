@@ -207,7 +207,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         tls_contexts: contexts.clone(),
         event_logs: Some(access_logs.clone()),
     });
-    clusters.apply_runtime(&*runtime);
+    let keys: Arc<dyn Runtime> = runtime.clone();
+    clusters.apply_runtime(&keys);
     let locality = Arc::new(config.node.locality.clone());
     clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
     let context = Context {
@@ -393,7 +394,7 @@ impl Server {
     pub fn apply_runtime_limits(&self) {
         let limit = self.runtime.integer("overload.global_downstream_max_connections");
         self.context.global.set_limit(limit.unwrap_or(u64::MAX));
-        self.context.clusters.apply_runtime(&*self.runtime);
+        self.context.clusters.apply_runtime(&self.context.runtime);
         for listener in self.listeners.active() {
             let key = listeners::build::connection_limit_key(listener.name());
             let limit = self.runtime.integer(&key).or(listener.config().connection_limit);

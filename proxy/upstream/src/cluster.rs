@@ -5,13 +5,16 @@
 
 use crate::circuit_breakers::{ResourceManager, ResourcePriority};
 use crate::cluster_manager::Warming;
+use crate::dns_cache::DnsCache;
 use crate::endpoints::Given;
 use crate::followers::Followers;
 use crate::health_check::{HealthChecker, Job};
-use crate::host::{Host, health_flag};
+use crate::host::{Host, health_flag, now_ms};
 use crate::host_set::{Grouping, PrioritySet};
 use crate::lb::priority::{Level, PriorityLoad};
 use crate::lb::{LbContext, LbTables, LocalCluster, UnsupportedPolicy, check_policy};
+use crate::orca;
+use crate::original_dst::Destinations;
 use crate::outlier::OutlierDetection;
 use crate::stats::ClusterStats;
 use crate::transport::Transport;
@@ -28,7 +31,7 @@ use nuncio_net::tls::secrets::Secrets;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// What changes when hosts or their health change; published whole.
@@ -96,6 +99,10 @@ pub struct Cluster {
     outlier: Option<Arc<OutlierDetection>>,
     health: Option<Arc<HealthChecker>>,
     weak: Weak<Cluster>,
+    /// Where requests may go that say so themselves.
+    destinations: Option<Arc<Destinations>>,
+    /// Names of hosts that requests may bring.
+    dns_cache: OnceLock<Arc<DnsCache>>,
     followers: Arc<Followers>,
     /// The configuration with what runtime keys say of load balancing.
     lb_config: ArcSwap<ClusterConfig>,
@@ -258,11 +265,17 @@ impl Cluster {
             let jobs = health_jobs.clone();
             Arc::new(HealthChecker::new(check.clone(), registry, stats.prefix(), health_log, exclude_new, jobs))
         });
+        let destinations = match &config.discovery {
+            Discovery::OriginalDst(rules) => Some(Arc::new(Destinations::new(&config, rules))),
+            _ => None,
+        };
         Ok(Arc::new_cyclic(|weak| Cluster {
             outlier,
             health,
             weak: weak.clone(),
             followers: followers.clone(),
+            destinations,
+            dns_cache: OnceLock::new(),
             lb_config: ArcSwap::new(lb_config),
             zones: zones.filter(|zones| zones.concern(&config)).cloned(),
             connect,
@@ -369,6 +382,9 @@ impl Cluster {
         }
         for host in priority_set.hosts().filter(|host| !before.contains(&host.id)) {
             host.set_owner(&self.weak);
+            if let Some(config) = &self.config.lb_common.client_weights {
+                host.report_to(config);
+            }
             self.transport.count_match(host, &self.stats);
         }
         if now != before {
@@ -383,6 +399,9 @@ impl Cluster {
         {
             // New hosts count as failed until they pass.
             priority_set = priority_set.refreshed();
+        }
+        if self.config.lb_common.client_weights.is_some() {
+            orca::apply(priority_set.hosts(), now_ms());
         }
         let (total, healthy, degraded, excluded) = priority_set.membership();
         self.stats.membership_total().set(total as u64);
@@ -439,7 +458,28 @@ impl Cluster {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Where requests may go that say so themselves.
+    pub(crate) fn destinations(&self) -> Option<&Arc<Destinations>> {
+        self.destinations.as_ref()
+    }
+
+    /// Its hosts are the names of `cache` from now on.
+    pub(crate) fn use_dns_cache(self: &Arc<Self>, cache: Arc<DnsCache>) {
+        self.dns_cache.get_or_init(|| cache).attach(self);
+    }
+
+    /// The port of hosts that requests name without one.
+    pub fn default_port(&self) -> u16 {
+        if self.transport.default_is_secure() { 443 } else { 80 }
+    }
+
     fn tables_in_place_of(&self, old: &LbTables, set: &PrioritySet) -> LbTables {
+        if let Some(destinations) = &self.destinations {
+            return LbTables::original_dst(destinations.clone(), set);
+        }
+        if let Some(cache) = self.dns_cache.get() {
+            return LbTables::named(cache, set, self.default_port());
+        }
         old.renewed(&self.lb_config.load(), set, &self.stats, self.local_cluster().as_ref())
     }
 

@@ -6,14 +6,16 @@
 use crate::cluster::{Cluster, ClusterError, ClusterParts, LbRuntime, Zones};
 use crate::discovery;
 use crate::dns::Resolvers;
+use crate::dns_cache::{DnsCache, DnsCaches};
 use crate::followers::Followers;
 use crate::health_check::{self, HealthChecker, Job};
+use crate::orca;
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, DnsCacheConfig};
 use nuncio_http::access_log::{AccessLogWriter, LogFile};
 use nuncio_http::matchers::Runtime;
 use nuncio_net::tls::watch::TlsContexts;
@@ -65,7 +67,8 @@ pub struct ClusterManager {
     workers: Arc<Workers>,
     followers: Arc<Followers>,
     zones: OnceLock<Arc<Zones>>,
-    resolvers: Resolvers,
+    resolvers: Arc<Resolvers>,
+    dns_caches: DnsCaches,
     control: Mutex<Control>,
     /// Clusters that wait for their first hosts.
     waiting: watch::Sender<Waiting>,
@@ -94,6 +97,8 @@ struct Control {
     next: u64,
     /// What runtime keys say.
     lb_runtime: LbRuntime,
+    /// Where they are.
+    runtime: Option<Arc<dyn Runtime>>,
     /// Clusters that are not visible yet, by name.
     warming: FxHashMap<Arc<str>, Arc<Cluster>>,
 }
@@ -128,6 +133,8 @@ impl ClusterManager {
     /// A manager without clusters.
     pub fn new(options: ClusterManagerOptions) -> Arc<ClusterManager> {
         let (health_jobs, health_queue) = mpsc::unbounded_channel();
+        let resolvers = Arc::new(Resolvers::default());
+        let dns_caches = DnsCaches::new(&resolvers, &options.registry, &options.control);
         let manager = Arc::new(ClusterManager {
             shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
             stats: ClusterManagerStats::new(&options.registry, "cluster_manager."),
@@ -135,7 +142,8 @@ impl ClusterManager {
             workers: Arc::default(),
             followers: Arc::default(),
             zones: OnceLock::new(),
-            resolvers: Resolvers::default(),
+            dns_caches,
+            resolvers,
             control: Mutex::default(),
             waiting: watch::channel(Waiting::default()).0,
             health_jobs,
@@ -151,15 +159,29 @@ impl ClusterManager {
         let _ = self.zones.set(Arc::new(zones));
     }
 
-    /// Runtime keys may have other values: those of load balancing are read again. For the control thread.
-    pub fn apply_runtime(&self, runtime: &dyn Runtime) {
-        let new = LbRuntime::read(runtime);
-        if std::mem::replace(&mut self.control().lb_runtime, new) == new {
-            return;
-        }
+    /// Runtime keys may have other values: those of load balancing and of outlier detection are read again. For the control thread.
+    pub fn apply_runtime(&self, runtime: &Arc<dyn Runtime>) {
+        let new = LbRuntime::read(&**runtime);
+        let mut control = self.control();
+        control.runtime = Some(runtime.clone());
+        let changed = std::mem::replace(&mut control.lb_runtime, new) != new;
+        drop(control);
         for cluster in self.clusters().into_iter().chain(self.warming()) {
-            cluster.apply_runtime(new);
+            if changed {
+                cluster.apply_runtime(new);
+            }
+            if let Some(outlier) = cluster.outlier_detection() {
+                outlier.apply_runtime(&**runtime);
+            }
         }
+    }
+
+    /// The DNS cache of this configuration, for HTTP filters; clusters of the same name use the same.
+    ///
+    /// # Errors
+    /// A text: there is one of the name with other settings, or DNS cannot be set up.
+    pub fn dns_cache(&self, config: &Arc<DnsCacheConfig>) -> Result<Arc<DnsCache>, String> {
+        self.dns_caches.get(config)
     }
 
     /// The cluster of this name. Lock-free; for every thread.
@@ -257,11 +279,15 @@ impl ClusterManager {
             lb_runtime: self.control().lb_runtime,
         };
         let cluster = Cluster::new(config, parts)?;
-        let discovery = discovery::Discovery::new(&cluster, &self.resolvers)?;
+        let discovery = discovery::Discovery::new(&cluster, &self.resolvers, &self.dns_caches)?;
         for context in cluster.tls_contexts() {
             options.tls_contexts.add(context);
         }
+        if let (Some(outlier), Some(runtime)) = (cluster.outlier_detection(), &self.control().runtime) {
+            outlier.apply_runtime(&**runtime);
+        }
         outlier::start(&cluster, &options.control);
+        orca::start(&cluster, &options.control);
         Ok((cluster, discovery))
     }
 

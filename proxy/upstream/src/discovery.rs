@@ -4,8 +4,10 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::cluster_manager::Warming;
 use crate::dns::cluster::Target;
 use crate::dns::{self, Resolver, Resolvers};
+use crate::dns_cache::{DnsCache, DnsCaches};
 use crate::host::{Host, HostDescription};
 use crate::host_set::{HostGroup, HostGroups};
+use crate::original_dst;
 use crate::transport;
 use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{ClusterConfig, Discovery as DiscoveryConfig, Endpoint, Locality};
@@ -22,6 +24,10 @@ pub(crate) enum Discovery {
     LogicalDns(Target, Resolver),
     /// Whoever runs the process hands the endpoints in.
     Given,
+    /// Workers make the hosts.
+    OriginalDst,
+    /// Names that requests bring.
+    Names(Arc<DnsCache>),
     /// There are no hosts of its own.
     None,
 }
@@ -31,7 +37,7 @@ impl Discovery {
     ///
     /// # Errors
     /// [`ClusterError::Unsupported`] for kinds that do not exist here and for names in a STATIC cluster.
-    pub(crate) fn new(cluster: &Cluster, resolvers: &Resolvers) -> Result<Discovery, ClusterError> {
+    pub(crate) fn new(cluster: &Cluster, resolvers: &Resolvers, caches: &DnsCaches) -> Result<Discovery, ClusterError> {
         let config = &cluster.config;
         let unsupported = |field: &str, what: String| {
             Err(ClusterError::Unsupported { path: format!("{}.{field}", config.path), what })
@@ -72,9 +78,11 @@ impl Discovery {
             }
             DiscoveryConfig::Eds { .. } => Ok(Discovery::Given),
             DiscoveryConfig::Aggregate { .. } => Ok(Discovery::None),
-            DiscoveryConfig::OriginalDst => {
-                unsupported("type", "clusters of type ORIGINAL_DST are not supported".to_owned())
-            }
+            DiscoveryConfig::OriginalDst(_) => Ok(Discovery::OriginalDst),
+            DiscoveryConfig::DynamicForwardProxy { cache, .. } => match caches.get(cache) {
+                Ok(cache) => Ok(Discovery::Names(cache)),
+                Err(error) => unsupported("cluster_type", error),
+            },
             DiscoveryConfig::Extension(typed) => {
                 unsupported("cluster_type", format!("cluster type {typed:?} is not implemented yet"))
             }
@@ -99,6 +107,11 @@ impl Discovery {
                 dns::cluster::start_logical(cluster, target, &resolver, control, warming);
             }
             Discovery::None => {}
+            Discovery::Names(cache) => cluster.use_dns_cache(cache),
+            Discovery::OriginalDst => {
+                cluster.update(empty_groups(cluster).priority_set());
+                original_dst::start(cluster, control);
+            }
             Discovery::Given => cluster.wait_for_endpoints(warming()),
         }
     }

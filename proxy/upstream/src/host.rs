@@ -5,15 +5,18 @@
 
 use crate::cluster::Cluster;
 use crate::health_check::HealthMonitor;
+use crate::orca::Reported;
 use crate::outlier::HostMonitor;
 use nuncio_base::clock;
-use nuncio_config::cluster::{EndpointHealthCheck, HealthStatus, Locality};
+use nuncio_config::cluster::{ClientWeightsConfig, EndpointHealthCheck, HealthStatus, Locality};
+use nuncio_http::headers::Headers;
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{OnceLock, Weak};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Health of a host as load balancing sees it.
@@ -132,8 +135,14 @@ pub struct Host {
     removed: AtomicBool,
     /// The cluster that it is part of, once it was published.
     owner: OnceLock<Weak<Cluster>>,
+    /// Set where its reports of load make its weight.
+    reported: OnceLock<Arc<Reported>>,
+    /// Picked since somebody looked.
+    picked: AtomicBool,
     /// How often it was ejected or failed its health check: pools then let go of what they had before.
     failures: AtomicU32,
+    /// Made for those that want to know at once.
+    failed: OnceLock<Notify>,
     /// When it passed its health check after failing it, or was first seen healthy; see [`now_ms`]. 0 for never.
     healthy_since: AtomicU64,
     /// Set where its cluster detects outliers.
@@ -196,7 +205,10 @@ impl Host {
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
             owner: OnceLock::new(),
+            picked: AtomicBool::new(false),
+            reported: OnceLock::new(),
             failures: AtomicU32::new(0),
+            failed: OnceLock::new(),
             healthy_since: AtomicU64::new(0),
             outlier: OnceLock::new(),
             health_monitor: OnceLock::new(),
@@ -293,6 +305,35 @@ impl Host {
         self.owner.get_or_init(|| cluster.clone());
     }
 
+    /// Looks for a report of load in headers or trailers of its response; true when there was one.
+    #[inline]
+    pub fn read_load_report(&self, headers: &Headers) -> bool {
+        self.reported.get().is_some_and(|reported| reported.read(headers, now_ms()))
+    }
+
+    pub(crate) fn reported(&self) -> Option<&Arc<Reported>> {
+        self.reported.get()
+    }
+
+    /// Its reports count from now on.
+    pub(crate) fn report_to(&self, config: &Arc<ClientWeightsConfig>) {
+        self.reported.get_or_init(|| Arc::new(Reported::new(config)));
+    }
+
+    /// Says that it was picked, for [`Host::take_pick`].
+    #[inline]
+    pub(crate) fn note_pick(&self) {
+        // Mostly it is set already, and reading is free of contention.
+        if !self.picked.load(Relaxed) {
+            self.picked.store(true, Relaxed);
+        }
+    }
+
+    /// Whether it was picked since the last call.
+    pub(crate) fn take_pick(&self) -> bool {
+        self.picked.swap(false, Relaxed)
+    }
+
     /// How often it was found to be failing.
     pub(crate) fn failures(&self) -> u32 {
         self.failures.load(Relaxed)
@@ -301,6 +342,23 @@ impl Host {
     /// It was found to be failing: existing connections are not to be used for new requests.
     pub(crate) fn note_failure(&self) {
         self.failures.fetch_add(1, Relaxed);
+        if let Some(failed) = self.failed.get() {
+            failed.notify_waiters();
+        }
+    }
+
+    /// Waits until it is found to be failing once more than `before` times.
+    pub(crate) async fn failure_after(&self, before: u32) {
+        let failed = self.failed.get_or_init(Notify::new);
+        loop {
+            let mut notified = std::pin::pin!(failed.notified());
+            // From here on nothing is missed.
+            notified.as_mut().enable();
+            if self.failures() != before {
+                return;
+            }
+            notified.await;
+        }
     }
 
     pub(crate) fn mark_removed(&self) {

@@ -2,7 +2,8 @@
 //!
 //! Reading order: the manager that finds a cluster by name (`cluster_manager`), the cluster (`cluster`) with its hosts
 //! (`host_set`, `host`), how one is picked (`lb`), what limits it (`circuit_breakers`), and how a stream to it is had
-//! (`pool`). `followers` tells clusters of changes in others. Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`). `worker` is what each thread keeps.
+//! (`pool`). `followers` tells clusters of changes in others. Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`), or with the
+//! requests (`original_dst`, `dns_cache`). `worker` is what each thread keeps.
 //! Knows no routes; the router filter does.
 
 pub mod cluster_manager;
@@ -20,11 +21,14 @@ pub mod transport;
 pub mod pool;
 
 pub mod health_check;
+mod orca;
 pub mod outlier;
 
 mod discovery;
 mod dns;
+pub mod dns_cache;
 pub mod endpoints;
+mod original_dst;
 
 pub mod stats;
 pub mod worker;

@@ -78,6 +78,11 @@ impl Transport {
         self.contexts.get(socket_match.map_or(0, |index| index as usize + 1))?.as_ref()
     }
 
+    /// Whether connections to hosts that match no other transport socket are encrypted.
+    pub(crate) fn default_is_secure(&self) -> bool {
+        self.at(None).is_some()
+    }
+
     /// Whether connections to `host` are encrypted.
     #[inline]
     pub fn is_secure(&self, host: &Host) -> bool {

@@ -72,7 +72,7 @@ pub(crate) fn choose_host(cluster: &Cluster, context: &LbContext<'_>) -> Option<
     if picks.generation != generation {
         picks.state = cluster.state();
         picks.generation = generation;
-        picks.lb.refresh();
+        picks.lb.refresh(&picks.state.tables);
     }
     picks.lb.choose_host(&picks.state.tables, &picks.state.priority_set, context, &cluster.stats)
 }

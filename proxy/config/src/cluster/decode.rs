@@ -6,21 +6,17 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
-use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as NewFamily;
-use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
-use envoy_types::pb::google::protobuf::Any;
 
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
     DnsDefaults, DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive,
-    Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig,
+    Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig, discovery, dynamic_forward_proxy,
 };
 use crate::address::{Address, EndpointAddress};
-use crate::decode::{Context, bool_value, json, serialized, type_name, u32_value};
+use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::decode::http_filters;
 use crate::hcm::{Http1Options, Http2Options};
@@ -40,14 +36,14 @@ impl ClusterConfig {
 
     pub(crate) fn from_message(cx: &mut Context, message: &pb::Cluster) -> Option<Self> {
         let mut dns = dns_config(cx, message);
-        let discovery = discovery(cx, message, &mut dns);
+        let discovery = discovery::discovery(cx, message, &mut dns);
         let mut lb_common = lb_common(cx, message);
         let lb_policy = LbPolicy::decode(cx, message, &mut lb_common);
         if let (Some(discovery), Some(lb_policy)) = (&discovery, &lb_policy) {
             check_policy(cx, message, discovery, lb_policy);
         }
         // Other kinds want addresses.
-        let names = !matches!(discovery, Some(Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst));
+        let names = !matches!(discovery, Some(Discovery::Static | Discovery::Eds { .. } | Discovery::OriginalDst(_)));
         let endpoints = match &message.load_assignment {
             Some(assignment) => {
                 cx.at("load_assignment", |cx| ClusterLoadAssignment::from_message(cx, assignment, names))?
@@ -60,7 +56,11 @@ impl ClusterConfig {
             None => (None, None),
         };
         let matches = cx.each("transport_socket_matches", &message.transport_socket_matches, socket_match);
-        let http = http_options(cx, message);
+        let mut http = http_options(cx, message);
+        if let Some(Discovery::DynamicForwardProxy { allow_insecure, .. }) = &discovery {
+            let typed = message.typed_extension_protocol_options.contains_key(HTTP_OPTIONS);
+            dynamic_forward_proxy::check_names(cx, message, *allow_insecure, typed, &mut http);
+        }
         if http.protocol == UpstreamProtocol::Auto && tls.is_none() && transport_socket.is_none() && matches.is_empty()
         {
             cx.error(format!("ALPN configured for cluster {} which has a non-ALPN transport socket", message.name));
@@ -116,103 +116,27 @@ impl ClusterConfig {
     }
 }
 
-fn discovery(cx: &mut Context, message: &pb::Cluster, dns: &mut DnsConfig) -> Option<Discovery> {
-    use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
-    let kind = match &message.cluster_discovery_type {
-        None => DiscoveryType::Static,
-        Some(ClusterDiscoveryType::Type(number)) => DiscoveryType::try_from(*number).unwrap_or_default(),
-        Some(ClusterDiscoveryType::ClusterType(custom)) => {
-            return cx.at("cluster_type", |cx| match custom.typed_config.as_ref() {
-                Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.dns.v3.DnsCluster" => {
-                    cx.at("typed_config", |cx| dns_cluster(cx, any, dns))
-                }
-                Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.aggregate.v3.ClusterConfig" => cx
-                    .at("typed_config", |cx| {
-                        let config: AggregateCluster = cx.unpack(any)?;
-                        let clusters = config.clusters.iter().map(|name| name.as_str().into()).collect();
-                        Some(Discovery::Aggregate { clusters })
-                    }),
-                None => match custom.name.as_str() {
-                    "envoy.cluster.static" => Some(Discovery::Static),
-                    "envoy.cluster.strict_dns" => Some(Discovery::StrictDns),
-                    "envoy.cluster.logical_dns" => Some(Discovery::LogicalDns),
-                    "envoy.cluster.original_dst" => Some(Discovery::OriginalDst),
-                    "envoy.cluster.eds" => eds(cx, message),
-                    _ => Some(Discovery::Extension(cx.typed_config(&custom.name, None))),
-                },
-                any => Some(Discovery::Extension(cx.typed_config(&custom.name, any))),
-            });
-        }
-    };
-    if kind != DiscoveryType::Eds && message.eds_cluster_config.is_some() {
-        cx.error_at("eds_cluster_config", "eds_cluster_config set in a non-EDS cluster");
-    }
-    Some(match kind {
-        DiscoveryType::Static => Discovery::Static,
-        DiscoveryType::StrictDns => Discovery::StrictDns,
-        DiscoveryType::LogicalDns => Discovery::LogicalDns,
-        DiscoveryType::OriginalDst => Discovery::OriginalDst,
-        DiscoveryType::Eds => eds(cx, message)?,
-    })
-}
-
-fn eds(cx: &mut Context, message: &pb::Cluster) -> Option<Discovery> {
-    let Some(config) = &message.eds_cluster_config else {
-        cx.error("cannot create an EDS cluster without an EDS config");
-        return None;
-    };
-    let service = if config.service_name.is_empty() { &message.name } else { &config.service_name };
-    Some(Discovery::Eds {
-        service_name: service.as_str().into(),
-        source: config.eds_config.as_ref().map(serialized).unwrap_or_default(),
-    })
-}
-
-/// `DnsCluster`, the newer way to say STRICT_DNS and LOGICAL_DNS, which carries its own DNS settings.
-fn dns_cluster(cx: &mut Context, any: &Any, dns: &mut DnsConfig) -> Option<Discovery> {
-    let config: DnsCluster = cx.unpack(any)?;
-    if let Some(rate) = cx.duration("dns_refresh_rate", &config.dns_refresh_rate) {
-        dns.refresh_rate = rate;
-    }
-    if let Some(rate) = &config.dns_failure_refresh_rate {
-        dns.failure_refresh =
-            cx.at("dns_failure_refresh_rate", |cx| failure_refresh(cx, &rate.base_interval, &rate.max_interval));
-    }
-    dns.respect_ttl = config.respect_dns_ttl;
-    dns.jitter = cx.duration("dns_jitter", &config.dns_jitter).unwrap_or_default();
-    dns.family = match config.dns_lookup_family() {
-        NewFamily::Unspecified | NewFamily::Auto => DnsLookupFamily::Auto,
-        NewFamily::V4Only => DnsLookupFamily::V4Only,
-        NewFamily::V6Only => DnsLookupFamily::V6Only,
-        NewFamily::V4Preferred => DnsLookupFamily::V4Preferred,
-        NewFamily::All => DnsLookupFamily::All,
-    };
-    if let Some(resolver) = &config.typed_dns_resolver_config {
-        cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, dns));
-    } else {
-        dns.take_defaults(cx.default_dns.clone());
-    }
-    Some(if config.all_addresses_in_single_endpoint { Discovery::LogicalDns } else { Discovery::StrictDns })
-}
-
 fn check_policy(cx: &mut Context, message: &pb::Cluster, discovery: &Discovery, policy: &LbPolicy) {
     let provided = *policy == LbPolicy::ClusterProvided;
     match discovery {
-        Discovery::OriginalDst if !provided => cx.error_at(
+        Discovery::OriginalDst(_) if !provided => cx.error_at(
             "lb_policy",
             format!(
                 "cluster: LB policy {} is not valid for Cluster type ORIGINAL_DST. Only 'CLUSTER_PROVIDED' is allowed with cluster type 'ORIGINAL_DST'",
                 message.lb_policy().as_str_name()
             ),
         ),
-        Discovery::Aggregate { .. } if !provided => cx.error_at(
+        Discovery::Aggregate { .. } | Discovery::DynamicForwardProxy { .. } if !provided => cx.error_at(
             "lb_policy",
             format!(
                 "cluster manager: cluster provided LB not specified but cluster '{}' provided one. Check cluster documentation.",
                 message.name
             ),
         ),
-        Discovery::OriginalDst | Discovery::Aggregate { .. } | Discovery::Extension(_) => {}
+        Discovery::OriginalDst(_)
+        | Discovery::Aggregate { .. }
+        | Discovery::DynamicForwardProxy { .. }
+        | Discovery::Extension(_) => {}
         _ if provided => cx.error_at(
             "lb_policy",
             format!(
@@ -242,7 +166,7 @@ fn check_endpoints(
                 );
             }
         }
-        Some(Discovery::OriginalDst) if message.load_assignment.is_some() => {
+        Some(Discovery::OriginalDst(_)) if message.load_assignment.is_some() => {
             cx.error_at("load_assignment", "ORIGINAL_DST clusters must have no load assignment configured");
         }
         _ => {}
@@ -466,18 +390,11 @@ impl Thresholds {
 }
 
 fn dns_config(cx: &mut Context, message: &pb::Cluster) -> DnsConfig {
-    use pb::cluster::DnsLookupFamily as Family;
     let mut dns = DnsConfig {
         respect_ttl: message.respect_dns_ttl,
         use_tcp: message.use_tcp_for_dns_lookups,
         wait_for_warm_on_init: bool_value(&message.wait_for_warm_on_init).unwrap_or(true),
-        family: match message.dns_lookup_family() {
-            Family::Auto => DnsLookupFamily::Auto,
-            Family::V4Only => DnsLookupFamily::V4Only,
-            Family::V6Only => DnsLookupFamily::V6Only,
-            Family::V4Preferred => DnsLookupFamily::V4Preferred,
-            Family::All => DnsLookupFamily::All,
-        },
+        family: family(message.dns_lookup_family()),
         resolvers: resolvers(cx, "dns_resolvers", &message.dns_resolvers),
         ..DnsConfig::default()
     };
@@ -507,7 +424,7 @@ fn dns_config(cx: &mut Context, message: &pb::Cluster) -> DnsConfig {
 }
 
 impl DnsConfig {
-    fn take_defaults(&mut self, defaults: DnsDefaults) {
+    pub(super) fn take_defaults(&mut self, defaults: DnsDefaults) {
         self.resolvers = defaults.resolvers;
         self.use_tcp = defaults.use_tcp;
         self.no_default_search_domain = defaults.no_default_search_domain;
@@ -530,7 +447,18 @@ impl DnsDefaults {
     }
 }
 
-fn failure_refresh(
+pub(super) fn family(family: pb::cluster::DnsLookupFamily) -> DnsLookupFamily {
+    use pb::cluster::DnsLookupFamily as Family;
+    match family {
+        Family::Auto => DnsLookupFamily::Auto,
+        Family::V4Only => DnsLookupFamily::V4Only,
+        Family::V6Only => DnsLookupFamily::V6Only,
+        Family::V4Preferred => DnsLookupFamily::V4Preferred,
+        Family::All => DnsLookupFamily::All,
+    }
+}
+
+pub(super) fn failure_refresh(
     cx: &mut Context,
     base: &Option<envoy_types::pb::google::protobuf::Duration>,
     max: &Option<envoy_types::pb::google::protobuf::Duration>,
@@ -543,7 +471,11 @@ fn failure_refresh(
     Some((base, max))
 }
 
-fn resolvers(cx: &mut Context, field: &'static str, messages: &[core::Address]) -> Vec<std::net::SocketAddr> {
+pub(super) fn resolvers(
+    cx: &mut Context,
+    field: &'static str,
+    messages: &[core::Address],
+) -> Vec<std::net::SocketAddr> {
     cx.each(field, messages, |cx, message| match Address::decode(cx, message)? {
         Address::Socket(address) => Some(address.addr),
         _ => {
@@ -561,7 +493,7 @@ fn resolver_options(options: &Option<core::DnsResolverOptions>, dns: &mut DnsCon
 }
 
 /// c-ares' settings are taken over; other resolvers of Envoy (getaddrinfo, Apple) have none that matter here.
-fn typed_resolver(cx: &mut Context, resolver: &core::TypedExtensionConfig, dns: &mut DnsConfig) {
+pub(super) fn typed_resolver(cx: &mut Context, resolver: &core::TypedExtensionConfig, dns: &mut DnsConfig) {
     let Some(any) = &resolver.typed_config else { return };
     if type_name(&any.type_url) == "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" {
         cx.at("typed_config", |cx| {
@@ -578,7 +510,11 @@ mod tests {
     use super::*;
     use crate::decode::tests::errors;
     use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
+    use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
+    use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as NewFamily;
+    use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
     use envoy_types::pb::google::protobuf as google;
+    use google::Any;
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
     use prost::Message;
 

@@ -8,7 +8,9 @@ use envoy_types::pb::google::protobuf as google;
 use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
-use super::{CommonLbConfig, LbPolicy, SlowStartConfig, SubsetConfig, ZoneAwareConfig};
+use super::{
+    ClientWeightsConfig, CommonLbConfig, LbPolicy, OverrideSource, SlowStartConfig, SubsetConfig, ZoneAwareConfig,
+};
 use crate::decode::{Context, type_name, u32_value, u64_value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,6 +192,8 @@ fn is_known(extension: &TypedExtensionConfig) -> bool {
                 | "cluster_provided.v3.ClusterProvided"
                 | "wrr_locality.v3.WrrLocality"
                 | "subset.v3.Subset"
+                | "override_host.v3.OverrideHost"
+                | "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin"
         )
     )
 }
@@ -237,6 +241,19 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             cx.required("endpoint_picking_policy", &config.endpoint_picking_policy, |cx, list| {
                 from_list(cx, list, common)
             })?
+        }
+        "override_host.v3.OverrideHost" => {
+            let config: policies::override_host::v3::OverrideHost = cx.unpack(any)?;
+            let sources = cx.each("override_host_sources", &config.override_host_sources, OverrideSource::decode);
+            common.override_host = Some(sources.into());
+            cx.required("fallback_policy", &config.fallback_policy, |cx, list| from_list(cx, list, common))?
+        }
+        "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
+            use policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
+            let config: ClientSideWeightedRoundRobin = cx.unpack(any)?;
+            common.client_weights = Some(Arc::new(ClientWeightsConfig::decode(cx, &config)));
+            common.slow_start = slow_start(cx, &config.slow_start_config);
+            LbPolicy::RoundRobin
         }
         "subset.v3.Subset" => {
             let config: policies::subset::v3::Subset = cx.unpack(any)?;

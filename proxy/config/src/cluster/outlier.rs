@@ -31,6 +31,8 @@ pub struct OutlierDetectionConfig {
     pub always_eject_one_host: bool,
     /// A passed health check ends an ejection; default true.
     pub successful_active_health_check_uneject_host: bool,
+    /// Hosts whose answers call them degraded (`x-envoy-degraded`) count as that for a while.
+    pub detect_degraded_hosts: bool,
     /// Percentage of detections that eject; default 100.
     pub enforcing_consecutive_5xx: u32,
     /// Default 0.
@@ -73,6 +75,7 @@ impl Default for OutlierDetectionConfig {
             max_ejection_percent: 10,
             always_eject_one_host: false,
             successful_active_health_check_uneject_host: true,
+            detect_degraded_hosts: false,
             enforcing_consecutive_5xx: 100,
             enforcing_consecutive_gateway_failure: 0,
             enforcing_consecutive_local_origin_failure: 100,
@@ -120,6 +123,7 @@ impl OutlierDetectionConfig {
             split_external_local_origin_errors: m.split_external_local_origin_errors,
             max_ejection_percent: number(&m.max_ejection_percent, default.max_ejection_percent).min(100),
             always_eject_one_host: bool_value(&m.always_eject_one_host).unwrap_or(false),
+            detect_degraded_hosts: bool_value(&message.detect_degraded_hosts).unwrap_or(false),
             successful_active_health_check_uneject_host: bool_value(&m.successful_active_health_check_uneject_host)
                 .unwrap_or(true),
             enforcing_consecutive_5xx: number(&m.enforcing_consecutive_5xx, default.enforcing_consecutive_5xx),

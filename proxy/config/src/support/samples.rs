@@ -35,7 +35,7 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, lb_policy: ROUND_ROBIN, round_robin_lb_config: {slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}",
     "{name: c, type: STATIC, lb_subset_config: {subset_selectors: [{keys: [a, b]}, {keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}]}}",
     "{name: c, type: EDS, eds_cluster_config: {}}",
-    "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}",
+    "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, original_dst_lb_config: {use_http_header: true, metadata_key: {key: a, path: [{key: b}]}}}",
     "{name: c, cluster_type: {name: envoy.clusters.dns, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, dns_failure_refresh_rate: {base_interval: 1s}}}}",
     "{name: c, type: STRICT_DNS, connect_timeout: 1s, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}",
@@ -50,6 +50,14 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, http2_protocol_options: {}, health_checks: [{grpc_health_check: {}}]}",
     "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.aggregate, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [a, b]}}}",
+    "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig,
+      dns_cache_config: {name: a, dns_cache_circuit_breaker: {}, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}}}}",
+    "{name: c, lb_policy: CLUSTER_PROVIDED, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http_protocol_options: {}}}},
+      cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig,
+      allow_insecure_cluster_options: true, dns_cache_config: {name: a}}}}",
     "{name: c, cluster_type: {name: other.cluster}}",
     "{name: c, cluster_type: {name: other.cluster}, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided}}}]}}",
@@ -84,6 +92,14 @@ const CLUSTERS: &[&str] = &[
       endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost,
+      override_host_sources: [{header: a}, {metadata: {key: a, path: [{key: b}]}}],
+      fallback_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin,
+      slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.subset.v3.Subset,
       subset_selectors: [{keys: [a, b]}, {keys: [a, b], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}],
       subset_lb_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
@@ -93,7 +109,6 @@ const CLUSTERS: &[&str] = &[
 /// Fields of the decoded configuration that nothing uses yet.
 const CARRIED: &[&str] = &[
     "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
-    "envoy.config.cluster.v3.Cluster.close_connections_on_host_health_failure",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",

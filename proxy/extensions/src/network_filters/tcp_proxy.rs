@@ -156,7 +156,13 @@ impl TcpProxy {
         };
         let options =
             CopyOptions { idle_timeout: self.config.idle_timeout, progress: Some(&progress), no_splice: false };
-        let outcome = copy_bidirectional(&mut connection.io, &mut upstream.io, options).await;
+        let failure = upstream.host_failure();
+        let copied = until(failure, copy_bidirectional(&mut connection.io, &mut upstream.io, options)).await;
+        let Some(outcome) = copied else {
+            upstream.ended_locally();
+            connection.info.closed_locally.set(true);
+            return;
+        };
         match &outcome.end {
             CopyEnd::IdleTimeout => {
                 self.stats.idle_timeout().inc();
@@ -248,7 +254,8 @@ impl TcpProxy {
         context: &LbContext<'_>,
         info: &RefCell<StreamInfo>,
     ) -> Result<Upstream, Failed> {
-        let Some(host) = cluster.choose_host(context) else {
+        let chosen = cluster.choose_host(&LbContext { info: Some(&info.borrow()), ..*context });
+        let Some(host) = chosen else {
             cluster.stats.upstream_cx_none_healthy().inc();
             info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return Err(Failed::Final);
@@ -309,6 +316,18 @@ impl TcpProxy {
         }
         self.logs.log(&FormatContext { log_type, ..FormatContext::new(&info) });
     }
+}
+
+/// What `work` yields, or None when `end` comes first.
+async fn until<T>(end: Option<impl Future<Output = ()>>, work: impl Future<Output = T>) -> Option<T> {
+    // Boxed: few sessions have an end of this kind.
+    let Some(mut end) = end.map(Box::pin) else { return Some(work.await) };
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => end.as_mut().poll(cx).map(|()| None),
+    })
+    .await
 }
 
 /// Tells outlier detection how connecting went.

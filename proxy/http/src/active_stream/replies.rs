@@ -216,7 +216,8 @@ impl ActiveStream<'_> {
         if self.chain.any.complete {
             for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()) {
                 if entry.hooks.complete {
-                    let mut view = StreamView { request: &mut self.request, info: &mut self.info };
+                    let mut view =
+                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                     entry.filter.complete(slot, &mut view);
                 }
             }

@@ -41,6 +41,7 @@ fn extensions() -> Vec<pb::Extension> {
     let all = http
         .chain(of("envoy.filters.network", registry::NETWORK_FILTERS))
         .chain(of("envoy.filters.listener", registry::LISTENER_FILTERS))
+        .chain(of("envoy.load_balancing_policies", registry::LOAD_BALANCING_POLICIES))
         .chain(of("envoy.clusters", registry::CLUSTERS))
         .chain(of("envoy.access_loggers", registry::ACCESS_LOGGERS))
         .chain(of("envoy.transport_sockets.downstream", registry::TRANSPORT_SOCKETS));

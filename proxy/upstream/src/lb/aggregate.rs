@@ -85,6 +85,7 @@ impl LbTables {
             fail_traffic_on_panic: false,
             slow_start: None,
             zones: None,
+            overrides: None,
             subsets: None,
         }
     }

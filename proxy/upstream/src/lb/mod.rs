@@ -7,22 +7,29 @@
 mod aggregate;
 pub mod edf;
 pub mod maglev;
+mod override_host;
 pub mod priority;
 pub mod ring_hash;
 mod slow_start;
 mod subset;
 mod zone;
 
+use crate::dns_cache::{DnsCache, NamedTable};
 use crate::host::{Health, Host, now_ms};
 use crate::host_set::{Grouping, HostSet, LocalityHosts, PrioritySet};
+use crate::original_dst::{DestinationTable, Destinations, Made};
 use crate::stats::ClusterStats;
 use edf::EdfScheduler;
 use nuncio_base::random;
 use nuncio_config::cluster::{ClusterConfig, LbPolicy};
+use nuncio_http::headers::Headers;
+use nuncio_http::stream_info::StreamInfo;
+use override_host::Overrides;
 use priority::{Availability, Level, PriorityLoad};
 use serde_json::{Map, Value};
 use slow_start::SlowStart;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use subset::Subsets;
@@ -44,6 +51,12 @@ pub struct LbContext<'a> {
     pub metadata_match: Option<&'a Map<String, Value>>,
     /// More of it, from the dynamic metadata of the request or connection; wins over `metadata_match`.
     pub dynamic_metadata: Option<&'a Map<String, Value>>,
+    /// Headers of the request, for clusters whose hosts come with requests; None where there are none.
+    pub headers: Option<&'a Headers>,
+    /// The stream or connection, for the same.
+    pub info: Option<&'a StreamInfo>,
+    /// How many of the hosts that the request names were tried (`override_host`).
+    pub overrides_used: Option<&'a Cell<u32>>,
 }
 
 impl std::fmt::Debug for LbContext<'_> {
@@ -71,6 +84,10 @@ enum Policy {
         full_scan: bool,
     },
     Random,
+    /// The request says where it goes.
+    OriginalDst(DestinationTable),
+    /// The request names its host.
+    Named(NamedTable),
     /// Members pick.
     Aggregate(aggregate::Row),
     /// By priority.
@@ -86,6 +103,8 @@ pub struct LbTables {
     slow_start: Option<SlowStart>,
     /// Of the first priority.
     zones: Option<ZoneRouting>,
+    /// Asked before everything else.
+    overrides: Option<Overrides>,
     /// Picks are made within one of these.
     subsets: Option<Box<Subsets>>,
 }
@@ -137,7 +156,10 @@ impl LbTables {
         previous: Option<&Subsets>,
         local: Option<&LocalCluster>,
     ) -> Self {
-        let Some(subsets) = &config.lb_common.subsets else { return Self::undivided(config, set, stats, local) };
+        let overrides = || config.lb_common.override_host.as_deref().map(|sources| Overrides::new(sources, set));
+        let Some(subsets) = &config.lb_common.subsets else {
+            return LbTables { overrides: overrides(), ..Self::undivided(config, set, stats, local) };
+        };
         LbTables {
             // Never asked: every pick is that of a subset.
             policy: Policy::Random,
@@ -145,6 +167,7 @@ impl LbTables {
             fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
             slow_start: None,
             zones: None,
+            overrides: overrides(),
             subsets: Some(Box::new(Subsets::new(config, subsets, set, stats, previous, local))),
         }
     }
@@ -185,11 +208,34 @@ impl LbTables {
             fail_traffic_on_panic: config.lb_common.fail_traffic_on_panic,
             subsets: None,
             slow_start: slow_start.map(SlowStart::new),
+            overrides: None,
             zones: local.and_then(|local| {
                 let common = &config.lb_common;
                 let first = set.host_sets.first()?;
                 ZoneRouting::new(&common.zone_aware, first, local, common.healthy_panic_threshold, stats)
             }),
+        }
+    }
+
+    /// The tables of a cluster whose requests say where they go, over the hosts that have been asked for.
+    pub(crate) fn original_dst(destinations: Arc<Destinations>, set: &PrioritySet) -> Self {
+        Self::by_request(Policy::OriginalDst(DestinationTable::new(destinations, set)), set)
+    }
+
+    /// The tables of a dynamic forward proxy's cluster.
+    pub(crate) fn named(cache: &DnsCache, set: &PrioritySet, default_port: u16) -> Self {
+        Self::by_request(Policy::Named(NamedTable::new(cache, set, default_port)), set)
+    }
+
+    fn by_request(policy: Policy, set: &PrioritySet) -> Self {
+        LbTables {
+            policy,
+            load: PriorityLoad::new(set, 0.0),
+            fail_traffic_on_panic: false,
+            slow_start: None,
+            zones: None,
+            overrides: None,
+            subsets: None,
         }
     }
 
@@ -314,29 +360,38 @@ pub struct WorkerLb {
     priorities: Vec<PriorityTurns>,
     /// Turns within subsets, by slot.
     subsets: Vec<WorkerLb>,
+    /// Hosts of this worker's making.
+    made: Made,
 }
 
 impl Default for WorkerLb {
     fn default() -> Self {
-        WorkerLb { seed: random::u64(), priorities: Vec::new(), subsets: Vec::new() }
+        WorkerLb::with_seed(random::u64())
     }
 }
 
 impl WorkerLb {
     /// Turns that begin at `seed` instead of a random place.
     pub fn with_seed(seed: u64) -> Self {
-        WorkerLb { seed, priorities: Vec::new(), subsets: Vec::new() }
+        WorkerLb { seed, priorities: Vec::new(), subsets: Vec::new(), made: Made::default() }
     }
 
     /// The host sets have changed: weights are read anew, turns among equals go on where they were.
-    pub fn refresh(&mut self) {
+    pub fn refresh(&mut self, tables: &LbTables) {
+        if let Policy::OriginalDst(table) = &tables.policy {
+            table.forget_published(&mut self.made);
+        }
+        self.forget_schedules();
+    }
+
+    fn forget_schedules(&mut self) {
         for priority in &mut self.priorities {
             priority.localities_built = false;
             for source in &mut priority.sources {
                 source.scheduler = None;
             }
         }
-        self.subsets.iter_mut().for_each(WorkerLb::refresh);
+        self.subsets.iter_mut().for_each(WorkerLb::forget_schedules);
     }
 
     /// Picks a host. None when no host may be used.
@@ -347,13 +402,19 @@ impl WorkerLb {
         context: &LbContext<'_>,
         stats: &ClusterStats,
     ) -> Option<Arc<Host>> {
+        if let Some(host) = tables.overrides.as_ref().and_then(|overrides| overrides.choose(context)) {
+            return Some(host);
+        }
         if let Some(subsets) = &tables.subsets {
             return subsets.choose(context, stats, |subset| {
                 self.subset(subset.slot).choose_host(&subset.tables, &subset.set, context, stats)
             });
         }
-        if let Policy::Aggregate(row) = &tables.policy {
-            return row.choose(context.priority_load.unwrap_or(&tables.load), context);
+        match &tables.policy {
+            Policy::Aggregate(row) => return row.choose(context.priority_load.unwrap_or(&tables.load), context),
+            Policy::OriginalDst(table) => return table.choose(&mut self.made, context, stats),
+            Policy::Named(table) => return table.choose(context),
+            _ => {}
         }
         let mut attempt = 0;
         loop {
@@ -586,7 +647,7 @@ mod tests {
         let set = weighted_set(&[1, 1, 1]);
         let mut lb = WorkerLb::with_seed(1);
         assert_eq!(picks(&config(), &set, &mut lb, 5), [1, 2, 0, 1, 2]);
-        lb.refresh();
+        lb.forget_schedules();
         assert_eq!(picks(&config(), &set, &mut lb, 2), [0, 1]);
     }
 

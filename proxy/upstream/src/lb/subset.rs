@@ -482,7 +482,7 @@ mod tests {
         fn update(&mut self, set: PrioritySet) {
             self.tables = self.tables.renewed(&self.config, &set, &self.stats, None);
             self.set = set;
-            self.worker.refresh();
+            self.worker.refresh(&self.tables);
         }
 
         /// Ports that requests of these criteria reach, sorted.

@@ -7,7 +7,7 @@
 //! ```
 //! Formulas are those of Envoy's documentation of outlier detection.
 
-use super::monitor::{HostMonitor, found};
+use super::monitor::{HostMonitor, Limits, found};
 use crate::host::{Host, health_flag};
 use crate::host_set::PrioritySet;
 use nuncio_base::stats::Registry;
@@ -94,6 +94,10 @@ struct Entry {
     back_at: Option<Duration>,
     /// Success rates shown by the admin: of the host, of this side.
     rates: [f64; 2],
+    /// Since when it counts as degraded.
+    degraded_at: Option<Duration>,
+    /// How often it did; falls while it does not.
+    degradations: u32,
 }
 
 impl Entry {
@@ -105,6 +109,7 @@ impl Entry {
 /// The detector of one cluster.
 pub(crate) struct Detector {
     config: OutlierDetectionConfig,
+    limits: Arc<Limits>,
     stats: OutlierStats,
     hosts: Vec<Entry>,
     ejected: usize,
@@ -121,6 +126,7 @@ impl Detector {
     /// A detector without hosts; `log` asks for events.
     pub(super) fn new(config: OutlierDetectionConfig, registry: &Registry, prefix: &str, log: bool) -> Self {
         Detector {
+            limits: Arc::new(Limits::new(&config)),
             config,
             stats: OutlierStats::new(registry, &format!("{prefix}outlier_detection.")),
             hosts: Vec::new(),
@@ -132,8 +138,10 @@ impl Detector {
         }
     }
 
-    pub(super) fn config(&self) -> &OutlierDetectionConfig {
-        &self.config
+    /// Runtime keys say something else.
+    pub(super) fn set_config(&mut self, config: OutlierDetectionConfig) {
+        self.limits.set(&config);
+        self.config = config;
     }
 
     /// The cluster's hosts are now those of `set`. New ones get a monitor.
@@ -141,7 +149,7 @@ impl Detector {
         let mut old: HashMap<u64, Entry> = self.hosts.drain(..).map(|entry| (entry.host.id, entry)).collect();
         for host in set.hosts() {
             let entry = old.remove(&host.id).unwrap_or_else(|| Entry {
-                monitor: host.outlier_monitor_or(|| HostMonitor::new(&self.config, wake.clone())),
+                monitor: host.outlier_monitor_or(|| HostMonitor::new(self.limits.clone(), wake.clone())),
                 host: host.clone(),
                 num_ejections: 0,
                 backoff: 0,
@@ -149,6 +157,8 @@ impl Detector {
                 ejected_at: None,
                 back_at: None,
                 rates: [-1.0; 2],
+                degraded_at: None,
+                degradations: 0,
             });
             self.hosts.push(entry);
         }
@@ -187,6 +197,9 @@ impl Detector {
             if found == 0 {
                 continue;
             }
+            if found & found::DEGRADED != 0 {
+                self.degrade(index, now);
+            }
             for (bit, kind) in [
                 (found::GATEWAY_FAILURE, EjectionType::ConsecutiveGatewayFailure),
                 (found::SERVER_ERROR, EjectionType::Consecutive5xx),
@@ -215,6 +228,7 @@ impl Detector {
                     self.come_back(index, now);
                 }
             }
+            self.look_at_degradation(index, now);
             self.hosts[index].rates = [-1.0; 2];
             requests.push(self.hosts[index].monitor.take_requests());
         }
@@ -237,6 +251,36 @@ impl Detector {
         let index = self.hosts.iter().position(|entry| entry.host.id == host.id && entry.is_ejected());
         if let Some(index) = index {
             self.come_back(index, now);
+        }
+    }
+
+    /// The host has called itself degraded: it counts as that, longer each time.
+    fn degrade(&mut self, index: usize, now: Duration) {
+        let entry = &mut self.hosts[index];
+        if entry.degraded_at.is_some() {
+            return;
+        }
+        entry.host.set_flags(health_flag::DEGRADED_OUTLIER_DETECTION);
+        entry.degraded_at = Some(now);
+        let base = self.config.base_ejection_time;
+        if base.saturating_mul(entry.degradations) < self.config.max_ejection_time + base {
+            entry.degradations += 1;
+        }
+        self.stats.ejections_detected_degradation().inc();
+        self.changed = true;
+    }
+
+    fn look_at_degradation(&mut self, index: usize, now: Duration) {
+        let entry = &self.hosts[index];
+        match entry.degraded_at {
+            Some(since) if self.ejection_time(entry.degradations) <= now.saturating_sub(since) => {
+                let entry = &mut self.hosts[index];
+                entry.host.clear_flags(health_flag::DEGRADED_OUTLIER_DETECTION);
+                entry.degraded_at = None;
+                self.changed = true;
+            }
+            Some(_) => {}
+            None => self.hosts[index].degradations = entry.degradations.saturating_sub(1),
         }
     }
 
@@ -465,6 +509,29 @@ mod tests {
         fn counter(&self, name: &str) -> u64 {
             self.registry.counter_value(&format!("cluster.a.outlier_detection.{name}")).unwrap()
         }
+    }
+
+    #[test]
+    fn a_host_that_calls_itself_degraded_counts_as_that_for_a_while() {
+        let config = OutlierDetectionConfig { detect_degraded_hosts: true, ..config() };
+        let mut f = fixture(2, config);
+        let host = f.detector.hosts[0].host.clone();
+        let degraded = |host: &Host| host.health_flags() & health_flag::DEGRADED_OUTLIER_DETECTION != 0;
+        f.detector.hosts[0].monitor.put_degraded();
+        f.detector.on_found(SECOND, &mut || 0);
+        assert!(degraded(&host) && f.detector.take_changed());
+        // As long as an ejection: 30 s.
+        f.detector.on_interval(SECOND * 30, &mut || 0);
+        assert!(degraded(&host));
+        f.detector.on_interval(SECOND * 31, &mut || 0);
+        assert!(!degraded(&host) && f.detector.take_changed());
+        // Soon again: twice as long.
+        f.detector.hosts[0].monitor.put_degraded();
+        f.detector.on_found(SECOND * 32, &mut || 0);
+        f.detector.on_interval(SECOND * 62, &mut || 0);
+        assert!(degraded(&host));
+        f.detector.on_interval(SECOND * 92, &mut || 0);
+        assert!(!degraded(&host));
     }
 
     fn config() -> OutlierDetectionConfig {

@@ -26,6 +26,8 @@ pub(super) mod found {
     pub(crate) const GATEWAY_FAILURE: u8 = 1;
     pub(crate) const SERVER_ERROR: u8 = 2;
     pub(crate) const LOCAL_ORIGIN_FAILURE: u8 = 4;
+    /// The host calls itself degraded.
+    pub(crate) const DEGRADED: u8 = 8;
 }
 
 const SUCCESS: u64 = 1 << 32;
@@ -61,15 +63,15 @@ impl InARow {
     }
 
     /// Counts one; true at the `limit`, once.
-    fn count(&self, limit: u32) -> bool {
-        self.0.fetch_add(1, Relaxed).wrapping_add(1) == limit
+    fn count(&self, limit: &AtomicU32) -> bool {
+        self.0.fetch_add(1, Relaxed).wrapping_add(1) == limit.load(Relaxed)
     }
 }
 
 /// The counters of one host.
 #[derive(Debug)]
 pub struct HostMonitor {
-    limits: Limits,
+    limits: Arc<Limits>,
     server_errors: InARow,
     gateway_failures: InARow,
     local_origin_failures: InARow,
@@ -79,23 +81,41 @@ pub struct HostMonitor {
     wake: Arc<Notify>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    server_errors: u32,
-    gateway_failures: u32,
-    local_origin_failures: u32,
+/// When errors in a row are too many; the same for all hosts of a cluster.
+#[derive(Debug)]
+pub(super) struct Limits {
+    server_errors: AtomicU32,
+    gateway_failures: AtomicU32,
+    local_origin_failures: AtomicU32,
     split: bool,
+    degraded: bool,
+}
+
+impl Limits {
+    pub(super) fn new(config: &OutlierDetectionConfig) -> Self {
+        let limits = Limits {
+            server_errors: AtomicU32::new(0),
+            gateway_failures: AtomicU32::new(0),
+            local_origin_failures: AtomicU32::new(0),
+            split: config.split_external_local_origin_errors,
+            degraded: config.detect_degraded_hosts,
+        };
+        limits.set(config);
+        limits
+    }
+
+    /// Runtime keys may change them.
+    pub(super) fn set(&self, config: &OutlierDetectionConfig) {
+        self.server_errors.store(config.consecutive_5xx, Relaxed);
+        self.gateway_failures.store(config.consecutive_gateway_failure, Relaxed);
+        self.local_origin_failures.store(config.consecutive_local_origin_failure, Relaxed);
+    }
 }
 
 impl HostMonitor {
-    pub(super) fn new(config: &OutlierDetectionConfig, wake: Arc<Notify>) -> Self {
+    pub(super) fn new(limits: Arc<Limits>, wake: Arc<Notify>) -> Self {
         HostMonitor {
-            limits: Limits {
-                server_errors: config.consecutive_5xx,
-                gateway_failures: config.consecutive_gateway_failure,
-                local_origin_failures: config.consecutive_local_origin_failure,
-                split: config.split_external_local_origin_errors,
-            },
+            limits,
             server_errors: InARow::default(),
             gateway_failures: InARow::default(),
             local_origin_failures: InARow::default(),
@@ -122,14 +142,21 @@ impl HostMonitor {
     fn put_error(&self, code: u16) {
         self.external.count(false);
         if matches!(code, 502..=504) {
-            if self.gateway_failures.count(self.limits.gateway_failures) {
+            if self.gateway_failures.count(&self.limits.gateway_failures) {
                 self.report(found::GATEWAY_FAILURE);
             }
         } else {
             self.gateway_failures.reset();
         }
-        if self.server_errors.count(self.limits.server_errors) {
+        if self.server_errors.count(&self.limits.server_errors) {
             self.report(found::SERVER_ERROR);
+        }
+    }
+
+    /// The host says of itself that it is degraded.
+    pub fn put_degraded(&self) {
+        if self.limits.degraded {
+            self.report(found::DEGRADED);
         }
     }
 
@@ -145,7 +172,7 @@ impl HostMonitor {
                 }
                 OutlierResult::ConnectFailed | OutlierResult::Timeout => {
                     self.local.count(false);
-                    if self.local_origin_failures.count(self.limits.local_origin_failures) {
+                    if self.local_origin_failures.count(&self.limits.local_origin_failures) {
                         self.report(found::LOCAL_ORIGIN_FAILURE);
                     }
                 }
@@ -204,7 +231,7 @@ mod tests {
             split_external_local_origin_errors: split,
             ..OutlierDetectionConfig::default()
         };
-        HostMonitor::new(&config, Arc::default())
+        HostMonitor::new(Arc::new(Limits::new(&config)), Arc::default())
     }
 
     #[test]

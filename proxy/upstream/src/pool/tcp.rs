@@ -25,6 +25,14 @@ pub struct TcpUpstream {
 }
 
 impl TcpUpstream {
+    /// Waits until the host is found to be failing, which ends its connections; None where that is not wanted
+    /// (`close_connections_on_host_health_failure`).
+    pub fn host_failure(&self) -> Option<impl Future<Output = ()> + 'static> {
+        let wanted = self.counted.cluster.config.close_connections_on_host_health_failure;
+        let (host, before) = (self.counted.host.clone(), self.counted.host.failures());
+        wanted.then(|| async move { host.failure_after(before).await })
+    }
+
     /// Says that the host ended the connection; else it counts as ended by this side.
     pub fn ended_by_host(&mut self) {
         self.counted.ended(Ended::Remote, true);

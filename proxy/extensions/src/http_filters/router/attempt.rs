@@ -75,6 +75,8 @@ pub(crate) struct Attempt {
     ended: bool,
     /// Another try has taken this one's place.
     retried: bool,
+    /// The head of the response told the load of the host.
+    reported: bool,
 }
 
 /// What the phase before the response's head ends with.
@@ -86,7 +88,7 @@ pub(crate) enum Head {
 impl Attempt {
     /// Runs one try to its end, or to the point where another one has to go on.
     pub(crate) async fn run(config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request) -> Outcome {
-        let Some(host) = choose_host(request) else { return Outcome::NoHost };
+        let Some(host) = choose_host(stream, request) else { return Outcome::NoHost };
         note_host(stream, request, &host, !config.suppress_envoy_headers);
         let started = clock::now();
         let upstream = match connect(stream, request, &host).await {
@@ -119,6 +121,7 @@ impl Attempt {
             answered: false,
             ended: false,
             retried: false,
+            reported: false,
         };
         attempt.note_connection(stream);
         let outcome = attempt.exchange(config, stream, request).await;
@@ -373,6 +376,7 @@ impl Attempt {
                     self.answered = true;
                     self.ended = end;
                     outlier::answered(&self.host, &head, stream.is_grpc());
+                    self.reported = self.host.read_load_report(&head);
                     return Poll::Ready(Head::Response(head, end));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Head::Outcome(self.failed(&error))),
@@ -529,7 +533,12 @@ impl Attempt {
                     }
                     match frame {
                         Frame::Data(data, end) => stream.send_response_data(data, end),
-                        Frame::Trailers(trailers) => stream.send_response_trailers(trailers),
+                        Frame::Trailers(trailers) => {
+                            if !self.reported {
+                                self.host.read_load_report(&trailers);
+                            }
+                            stream.send_response_trailers(trailers);
+                        }
                     }
                     if end || stream.is_over() {
                         if !self.request_sent {

@@ -17,11 +17,14 @@ use std::sync::Arc;
 use std::task::Poll;
 
 /// The host of the next try; retries pass over hosts that the policy's predicates refuse.
-pub(crate) fn choose_host(request: &Request) -> Option<Arc<Host>> {
+pub(crate) fn choose_host(stream: &ActiveStream<'_>, request: &Request) -> Option<Arc<Host>> {
     let context = LbContext {
         hash: request.hash,
         metadata_match: request.route.metadata_match().and_then(|criteria| criteria.as_object()),
         dynamic_metadata: request.metadata.as_deref(),
+        headers: Some(&stream.request),
+        info: Some(&stream.info),
+        overrides_used: Some(&request.overrides_used),
         ..LbContext::default()
     };
     let Some(retry) = request.retry.as_ref().filter(|retry| retry.chooses_hosts() && retry.is_retry()) else {

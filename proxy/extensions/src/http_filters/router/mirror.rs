@@ -175,7 +175,8 @@ enum Failed {
 
 impl Task {
     async fn run(mut self) {
-        let Some(host) = self.cluster.choose_host(&LbContext::default()) else {
+        let Some(host) = self.cluster.choose_host(&LbContext { headers: Some(&self.headers), ..LbContext::default() })
+        else {
             self.cluster.stats.upstream_cx_none_healthy().inc();
             return self.charge(503);
         };

@@ -44,6 +44,7 @@ use nuncio_upstream::{Cluster, ClusterManager, Resource, ResourcePriority};
 use replay::Replay;
 use retry::{RetryState, Verdict};
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -94,6 +95,8 @@ pub(crate) struct Request {
     pub(crate) internal: bool,
     pub(crate) canary: bool,
     pub(crate) hash: Option<u64>,
+    /// How many of the hosts that the request names were tried.
+    pub(crate) overrides_used: Cell<u32>,
     /// Of the request's dynamic metadata, what the choice of a subset reads.
     pub(crate) metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     pub(crate) set_cookie: Vec<HeaderValue>,
@@ -261,6 +264,7 @@ impl Router {
             internal: stream.internal,
             canary: false,
             hash,
+            overrides_used: Cell::new(0),
             set_cookie,
             hosts: SmallVec::new(),
             timeout_at: None,

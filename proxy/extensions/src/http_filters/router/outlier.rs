@@ -4,6 +4,7 @@ use super::attempt::Outcome;
 use super::failure::FailureKind;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::headers::{HeaderValue, Headers, names};
+use nuncio_upstream::host::health_flag;
 use nuncio_upstream::{Host, OutlierResult};
 
 /// A connection was there.
@@ -20,6 +21,10 @@ pub(crate) fn answered(host: &Host, head: &Headers, grpc: bool) {
     }
     if let Some(monitor) = host.outlier_monitor() {
         monitor.put_code(outcome_code(head, head.status(), grpc));
+        let already = health_flag::DEGRADED_OUTLIER_DETECTION;
+        if head.contains(&names::X_ENVOY_DEGRADED) && host.health_flags() & already == 0 {
+            monitor.put_degraded();
+        }
     }
 }
 
