@@ -512,7 +512,10 @@ impl Cluster {
     /// As Envoy does, hosts that discovery no longer knows stay as long as they pass their health checks, unless
     /// `ignore_health_on_host_removal` says otherwise.
     fn with_stabilized(&self, new: PrioritySet, old: &PrioritySet) -> PrioritySet {
-        if self.health.is_none() || self.config.ignore_health_on_host_removal {
+        // Hosts that came with requests go with them.
+        let by_request =
+            matches!(self.config.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy { .. });
+        if self.health.is_none() || self.config.ignore_health_on_host_removal || by_request {
             return new;
         }
         let kept: Vec<_> = old

@@ -116,7 +116,8 @@ pub(super) fn check_names(
     if !typed && message.upstream_http_protocol_options.is_none() {
         (http.auto_sni, http.auto_san_validation) = (true, true);
     }
-    if !allow_insecure && !(http.auto_sni && http.auto_san_validation) {
+    let checked = http.auto_sni && http.auto_san_validation;
+    if !allow_insecure && !checked {
         cx.error(
             "dynamic_forward_proxy cluster must have auto_sni and auto_san_validation true unless allow_insecure_cluster_options is set.",
         );

@@ -67,12 +67,30 @@ impl Waiting {
     }
 }
 
+/// One request that waits, as the cache counts it.
 struct Pending(Arc<DnsCache>);
+
+impl Pending {
+    /// None when too many wait.
+    fn new(cache: &Arc<DnsCache>) -> Option<Pending> {
+        let limit = cache.config.max_pending_requests;
+        let before = cache.pending.fetch_update(Relaxed, Relaxed, |count| (count < limit).then_some(count + 1)).ok()?;
+        cache.stats.rq_pending_remaining().dec();
+        if before + 1 == limit {
+            cache.stats.rq_pending_open().inc();
+        }
+        Some(Pending(cache.clone()))
+    }
+}
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let before = self.0.pending.fetch_sub(1, Relaxed);
-        self.0.show_pending(before - 1);
+        let cache = &self.0;
+        let before = cache.pending.fetch_sub(1, Relaxed);
+        cache.stats.rq_pending_remaining().inc();
+        if before == cache.config.max_pending_requests {
+            cache.stats.rq_pending_open().dec();
+        }
     }
 }
 
@@ -139,7 +157,7 @@ impl DnsCaches {
             clusters: Mutex::default(),
             config: config.clone(),
         });
-        cache.show_pending(0);
+        cache.stats.rq_pending_remaining().set(u64::from(config.max_pending_requests));
         for (name, port) in &config.preresolve {
             let load = Load { name: normalized(name, *port).as_str().into(), default_port: *port, answer: None };
             // The receiver is still here.
@@ -156,12 +174,11 @@ impl DnsCache {
     /// Looks `authority` up; `default_port` is for one that names none. Lock-free; for workers. Requests that may wait are
     /// limited, and with them what the control thread is asked for.
     pub fn look_up(self: &Arc<Self>, authority: &str, default_port: u16) -> LookUp {
-        let limit = self.config.max_pending_requests;
-        if self.pending.fetch_update(Relaxed, Relaxed, |count| (count < limit).then_some(count + 1)).is_err() {
+        // As in Envoy, whoever comes while too many wait is refused, though the name may be known.
+        if self.pending.load(Relaxed) >= self.config.max_pending_requests {
             self.stats.dns_rq_pending_overflow().inc();
             return LookUp::PendingOverflow;
         }
-        let pending = Pending(self.clone());
         let name = normalized(authority, default_port);
         let hosts = self.hosts.load();
         if let Some(host) = hosts.get(name.as_str()).filter(|host| host.is_complete())
@@ -173,11 +190,14 @@ impl DnsCache {
             self.stats.host_overflow().inc();
             return LookUp::Overflow;
         }
+        let Some(pending) = Pending::new(self) else {
+            self.stats.dns_rq_pending_overflow().inc();
+            return LookUp::PendingOverflow;
+        };
         let (sender, answer) = oneshot::channel();
         let load = Load { name: name.as_str().into(), default_port, answer: Some(sender) };
         // Without a receiver the process ends, and the wait with it.
         let _ = self.loads.send(load);
-        self.show_pending(self.pending.load(Relaxed));
         LookUp::Asked(Waiting { answer, _pending: pending })
     }
 
@@ -197,12 +217,6 @@ impl DnsCache {
 
     fn clusters(&self) -> MutexGuard<'_, Vec<Weak<Cluster>>> {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn show_pending(&self, count: u32) {
-        let limit = self.config.max_pending_requests;
-        self.stats.rq_pending_remaining().set(u64::from(limit.saturating_sub(count)));
-        self.stats.rq_pending_open().set(u64::from(count >= limit));
     }
 
     fn change(&self, change: impl FnOnce(&mut Hosts)) {
@@ -379,6 +393,87 @@ impl Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use nuncio_base::stats::StatsConfig;
+
+    fn config(name: &str) -> DnsCacheConfig {
+        DnsCacheConfig {
+            name: name.into(),
+            dns: nuncio_config::cluster::DnsConfig { refresh_rate: Duration::from_secs(60), ..Default::default() },
+            min_refresh_rate: Duration::from_secs(5),
+            host_ttl: Duration::from_secs(300),
+            max_hosts: 2,
+            query_timeout: Duration::from_secs(5),
+            max_pending_requests: 2,
+            no_refresh_on_failure: false,
+            preresolve: Vec::new(),
+        }
+    }
+
+    fn caches() -> DnsCaches {
+        let registry = Registry::new(1, StatsConfig::default());
+        DnsCaches::new(&Arc::default(), &registry, &tokio::runtime::Handle::current())
+    }
+
+    async fn known(cache: &Arc<DnsCache>, authority: &str) -> Arc<CachedHost> {
+        match cache.look_up(authority, 80) {
+            LookUp::Known(host) => host,
+            LookUp::Asked(waiting) => waiting.answer().await.expect("an answer"),
+            _ => panic!("refused"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_asked_for_once_and_again_while_it_is_used() {
+        let cache = caches().get(&Arc::new(config("a"))).expect("a cache");
+        let host = known(&cache, "127.0.0.1").await;
+        assert!(host.has_address() && host.port == 80);
+        assert!(Arc::ptr_eq(&host, &known(&cache, "127.0.0.1:80").await));
+        assert_eq!((cache.stats.dns_query_attempt().value(), cache.stats.num_hosts().value()), (1, 1));
+        // An address has no time to live: it is looked at again at the least interval.
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            host.touch();
+        }
+        assert!(cache.stats.dns_query_attempt().value() > 90);
+        assert_eq!((cache.stats.host_address_changed().value(), cache.stats.num_hosts().value()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_nobody_uses_is_given_up() {
+        let cache = caches().get(&Arc::new(config("a"))).expect("a cache");
+        let host = known(&cache, "127.0.0.1").await;
+        tokio::time::sleep(Duration::from_secs(310)).await;
+        assert!(host.is_given_up());
+        assert_eq!((cache.stats.host_removed().value(), cache.stats.num_hosts().value()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_and_waiting_requests_are_bounded() {
+        let cache = caches().get(&Arc::new(config("a"))).expect("a cache");
+        let first = cache.look_up("127.0.0.1:1", 80);
+        let second = cache.look_up("127.0.0.1:2", 80);
+        assert!(matches!((&first, &second), (LookUp::Asked(_), LookUp::Asked(_))));
+        assert!(matches!(cache.look_up("127.0.0.1:1", 80), LookUp::PendingOverflow));
+        assert_eq!((cache.stats.rq_pending_open().value(), cache.stats.rq_pending_remaining().value()), (1, 0));
+        for waiting in [first, second] {
+            let LookUp::Asked(waiting) = waiting else { panic!("not asked") };
+            assert!(waiting.answer().await.is_some());
+        }
+        assert_eq!((cache.stats.rq_pending_open().value(), cache.stats.rq_pending_remaining().value()), (0, 2));
+        assert!(matches!(cache.look_up("127.0.0.1:3", 80), LookUp::Overflow));
+        assert!(matches!(cache.look_up("127.0.0.1:1", 80), LookUp::Known(_)));
+        assert_eq!((cache.stats.host_overflow().value(), cache.stats.dns_rq_pending_overflow().value()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn caches_of_one_name_have_the_same_settings() {
+        let caches = caches();
+        let one = caches.get(&Arc::new(config("a"))).expect("a cache");
+        assert!(Arc::ptr_eq(&one, &caches.get(&Arc::new(config("a"))).expect("the same")));
+        let other = caches.get(&Arc::new(DnsCacheConfig { max_hosts: 9, ..config("a") }));
+        assert_eq!(other.err().as_deref(), Some("config specified DNS cache 'a' with different settings"));
+    }
 
     #[test]
     fn names_have_their_ports() {
