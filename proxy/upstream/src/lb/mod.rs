@@ -102,9 +102,9 @@ pub struct LbTables {
     fail_traffic_on_panic: bool,
     slow_start: Option<SlowStart>,
     /// Of the first priority.
-    zones: Option<ZoneRouting>,
+    zones: Option<Box<ZoneRouting>>,
     /// Asked before everything else.
-    overrides: Option<Overrides>,
+    overrides: Option<Box<Overrides>>,
     /// Picks are made within one of these.
     subsets: Option<Box<Subsets>>,
 }
@@ -156,7 +156,8 @@ impl LbTables {
         previous: Option<&Subsets>,
         local: Option<&LocalCluster>,
     ) -> Self {
-        let overrides = || config.lb_common.override_host.as_deref().map(|sources| Overrides::new(sources, set));
+        let overrides =
+            || config.lb_common.override_host.as_deref().map(|sources| Box::new(Overrides::new(sources, set)));
         let Some(subsets) = &config.lb_common.subsets else {
             return LbTables { overrides: overrides(), ..Self::undivided(config, set, stats, local) };
         };
@@ -212,7 +213,7 @@ impl LbTables {
             zones: local.and_then(|local| {
                 let common = &config.lb_common;
                 let first = set.host_sets.first()?;
-                ZoneRouting::new(&common.zone_aware, first, local, common.healthy_panic_threshold, stats)
+                ZoneRouting::new(&common.zone_aware, first, local, common.healthy_panic_threshold, stats).map(Box::new)
             }),
         }
     }

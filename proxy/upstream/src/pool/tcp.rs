@@ -30,7 +30,7 @@ impl TcpUpstream {
     pub fn host_failure(&self) -> Option<impl Future<Output = ()> + 'static> {
         let wanted = self.counted.cluster.config.close_connections_on_host_health_failure;
         let (host, before) = (self.counted.host.clone(), self.counted.host.failures());
-        wanted.then(|| async move { host.failure_after(before).await })
+        wanted.then_some(async move { host.failure_after(before).await })
     }
 
     /// Says that the host ended the connection; else it counts as ended by this side.
