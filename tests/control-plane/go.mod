@@ -2,6 +2,8 @@ module nuncio/tests/control-plane
 
 go 1.26.0
 
+tool github.com/envoyproxy/go-control-plane/pkg/test/main
+
 require (
 	github.com/envoyproxy/go-control-plane v0.14.0
 	github.com/envoyproxy/go-control-plane/envoy v1.40.0

@@ -5,7 +5,9 @@ mod conversations {
     include!(concat!(env!("OUT_DIR"), "/conversations.rs"));
 }
 
+mod failures;
 mod modes;
+mod sovereign;
 
 #[test]
 fn every_script_is_a_test() {

@@ -64,8 +64,7 @@ struct ControlPlane {
     _child: Child,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    grpc: u64,
-    rest: u64,
+    ports: Ports,
 }
 
 impl ControlPlane {
@@ -77,10 +76,10 @@ impl ControlPlane {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let input = child.stdin.take().context("no input")?;
         let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-        let mut this = ControlPlane { _child: child, input, lines, grpc: 0, rest: 0 };
+        let mut this = ControlPlane { _child: child, input, lines, ports: Ports { grpc: 0, rest: 0 } };
         let listening = this.event("listening").await?;
-        this.grpc = listening["grpc"].as_u64().context("no port")?;
-        this.rest = listening["rest"].as_u64().context("no port")?;
+        let port = |kind: &str| listening[kind].as_u64().and_then(|port| u16::try_from(port).ok()).context("no port");
+        this.ports = Ports { grpc: port("grpc")?, rest: port("rest")? };
         Ok(this)
     }
 
@@ -109,7 +108,7 @@ impl ControlPlane {
 }
 
 /// Answers every request with `body`.
-async fn upstream(body: &'static str) -> Result<u16> {
+pub(crate) async fn upstream(body: &'static str) -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
     tokio::spawn(async move {
@@ -144,14 +143,21 @@ fn source(mode: &str) -> Value {
     }
 }
 
-fn bootstrap(mode: &str, admin: u16, control_plane: &ControlPlane) -> Value {
-    let cluster = |name: &str, port: u64| {
+/// Where the control plane is asked.
+#[derive(Clone, Copy)]
+pub(crate) struct Ports {
+    pub(crate) grpc: u16,
+    pub(crate) rest: u16,
+}
+
+pub(crate) fn bootstrap(mode: &str, admin: u16, ports: Ports) -> Value {
+    let cluster = |name: &str, port: u16| {
         let endpoint = json!({"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}});
         json!({"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": {
             "cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}],
         }})
     };
-    let mut grpc = cluster("grpc", control_plane.grpc);
+    let mut grpc = cluster("grpc", ports.grpc);
     grpc["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
@@ -168,7 +174,7 @@ fn bootstrap(mode: &str, admin: u16, control_plane: &ControlPlane) -> Value {
         "node": {"id": "test", "cluster": "test"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
         "dynamic_resources": dynamic,
-        "static_resources": {"clusters": [grpc, cluster("rest", control_plane.rest)]},
+        "static_resources": {"clusters": [grpc, cluster("rest", ports.rest)]},
     })
 }
 
@@ -195,7 +201,7 @@ fn snapshot(mode: &str, listener: u16, endpoint: u16, path: &str) -> Value {
     ])
 }
 
-async fn get(port: u16, path: &str) -> Result<String> {
+pub(crate) async fn get(port: u16, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
@@ -205,7 +211,7 @@ async fn get(port: u16, path: &str) -> Result<String> {
 }
 
 /// Asks until the answer is `want`.
-async fn until(port: u16, path: &str, want: &str) -> Result<()> {
+pub(crate) async fn until(port: u16, path: &str, want: &str) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let got = get(port, path).await;
@@ -243,7 +249,7 @@ async fn play(binary: &Path, control_plane: &Path, mode: &str) -> Result<()> {
     let (admin, listener) = (free_port(), free_port());
     server.serve(dir.path(), "v1", &snapshot(mode, listener, one, "/")).await?;
     let path = dir.path().join("bootstrap.json");
-    std::fs::write(&path, bootstrap(mode, admin, &server).to_string())?;
+    std::fs::write(&path, bootstrap(mode, admin, server.ports).to_string())?;
     if find::nuncio().is_ok_and(|nuncio| nuncio == binary) {
         dry_run(binary, &path).await.with_context(|| format!("xds-check in mode {mode}"))?;
     }

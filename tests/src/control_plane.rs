@@ -79,7 +79,15 @@ impl ControlPlane {
     /// # Errors
     /// No port.
     pub async fn start() -> Result<ControlPlane> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Listens at an address.
+    ///
+    /// # Errors
+    /// It is taken.
+    pub async fn start_at(address: SocketAddr) -> Result<ControlPlane> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (sender, asked) = mpsc::unbounded_channel();
         let streams = Streams::default();

@@ -630,7 +630,7 @@ fn loads(report: &LoadStatsRequest) -> Value {
 }
 
 /// The type URL of a short name.
-fn type_url(kind: &str) -> Result<String> {
+pub(crate) fn type_url(kind: &str) -> Result<String> {
     let name = match kind {
         "Cluster" => "envoy.config.cluster.v3.Cluster",
         "Listener" => "envoy.config.listener.v3.Listener",
@@ -647,7 +647,7 @@ fn type_url(kind: &str) -> Result<String> {
 }
 
 /// A message of the script as an `Any`.
-fn encoded(resource: &Value, type_url: &str) -> Result<Any> {
+pub(crate) fn encoded(resource: &Value, type_url: &str) -> Result<Any> {
     let mut resource = resource.clone();
     let mut type_url = type_url.to_owned();
     if let Some(fields) = resource.as_object_mut() {

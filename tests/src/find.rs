@@ -139,18 +139,49 @@ fn find_nuncio() -> Result<PathBuf, String> {
 /// The HTTP/2 conformance suite, built from the module in `tests/h2spec`, or why there is none.
 pub fn h2spec() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FOUND.get_or_init(|| go_tool("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")).clone()
+    FOUND.get_or_init(|| go_tool("h2spec", "h2spec", "github.com/summerwind/h2spec/cmd/h2spec")).clone()
 }
 
 /// The control plane for snapshots, built from the module in `tests/control-plane`, or why there is none.
 pub fn control_plane() -> Result<PathBuf, String> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    FOUND.get_or_init(|| go_tool("control-plane", ".")).clone()
+    FOUND.get_or_init(|| go_tool("control-plane", "control-plane", ".")).clone()
 }
 
-/// Builds a package of the Go module in a folder of `tests`.
-fn go_tool(module: &str, package: &str) -> Result<PathBuf, String> {
-    let binary = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("go").join(module);
+/// go-control-plane's own integration program, built from the module in `tests/control-plane`, or why there is none.
+pub fn integration() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let package = "github.com/envoyproxy/go-control-plane/pkg/test/main";
+    FOUND.get_or_init(|| go_tool("integration", "control-plane", package)).clone()
+}
+
+/// The version of Sovereign that serves the tests.
+const SOVEREIGN_VERSION: &str = "0.32.12";
+
+/// The folder of Python packages with Sovereign, installed with pip into the target folder, or why there is none.
+pub fn sovereign() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(find_sovereign).clone()
+}
+
+fn find_sovereign() -> Result<PathBuf, String> {
+    let dir = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("sovereign");
+    let dir = std::path::absolute(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    if dir.join(format!("sovereign-{SOVEREIGN_VERSION}.dist-info")).is_dir() {
+        return Ok(dir);
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--upgrade", "--target"]).arg(&dir);
+    match pip.arg(format!("sovereign=={SOVEREIGN_VERSION}")).output() {
+        Ok(out) if out.status.success() => Ok(dir),
+        Ok(out) => Err(format!("pip: {}", String::from_utf8_lossy(&out.stderr).trim())),
+        Err(e) => Err(format!("python3: {e}")),
+    }
+}
+
+/// Builds a package that the Go module in a folder of `tests` has or depends on.
+fn go_tool(name: &str, module: &str, package: &str) -> Result<PathBuf, String> {
+    let binary = profile_dir().parent().map_or_else(|| PathBuf::from("."), Path::to_owned).join("go").join(name);
     let binary = std::path::absolute(&binary).map_err(|e| format!("{}: {e}", binary.display()))?;
     let mut why = Vec::new();
     // On the PATH, and where Go's own archives put it.

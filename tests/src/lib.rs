@@ -4,6 +4,8 @@
 //! order: [`case`] (what a file says), [`suite`] (what happens to it), [`proxy`], [`upstream`] and [`client`] (the three
 //! parties), [`compare`] (the verdict).
 //!
+//! [`conversation`] and [`control_plane`] are a scripted control plane, [`snapshots`] is one that serves what it is given.
+//!
 //! With `NUNCIO_BIN` set to the Envoy binary, Envoy is compared with itself: the check that the harness is sound.
 
 pub mod case;
@@ -18,6 +20,7 @@ pub mod frames;
 pub mod http1;
 pub mod pending;
 pub mod proxy;
+pub mod snapshots;
 pub mod suite;
 pub mod text;
 pub mod tls;

@@ -101,6 +101,8 @@ pub struct Request<'a> {
     pub body: RequestBody<'a>,
     /// The node goes with it.
     pub with_node: bool,
+    /// The names in `body`, encoded: of thousands this is done when they change, not for each acknowledgement.
+    names: &'a [u8],
 }
 
 /// The message of a [`Request`].
@@ -116,15 +118,27 @@ impl Request<'_> {
     /// The message in binary. `node` is an encoded `Node`, which need not be encoded again for each message: a field that
     /// is appended to a message is part of it.
     pub fn encode(&self, node: &[u8]) -> Bytes {
-        let (length, tag) = match &self.body {
-            RequestBody::Sotw(request) => (request.encoded_len(), 2),
-            RequestBody::Delta(request) => (request.encoded_len(), 1),
-        };
-        let mut out = BytesMut::with_capacity(length + if self.with_node { node.len() + 8 } else { 0 });
+        let room = self.names.len() + if self.with_node { node.len() + 8 } else { 0 };
         // A BytesMut grows: encoding into it cannot fail.
-        let _ = match &self.body {
-            RequestBody::Sotw(request) => request.encode(&mut out),
-            RequestBody::Delta(request) => request.encode(&mut out),
+        let (mut out, tag, _) = match &self.body {
+            RequestBody::Sotw(request) => {
+                let head = DiscoveryRequest {
+                    version_info: request.version_info.clone(),
+                    type_url: request.type_url.clone(),
+                    response_nonce: request.response_nonce.clone(),
+                    error_detail: request.error_detail.clone(),
+                    ..DiscoveryRequest::default()
+                };
+                let mut out = BytesMut::with_capacity(head.encoded_len() + room);
+                let encoded = head.encode(&mut out);
+                out.extend_from_slice(self.names);
+                (out, 2, encoded)
+            }
+            RequestBody::Delta(request) => {
+                let mut out = BytesMut::with_capacity(request.encoded_len() + room);
+                let encoded = request.encode(&mut out);
+                (out, 1, encoded)
+            }
         };
         if self.with_node {
             prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut out);
@@ -458,11 +472,14 @@ impl Mux {
         if place.ack.is_none() {
             *queued = false;
         }
-        let body = match machine {
-            Machine::Sotw(sotw) => RequestBody::Sotw(sotw.request(|| watches.request_names())),
-            Machine::Delta(delta) => RequestBody::Delta(Box::new(delta.request(&place.type_url, place.ack))),
+        let (body, names): (_, &[u8]) = match machine {
+            Machine::Sotw(sotw) => {
+                let (request, names) = sotw.request(|| watches.request_names());
+                (RequestBody::Sotw(request), names)
+            }
+            Machine::Delta(delta) => (RequestBody::Delta(Box::new(delta.request(&place.type_url, place.ack))), &[]),
         };
-        Due::Send(Request { body, with_node })
+        Due::Send(Request { body, with_node, names })
     }
 
     /// How many requests wait that no pause holds back.
@@ -554,11 +571,10 @@ impl Mux {
         let sotw = matches!(entry.machine, Machine::Sotw(_));
         if sotw {
             // A wildcard is given everything, in the order of the response; names are given what they name.
-            let wildcards: Vec<WatchId> = entry
-                .watches
-                .ids()
-                .filter(|id| self.options.deliver_all || entry.watches.interest(*id) == Some(&Interest::Wildcard))
-                .collect();
+            let wildcards: Vec<WatchId> = match self.options.deliver_all {
+                true => entry.watches.ids().collect(),
+                false => entry.watches.wildcards(),
+            };
             let mut updates = Vec::new();
             for id in &wildcards {
                 let full_state = entry.watches.interest(*id) == Some(&Interest::Wildcard);

@@ -22,11 +22,15 @@ use crate::resource::name_of;
 use crate::transport::GrpcStatus;
 use crate::{Resource, TypeUrl};
 
+/// The number of the field `resource_names`.
+const NAMES: u32 = 3;
 const WRAPPED: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 #[derive(Debug)]
 pub(crate) struct Sotw {
     request: DiscoveryRequest,
+    /// The names in `request` as bytes of the message.
+    names: Vec<u8>,
     /// The names in `request` are not those that are asked for now.
     stale: bool,
     /// The type has been asked for on this stream.
@@ -37,7 +41,7 @@ pub(crate) struct Sotw {
 impl Sotw {
     pub(crate) fn new(type_url: &TypeUrl) -> Sotw {
         let request = DiscoveryRequest { type_url: type_url.as_str().to_owned(), ..DiscoveryRequest::default() };
-        Sotw { request, stale: true, asked: false, error_sent: false }
+        Sotw { request, names: Vec::new(), stale: true, asked: false, error_sent: false }
     }
 
     pub(crate) fn version(&self) -> &str {
@@ -59,10 +63,13 @@ impl Sotw {
         self.asked = false;
     }
 
-    /// The request to be sent now. `names` is asked only if they have changed.
-    pub(crate) fn request(&mut self, names: impl FnOnce() -> Vec<String>) -> &DiscoveryRequest {
+    /// The request to be sent now, and its names as bytes of the message. `names` is asked only if they have changed.
+    pub(crate) fn request(&mut self, names: impl FnOnce() -> Vec<String>) -> (&DiscoveryRequest, &[u8]) {
         if self.stale {
             self.request.resource_names = names();
+            self.names.clear();
+            prost::encoding::string::encode_repeated(NAMES, &self.request.resource_names, &mut self.names);
+            self.names.shrink_to_fit();
             self.stale = false;
         }
         if std::mem::replace(&mut self.error_sent, self.request.error_detail.is_some()) {
@@ -70,7 +77,7 @@ impl Sotw {
             self.error_sent = false;
         }
         self.asked = true;
-        &self.request
+        (&self.request, &self.names)
     }
 
     pub(crate) fn received(&mut self, nonce: &str) {

@@ -74,6 +74,14 @@ impl Watches {
         self.order.values().rev().copied()
     }
 
+    /// Subscriptions to everything, the latest first. The cost does not depend on the others.
+    pub(crate) fn wildcards(&self) -> Vec<WatchId> {
+        let all = self.by_name.get(WILDCARD).into_iter().flatten().copied();
+        let mut ids: Vec<_> = all.filter(|id| self.interest(*id) == Some(&Interest::Wildcard)).collect();
+        ids.sort_unstable_by_key(|id| std::cmp::Reverse(self.place(*id)));
+        ids
+    }
+
     pub(crate) fn interest(&self, id: WatchId) -> Option<&Interest> {
         self.by_id.get(&id).map(|w| &w.interest)
     }
