@@ -83,6 +83,12 @@ pub struct Model {
     done: [u32; 4],
 }
 
+/// What one change sends.
+struct Change {
+    put: Vec<Message>,
+    removed: Vec<(&'static str, String)>,
+}
+
 fn local(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
@@ -146,7 +152,7 @@ impl Model {
         let turn = (self.done[Kind::Endpoints as usize] / 2) as usize;
         let all = &self.upstreams[which];
         let count = all.len();
-        let endpoints = (0..count).filter(|n| turn % 3 == 0 || n % count != turn % count).map(|n| Endpoint {
+        let endpoints = (0..count).filter(|n| turn.is_multiple_of(3) || n % count != turn % count).map(|n| Endpoint {
             address: all[n],
             drains: turn % 4 == 1 && (n + 1) % count == turn % count,
             weight: 1 + u32::try_from((n + turn) % 5).unwrap_or(0),
@@ -241,7 +247,7 @@ impl Model {
             "filter_chains": [{"filters": [connection_manager("AUTO", "other")]}]})
     }
 
-    fn next(&mut self, kind: Kind) -> Result<(Vec<Message>, Vec<(&'static str, String)>)> {
+    fn next(&mut self, kind: Kind) -> Result<Change> {
         let turn = self.done[kind as usize];
         self.done[kind as usize] += 1;
         let mut removed = Vec::new();
@@ -283,11 +289,11 @@ impl Model {
                 Message::new("Listener", &listener)?
             }
         };
-        Ok((vec![message], removed))
+        Ok(Change { put: vec![message], removed })
     }
 }
 
-/// Makes all changes within `time`. Returns how long the last one of each kind took to be acknowledged, at most.
+/// Makes all changes within `time`, and waits until they are acknowledged.
 ///
 /// # Errors
 /// A change that was refused or not acknowledged.
@@ -297,7 +303,7 @@ pub async fn run(model: &mut Model, server: &Snapshots, changes: Changes, time: 
     for (at, kind) in changes.schedule() {
         let due = begin + time.mul_f64(at);
         tokio::time::sleep_until(due.into()).await;
-        let (put, removed) = model.next(kind)?;
+        let Change { put, removed } = model.next(kind)?;
         versions[kind as usize] = server.change(put, &removed)?.0;
     }
     let kinds = ["RouteConfiguration", "ClusterLoadAssignment", "Listener", "Secret"];

@@ -5,7 +5,9 @@ mod conversations {
     include!(concat!(env!("OUT_DIR"), "/conversations.rs"));
 }
 
+mod access_logs;
 mod failures;
+mod integration;
 mod modes;
 mod sovereign;
 

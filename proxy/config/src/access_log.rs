@@ -2,14 +2,17 @@
 
 use envoy_types::pb::envoy::config::accesslog::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::access_loggers::{file::v3 as file, stream::v3 as stream};
+use envoy_types::pb::envoy::extensions::access_loggers::{file::v3 as file, grpc::v3 as grpc, stream::v3 as stream};
 use envoy_types::pb::google::protobuf::Any;
 
+use crate::config_source::GrpcService;
 use crate::data_source::DataSource;
-use crate::decode::{Context, bool_value, boxed, json, type_name};
+use crate::decode::{Context, bool_value, boxed, json, type_name, u32_value};
 use crate::matchers::{FractionalPercent, HeaderMatcher, RuntimeFraction};
 use crate::route::MetadataMatcher;
 use crate::typed_config::TypedConfig;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// One `AccessLog`: a sink with an optional filter.
 #[derive(Debug, Clone)]
@@ -36,8 +39,27 @@ pub enum AccessLogSink {
     Stdout(LogFormat),
     /// `StderrAccessLog`.
     Stderr(LogFormat),
+    /// `HttpGrpcAccessLogConfig`.
+    HttpGrpc(Arc<GrpcAccessLogConfig>),
     /// Any other sink; resolved by the extension registry.
     Extension(TypedConfig),
+}
+
+/// `HttpGrpcAccessLogConfig`: entries that are streamed to a server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GrpcAccessLogConfig {
+    /// `log_name`, which the server is told.
+    pub log_name: Box<str>,
+    /// The server.
+    pub service: GrpcService,
+    /// The longest that an entry waits for others.
+    pub flush_interval: Duration,
+    /// Entries of this size together are sent at once; 0 sends each.
+    pub buffer_size: usize,
+    /// Request headers, response headers and response trailers that entries have beside the usual ones, in lower case.
+    pub additional: [Box<[Box<str>]>; 3],
+    /// Path in the configuration.
+    pub path: Box<str>,
 }
 
 /// `SubstitutionFormatString` and its deprecated relatives.
@@ -170,8 +192,44 @@ impl AccessLogSink {
                 let format = message.access_log_format.map(|stderr::AccessLogFormat::LogFormat(format)| format);
                 AccessLogSink::Stderr(stream_format(cx, &format)?)
             }
+            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+                let message: grpc::HttpGrpcAccessLogConfig = cx.unpack(any)?;
+                AccessLogSink::HttpGrpc(Arc::new(GrpcAccessLogConfig::decode(cx, &message)?))
+            }
             _ => return Some(None),
         }))
+    }
+}
+
+impl GrpcAccessLogConfig {
+    fn decode(cx: &mut Context, message: &grpc::HttpGrpcAccessLogConfig) -> Option<Self> {
+        // Envoy's defaults.
+        const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+        const BUFFER_SIZE: u32 = 16 * 1024;
+        let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase().into()).collect();
+        let additional = [
+            lower(&message.additional_request_headers_to_log),
+            lower(&message.additional_response_headers_to_log),
+            lower(&message.additional_response_trailers_to_log),
+        ];
+        let common = message.common_config.as_ref()?;
+        let path = cx.path_text();
+        cx.at("common_config", |cx| {
+            let service = common.grpc_service.as_ref();
+            if common.transport_api_version() == core::ApiVersion::V2 {
+                cx.error_at("transport_api_version", "the V2 protocol has been removed: set V3");
+            }
+            Some(GrpcAccessLogConfig {
+                log_name: common.log_name.as_str().into(),
+                service: cx.at("grpc_service", |cx| GrpcService::decode(cx, service?))?,
+                flush_interval: cx
+                    .duration("buffer_flush_interval", &common.buffer_flush_interval)
+                    .unwrap_or(FLUSH_INTERVAL),
+                buffer_size: u32_value(&common.buffer_size_bytes).unwrap_or(BUFFER_SIZE) as usize,
+                additional,
+                path,
+            })
+        })
     }
 }
 
@@ -350,6 +408,33 @@ mod tests {
         assert_eq!(file(Some(AccessLogFormat::Format("x\n".into()))), LogFormatKind::Text("x\n".into()));
         assert_eq!(file(Some(AccessLogFormat::JsonFormat(object()))), LogFormatKind::UntypedJson(value.clone()));
         assert_eq!(file(Some(AccessLogFormat::TypedJsonFormat(object()))), LogFormatKind::Json(value));
+    }
+
+    #[test]
+    fn a_log_over_grpc_has_the_defaults_of_envoy_and_needs_a_server() {
+        let name = "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig";
+        let service = core::grpc_service::EnvoyGrpc { cluster_name: "als".into(), ..Default::default() };
+        let service = core::GrpcService {
+            target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(service)),
+            ..Default::default()
+        };
+        let common =
+            grpc::CommonGrpcAccessLogConfig { log_name: "l".into(), grpc_service: Some(service), ..Default::default() };
+        let mut message = grpc::HttpGrpcAccessLogConfig {
+            common_config: Some(common),
+            additional_request_headers_to_log: vec!["X-A".into()],
+            ..Default::default()
+        };
+        let decoded = AccessLogConfig::decode(&mut Context::default(), &log(name, &message)).unwrap().sink;
+        let AccessLogSink::HttpGrpc(config) = decoded else { panic!("{decoded:?}") };
+        assert_eq!((config.flush_interval, config.buffer_size), (Duration::from_secs(1), 16 * 1024));
+        assert_eq!(&*config.additional[0], ["x-a".into()]);
+        message.common_config = message.common_config.map(|common| grpc::CommonGrpcAccessLogConfig {
+            grpc_service: Some(core::GrpcService::default()),
+            ..common
+        });
+        let result = Context::default().run(|cx| AccessLogConfig::decode(cx, &log(name, &message)));
+        assert_eq!(errors(result), ["typed_config.common_config.grpc_service: set one of envoy_grpc, google_grpc"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod registry;
 
+pub mod access_loggers;
 pub mod http_filters;
 pub mod network_filters;
 

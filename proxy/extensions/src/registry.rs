@@ -118,6 +118,7 @@ pub const ACCESS_LOGGERS: &[(&str, &str)] = &[
     ("envoy.access_loggers.file", "envoy.extensions.access_loggers.file.v3.FileAccessLog"),
     ("envoy.access_loggers.stdout", "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"),
     ("envoy.access_loggers.stderr", "envoy.extensions.access_loggers.stream.v3.StderrAccessLog"),
+    ("envoy.access_loggers.http_grpc", "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"),
 ];
 
 /// Transport sockets.

@@ -333,17 +333,30 @@ fn is_internal(address: &Address, config: &HcmConfig) -> bool {
 fn sanitize_referer(headers: &mut Headers) {
     let mut values = headers.get_all(&names::REFERER);
     let Some(first) = values.next() else { return };
-    let bad = values.next().is_some() || !is_absolute_url(first.as_bytes());
+    let bad = values.next().is_some() || !is_referer(first.as_bytes());
     drop(values);
     if bad {
         headers.remove(&names::REFERER);
     }
 }
 
-fn is_absolute_url(url: &[u8]) -> bool {
-    let Some(at) = memchr::memmem::find(url, b"://") else { return false };
-    let host = url[at + 3..].split(|&b| matches!(b, b'/' | b'?' | b'#')).next().unwrap_or_default();
-    at > 0 && url[..at].iter().all(u8::is_ascii_alphabetic) && !host.is_empty() && !host.contains(&b' ')
+/// RFC 9110 10.1.3, as Envoy reads it: an absolute URL without user and fragment, or a relative reference without fragment.
+fn is_referer(value: &[u8]) -> bool {
+    if let Some(host) = host_of(value) {
+        return !host.contains(&b'@') && !value.contains(&b'#');
+    }
+    // The first segment of a relative reference has no colon (RFC 3986 4.2).
+    let segment = value.iter().position(|&b| b == b'/').unwrap_or(value.len());
+    let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:@/?".contains(b);
+    !value[..segment].contains(&b':') && value.iter().all(allowed)
+}
+
+/// The host, port and user of an absolute URL.
+fn host_of(url: &[u8]) -> Option<&[u8]> {
+    let at = memchr::memmem::find(url, b"://")?;
+    let host = url[at + 3..].split(|&b| matches!(b, b'/' | b'?' | b'#')).next()?;
+    let good = at > 0 && url[..at].iter().all(u8::is_ascii_alphabetic) && !host.is_empty() && !host.contains(&b' ');
+    good.then_some(host)
 }
 
 fn mutate_client_cert(headers: &mut Headers, connection: &ConnectionInfo, config: &HcmConfig) {
@@ -399,12 +412,42 @@ mod tests {
     }
 
     #[test]
-    fn a_referer_that_is_no_url_is_removed() {
-        let mut h = headers(&[("referer", "not a url")]);
-        sanitize_referer(&mut h);
-        assert!(h.is_empty());
-        let mut h = headers(&[("referer", "https://a.example/x")]);
-        sanitize_referer(&mut h);
-        assert_eq!(h.len(), 1);
+    fn a_referer_that_is_no_reference_is_removed() {
+        let good = [
+            "",
+            "r",
+            "/p?q=1",
+            "//x/y",
+            "/a:b",
+            "a/b:c",
+            "x%20y",
+            "HTTP://A",
+            "https://a.example/x",
+            "http://a.example:80/",
+            "http://a.example/\"",
+        ];
+        let bad = [
+            "not a url",
+            "about:blank",
+            "a:b",
+            "/a\"b",
+            "/a<",
+            "/a#b",
+            "http:///x",
+            "http://",
+            "http://a b/",
+            "https://u@a.example/x",
+            "https://a.example/x#f",
+        ];
+        let kept = |value: &&'static str| {
+            let mut h = headers(&[("referer", *value)]);
+            sanitize_referer(&mut h);
+            !h.is_empty()
+        };
+        assert_eq!(good.iter().filter(|value| !kept(value)).count(), 0);
+        assert_eq!(bad.iter().filter(|value| kept(value)).count(), 0);
+        let mut two = headers(&[("referer", "/a"), ("referer", "/b")]);
+        sanitize_referer(&mut two);
+        assert!(two.is_empty());
     }
 }

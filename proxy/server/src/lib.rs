@@ -11,6 +11,7 @@ pub mod options;
 mod config_dump;
 pub mod discovered;
 mod empty_chain;
+pub mod grpc_logs;
 pub mod hcm_builder;
 pub mod init;
 mod listener_log;

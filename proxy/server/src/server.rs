@@ -9,6 +9,7 @@
 
 use crate::admin_listener;
 use crate::discovered::ExtensionConfigs;
+use crate::grpc_logs::GrpcLogs;
 use crate::init::InitTargets;
 use crate::listeners::{self, ListenerManager};
 use crate::loading::Bootstrap;
@@ -53,6 +54,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     /// Access logs.
     pub access_logs: AccessLogWriter,
+    /// Access logs that are streamed to servers.
+    pub grpc_logs: GrpcLogs,
     /// The process, for header rules.
     pub local: Arc<LocalInfo>,
     /// TLS contexts with files to watch.
@@ -212,6 +215,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let locality = Arc::new(config.node.locality.clone());
     clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
     let context = Context {
+        grpc_logs: GrpcLogs::new(registry.clone(), clusters.clone(), wants.clone()),
         access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),
         contexts,

@@ -57,6 +57,7 @@ const ACCESS_LOGS: &[&str] = &[
     "{name: a, typed_config: {'@type': TYPE.file.v3.FileAccessLog, path: p, log_format: {json_format: {a: b}, json_format_options: {}}}}",
     "{name: a, typed_config: {'@type': TYPE.stream.v3.StdoutAccessLog, log_format: {text_format_source: {inline_string: x}}}}",
     "{name: a, typed_config: {'@type': TYPE.stream.v3.StderrAccessLog, log_format: {text_format_source: {inline_string: x}}}}",
+    "{name: a, typed_config: {'@type': TYPE.grpc.v3.HttpGrpcAccessLogConfig, common_config: {log_name: l, transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: c}}}}}",
     "{name: a, filter: {status_code_filter: {comparison: {op: GE, value: {default_value: 400, runtime_key: k}}}}, typed_config: {'@type': TYPE.stream.v3.StdoutAccessLog}}",
     "{name: a, filter: {duration_filter: {comparison: {op: GE, value: {default_value: 400, runtime_key: k}}}}, typed_config: {'@type': TYPE.stream.v3.StdoutAccessLog}}",
     "{name: a, filter: {not_health_check_filter: {}}, typed_config: {'@type': TYPE.stream.v3.StdoutAccessLog}}",

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use nuncio_config::access_log::{AccessLogConfig, AccessLogSink, LogFormat};
+use nuncio_config::access_log::{AccessLogConfig, AccessLogSink, GrpcAccessLogConfig, LogFormat};
 use nuncio_config::typed_config::TypedConfig;
 
 pub use filter::LogFilter;
@@ -35,6 +35,9 @@ pub trait AccessLogger: Send + Sync {
 pub trait Extensions {
     /// A sink by its message, or what is wrong with it.
     fn sink(&self, config: &TypedConfig) -> Result<Arc<dyn AccessLogger>, String>;
+
+    /// A sink that streams entries to a server, or what is wrong with it.
+    fn http_grpc(&self, config: &Arc<GrpcAccessLogConfig>) -> Result<Arc<dyn AccessLogger>, String>;
 }
 
 /// A list of loggers that are told everything together.
@@ -106,21 +109,31 @@ pub fn build(
         }
         AccessLogSink::Stdout(format) => (line(format)?, writer.stdout()),
         AccessLogSink::Stderr(format) => (line(format)?, writer.stderr()),
+        AccessLogSink::HttpGrpc(config) => {
+            let none = || "access logs over gRPC are not supported here".to_owned();
+            let sink = extensions.ok_or_else(none).and_then(|extensions| extensions.http_grpc(config));
+            let sink = sink.map_err(|text| (config.path.to_string(), text))?;
+            return Ok(filtered(filter, runtime, sink));
+        }
         AccessLogSink::Extension(typed) => {
-            let Some(extensions) = extensions else {
-                return Err((
-                    typed.path.to_string(),
-                    format!("access logger {} is not supported yet", typed.type_name),
-                ));
-            };
-            let sink = extensions.sink(typed).map_err(|text| (typed.path.to_string(), text))?;
-            return Ok(match filter {
-                Some(filter) => Arc::new(Filtered { filter, runtime: Arc::clone(runtime), sink }),
-                None => sink,
-            });
+            let none = || format!("access logger {} is not supported yet", typed.type_name);
+            let sink = extensions.ok_or_else(none).and_then(|extensions| extensions.sink(typed));
+            let sink = sink.map_err(|text| (typed.path.to_string(), text))?;
+            return Ok(filtered(filter, runtime, sink));
         }
     };
     Ok(Arc::new(LineLogger { filter, runtime: Arc::clone(runtime), formatter, file }))
+}
+
+fn filtered(
+    filter: Option<LogFilter>,
+    runtime: &Arc<dyn Runtime>,
+    sink: Arc<dyn AccessLogger>,
+) -> Arc<dyn AccessLogger> {
+    match filter {
+        Some(filter) => Arc::new(Filtered { filter, runtime: Arc::clone(runtime), sink }),
+        None => sink,
+    }
 }
 
 /// A sink behind a filter.

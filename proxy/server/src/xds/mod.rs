@@ -17,6 +17,7 @@ mod extensions;
 mod files;
 mod listeners;
 mod load_stats;
+mod logs;
 mod node;
 mod rest;
 mod routes;
@@ -150,9 +151,12 @@ impl Inner {
                 Want::RoutesGone(_) | Want::ScopesGone(_) | Want::ExtensionGone(_) | Want::SecretGone(_) => {
                     gone.push(want);
                 }
-                Want::Routes(_) | Want::Scopes(_) | Want::OnDemand(_) | Want::Extension(_) | Want::Secret(_) => {
-                    self.take(want);
-                }
+                Want::Routes(_)
+                | Want::Scopes(_)
+                | Want::OnDemand(_)
+                | Want::Extension(_)
+                | Want::Secret(_)
+                | Want::Logs(_) => self.take(want),
             }
         }
         if !gone.is_empty() {
@@ -203,6 +207,7 @@ impl Inner {
                 }
             }
             Want::SecretGone(id) => secrets::forget(self, id),
+            Want::Logs(stream) => logs::start(self, stream),
         }
     }
 

@@ -95,7 +95,7 @@ impl Sources {
     }
 
     /// The connections to a control plane: one set for all streams that are configured alike.
-    fn channel(&self, service: &GrpcService) -> Result<(String, Channel), String> {
+    pub(super) fn channel(&self, service: &GrpcService) -> Result<(String, Channel), String> {
         let key = format!("{service:?}");
         let mut channels = self.channels.borrow_mut();
         match &service.target {

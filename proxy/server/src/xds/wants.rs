@@ -3,6 +3,7 @@
 //! Builders run on the control thread, but objects may end on any: the queue takes both.
 
 use crate::discovered::ExtensionConfig;
+use crate::grpc_logs::LogStream;
 use crate::named_routes::NamedRoutes;
 use crate::scoped_routes::DiscoveredScopes;
 use nuncio_net::tls::secrets::Secret;
@@ -29,6 +30,8 @@ pub enum Want {
     Secret(Weak<Secret>),
     /// The secret with this id has no user any more.
     SecretGone(u64),
+    /// Access logs that are streamed to a server.
+    Logs(LogStream),
 }
 
 /// What a request needs and is not there. Whoever waits is answered once it has come, or known not to come.

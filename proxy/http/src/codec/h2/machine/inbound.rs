@@ -381,11 +381,16 @@ impl Connection {
         if !head.has(flag::ACK) {
             return self.queue_control(kind::PING, flag::ACK, 0, payload);
         }
-        if payload == SHUTDOWN_PING && self.goodbye == Goodbye::Announced {
-            self.goodbye = Goodbye::Said;
-            self.goaway(self.last_peer_stream, ErrorCode::NO_ERROR, "");
-        } else {
-            self.pong = true;
+        match self.goodbye {
+            Goodbye::Announced if payload == SHUTDOWN_PING => {
+                self.goodbye = Goodbye::Heard;
+                self.out.frame(kind::PING, 0, 0, &SHUTDOWN_PING, false);
+            }
+            Goodbye::Heard if payload == SHUTDOWN_PING => {
+                self.goodbye = Goodbye::Said;
+                self.goaway(self.last_peer_stream, ErrorCode::NO_ERROR, "");
+            }
+            _ => self.pong = true,
         }
         Ok(())
     }

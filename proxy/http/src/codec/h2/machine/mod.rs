@@ -77,6 +77,9 @@ enum Goodbye {
     No,
     /// GOAWAY without a limit and a ping are sent.
     Announced,
+    /// The ping was answered, and another is sent. Peers answer pings before they send what their streams have queued, so
+    /// that streams which were opened before GOAWAY was read may stand behind the first answer.
+    Heard,
     /// GOAWAY with the last stream is sent.
     Said,
 }
@@ -293,7 +296,7 @@ impl Connection {
         self.end.is_none() && !self.goaway_received && self.next_stream <= 0x7fff_ffff
     }
 
-    /// Server: GOAWAY twice, first to stop new streams, then after a round trip with the last stream's number.
+    /// Server: GOAWAY twice, first to stop new streams, then after two round trips with the last stream's number.
     pub(super) fn graceful_shutdown(&mut self) {
         if self.goodbye != Goodbye::No || self.end.is_some() {
             return;
