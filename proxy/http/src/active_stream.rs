@@ -91,10 +91,18 @@ pub struct ActiveStream<'a> {
     response_started: bool,
     response_complete: bool,
     upgrade: bool,
+    /// `downstream_cx_upgrades_active` counts this stream.
+    upgrade_counted: bool,
     head_request: bool,
     grpc: bool,
     /// `downstream_rq_rx_reset` has counted this stream.
     rx_reset: bool,
+    /// The response was ended before it was complete.
+    cut: bool,
+    /// The response does not go through the encoder filters: it is the answer of one of them.
+    bypass: bool,
+    /// Counted and logged.
+    completed: bool,
     timers: Timers,
     abort: Option<Abort>,
     /// The body with which the stream begins anew.
@@ -147,7 +155,11 @@ impl<'a> ActiveStream<'a> {
             response_started: false,
             response_complete: false,
             upgrade: false,
+            upgrade_counted: false,
             rx_reset: false,
+            cut: false,
+            bypass: false,
+            completed: false,
             timers,
             abort: None,
             recreated: None,
@@ -288,6 +300,10 @@ impl<'a> ActiveStream<'a> {
                     self.abort = Some(abort);
                     return false;
                 }
+            }
+            // A filter has answered what it saw of the body.
+            if self.is_over() {
+                return false;
             }
             if size > limit {
                 self.connection.hcm.stats.downstream_rq_too_large().inc();
@@ -441,7 +457,7 @@ impl<'a> ActiveStream<'a> {
             return;
         }
         let chain = self.chain;
-        if chain.any.encode_headers {
+        if chain.any.encode_headers && !self.bypass {
             for (entry, slot) in chain.entries.iter().zip(self.slots.iter_mut()).rev() {
                 if !entry.hooks.encode_headers {
                     continue;
@@ -450,7 +466,7 @@ impl<'a> ActiveStream<'a> {
                     StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
                 let action = entry.filter.encode_headers(slot, &mut view, &mut response, end_stream);
                 if let DataAction::Respond(reply) = action {
-                    self.local_reply(reply);
+                    self.direct_reply(reply);
                     return;
                 }
             }
@@ -493,7 +509,7 @@ impl<'a> ActiveStream<'a> {
         if self.response_complete {
             return;
         }
-        if self.chain.any.encode_body {
+        if self.chain.any.encode_body && !self.bypass {
             for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()).rev() {
                 if entry.hooks.encode_body {
                     let mut view =
@@ -548,8 +564,12 @@ impl Drop for ActiveStream<'_> {
     fn drop(&mut self) {
         let stats = &self.connection.hcm.stats;
         stats.downstream_rq_active().dec();
-        if self.upgrade {
+        if self.upgrade_counted {
             stats.downstream_cx_upgrades_active().dec();
+        }
+        // A stream that broke is left as it is.
+        if !self.completed && !std::thread::panicking() {
+            self.end_with_connection();
         }
     }
 }

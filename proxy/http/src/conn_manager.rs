@@ -22,7 +22,7 @@ use nuncio_config::hcm::CodecType;
 use nuncio_net::connection::{Connection, ConnectionInfo, Io};
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -74,6 +74,12 @@ impl ConnectionContext {
     /// Bytes that may wait in a buffer on one side; Envoy's `per_connection_buffer_limit_bytes`.
     pub fn buffer_limit(&self) -> usize {
         if self.buffer_limit == 0 { usize::MAX } else { self.buffer_limit }
+    }
+
+    /// What is left of `max_connection_duration`.
+    pub(crate) fn duration_left(&self) -> Option<Duration> {
+        let limit = self.hcm.config.max_connection_duration?;
+        Some(limit.saturating_sub(clock::now().saturating_duration_since(self.info.start)))
     }
 
     pub(crate) fn next_stream_id(&self) -> u64 {
@@ -155,6 +161,12 @@ impl ConnectionContext {
 
 /// Counts one stream of an HTTP/2 connection.
 pub(crate) struct StreamGuard(Rc<ConnectionContext>);
+
+impl StreamGuard {
+    pub(crate) fn connection(&self) -> &ConnectionContext {
+        &self.0
+    }
+}
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
@@ -283,13 +295,13 @@ impl HcmWorker {
         let Connection { mut io, info, drain } = connection;
         let context = Rc::new(ConnectionContext::new(self.hcm.clone(), info, drain));
         let mut stats = ConnectionStats::new(&context);
-        let protocol = match self.choose_codec(&mut io, &context.info).await {
-            Sniffed::Protocol(protocol) => protocol,
+        let (protocol, head) = match self.choose_codec(&mut io, &context).await {
+            Sniffed::Protocol(protocol, head) => (protocol, head),
             Sniffed::Closed => {
                 stats.closed_by_peer();
                 return;
             }
-            Sniffed::Idle => return,
+            Sniffed::TimedOut => return,
         };
         stats.protocol(protocol);
         if protocol == Protocol::Http2 {
@@ -297,66 +309,104 @@ impl HcmWorker {
             let remote = Box::pin(crate::conn_manager_h2::serve(&context, io, self.h2.clone())).await;
             stats.remote.set(remote);
         } else {
-            let remote = serve_h1(&context, io, self.h1.clone()).await;
+            let remote = serve_h1(&context, io, self.h1.clone(), head).await;
             stats.remote.set(remote);
         }
     }
 
     /// By configuration, ALPN, or the first bytes. Ends early when the peer leaves or stays silent.
-    async fn choose_codec(&self, io: &mut Io, info: &ConnectionInfo) -> Sniffed {
+    async fn choose_codec(&self, io: &mut Io, context: &ConnectionContext) -> Sniffed {
         match self.hcm.config.codec_type {
-            CodecType::Http1 => return Sniffed::Protocol(Protocol::Http11),
-            CodecType::Http2 | CodecType::Http3 => return Sniffed::Protocol(Protocol::Http2),
+            CodecType::Http1 => return Sniffed::Protocol(Protocol::Http11, None),
+            CodecType::Http2 | CodecType::Http3 => return Sniffed::Protocol(Protocol::Http2, None),
             CodecType::Auto => {}
         }
+        let info = &context.info;
         if info.negotiated(b"h2") {
-            return Sniffed::Protocol(Protocol::Http2);
+            return Sniffed::Protocol(Protocol::Http2, None);
         }
         if info.negotiated(b"http/1.1") || info.negotiated(b"http/1.0") {
-            return Sniffed::Protocol(Protocol::Http11);
+            return Sniffed::Protocol(Protocol::Http11, None);
         }
-        let sniff = sniff_preface(io);
-        match self.hcm.config.idle_timeout {
-            Some(limit) => match timer::timeout(limit, sniff).await {
-                Ok(found) => found.map_or(Sniffed::Closed, Sniffed::Protocol),
+        let mut seen = BytesMut::with_capacity(PREFACE.len());
+        let first = sniff_preface(io, &mut seen, true);
+        let (idle, duration) = (self.hcm.config.idle_timeout, context.duration_left());
+        let found = match idle.into_iter().chain(duration).min() {
+            Some(limit) => match timer::timeout(limit, first).await {
+                Ok(found) => found,
                 Err(_) => {
-                    self.hcm.stats.downstream_cx_idle_timeout().inc();
-                    Sniffed::Idle
+                    match duration == Some(limit) {
+                        true => self.hcm.stats.downstream_cx_max_duration_reached().inc(),
+                        false => self.hcm.stats.downstream_cx_idle_timeout().inc(),
+                    }
+                    return Sniffed::TimedOut;
                 }
             },
-            None => sniff.await.map_or(Sniffed::Closed, Sniffed::Protocol),
-        }
+            None => first.await,
+        };
+        let mut head = None;
+        let protocol = match found {
+            Sight::Closed => return Sniffed::Closed,
+            Sight::Protocol(protocol) => protocol,
+            Sight::Partial => {
+                // From its first byte on this may be the head of a request, which has its timers.
+                let timers = head.insert(HeadTimers::new(&self.hcm));
+                let mut rest = pin!(sniff_preface(io, &mut seen, false));
+                poll_fn(|cx| match rest.as_mut().poll(cx) {
+                    Poll::Ready(Sight::Protocol(protocol)) => Poll::Ready(protocol),
+                    // Half a head: the HTTP/1 codec answers it, or learns that the peer has left.
+                    Poll::Ready(Sight::Partial | Sight::Closed) => Poll::Ready(Protocol::Http11),
+                    Poll::Pending => timers.poll(cx).map(|_| Protocol::Http11),
+                })
+                .await
+            }
+        };
+        io.unread(seen.freeze());
+        Sniffed::Protocol(protocol, head)
     }
 }
 
 /// What the first bytes of a connection told.
 enum Sniffed {
-    Protocol(Protocol),
+    /// The protocol; and timers, where it took more than one look at what may be the head of a request.
+    Protocol(Protocol, Option<HeadTimers>),
     /// The peer left before it said anything.
     Closed,
-    /// The idle timeout came first.
-    Idle,
+    /// The idle timeout or the maximum duration came first.
+    TimedOut,
 }
 
-/// Reads until the bytes can only be HTTP/2 or can only be something else, and puts them back.
-async fn sniff_preface(io: &mut Io) -> Option<Protocol> {
-    let mut seen = BytesMut::with_capacity(PREFACE.len());
+/// What bytes look like.
+enum Sight {
+    Protocol(Protocol),
+    /// The beginning of HTTP/2, or of a request whose method begins like it.
+    Partial,
+    /// There are none, and no more will come.
+    Closed,
+}
+
+/// Reads into `seen` until the bytes can only be HTTP/2 or can only be something else; `once`: no more than what one
+/// read gives.
+async fn sniff_preface(io: &mut Io, seen: &mut BytesMut, once: bool) -> Sight {
     loop {
         let mut chunk = [0u8; 24];
         let mut buf = ReadBuf::new(&mut chunk[..PREFACE.len() - seen.len()]);
-        // A failed read shows the codec nothing more: it closes.
-        poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut buf)).await.ok()?;
+        let read = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut buf)).await;
         let got = buf.filled();
-        if got.is_empty() && seen.is_empty() {
-            return None;
+        // A failed read shows the codec nothing more: it closes.
+        let ended = read.is_err() || got.is_empty();
+        if ended && seen.is_empty() {
+            return Sight::Closed;
         }
-        let ended = got.is_empty();
         seen.extend_from_slice(got);
-        let h2 = PREFACE.starts_with(&seen);
-        if !h2 || ended || seen.len() == PREFACE.len() {
-            let protocol = if h2 && seen.len() == PREFACE.len() { Protocol::Http2 } else { Protocol::Http11 };
-            io.unread(seen.freeze());
-            return Some(protocol);
+        if !PREFACE.starts_with(seen) || ended {
+            return Sight::Protocol(Protocol::Http11);
+        }
+        if seen.len() == PREFACE.len() {
+            return Sight::Protocol(Protocol::Http2);
+        }
+        if once {
+            return Sight::Partial;
         }
     }
 }
@@ -387,6 +437,7 @@ impl HeadTimers {
         }
     }
 
+    /// Ready with what is due; and again, when asked again.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wake> {
         let mut fired = |sleep: &mut Option<Sleep>| sleep.as_mut().is_some_and(|s| Pin::new(s).poll(cx).is_ready());
         if fired(&mut self.headers) {
@@ -413,13 +464,14 @@ enum Wake {
 }
 
 /// Serves HTTP/1 requests until the connection ends; true when the peer ended it.
-async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConfig>) -> bool {
+/// `head` runs where the first head has begun.
+async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConfig>, head: Option<HeadTimers>) -> bool {
     let hcm = &context.hcm;
     let mut server = H1Server::new(io, config, context.info.is_tls());
     let mut idle = Idle {
         timeout: hcm.config.idle_timeout.map(|d| (timer::sleep(d), d)),
-        duration: hcm.config.max_connection_duration.map(timer::sleep),
-        head: None,
+        duration: context.duration_left().map(timer::sleep),
+        head,
         draining: None,
     };
     // Polled once: it leaves the task's waker with the drain signal, which is all that is needed.
@@ -524,6 +576,11 @@ fn poll_next(
     cx: &mut Context<'_>,
 ) -> Poll<Wake> {
     let stats = &context.hcm.stats;
+    if let Some(timers) = &mut idle.head
+        && let Poll::Ready(wake) = timers.poll(cx)
+    {
+        return Poll::Ready(wake);
+    }
     if let Poll::Ready(event) = server.poll_request(cx) {
         return Poll::Ready(Wake::Event(event));
     }

@@ -3,7 +3,7 @@
 use crate::active_stream::ActiveStream;
 use crate::codec::StreamError;
 use crate::codec::h2::{Config, H2Request, H2Server, RefusedStream};
-use crate::conn_manager::ConnectionContext;
+use crate::conn_manager::{ConnectionContext, StreamGuard};
 use crate::headers::Headers;
 use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
@@ -32,9 +32,11 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
     let hcm = context.hcm.clone();
     let mut server = H2Server::new(io, config);
     let mut idle = hcm.config.idle_timeout.map(|d| (timer::sleep(d), d));
-    let mut duration = hcm.config.max_connection_duration.map(timer::sleep);
+    let mut duration = context.duration_left().map(timer::sleep);
     // Between the two GOAWAYs requests that are on their way are still served.
     let mut draining: Option<Sleep> = None;
+    // Streams have been active since the idle timer was last set: it runs from the end of the last one.
+    let mut busy = false;
     let mut drain = Box::pin(async { context.drain_signal().draining().await });
     let mut drain_seen = false;
     loop {
@@ -53,11 +55,16 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
                 drain_seen = true;
                 return Poll::Ready(Wake::Drain);
             }
-            if let Some((sleep, _)) = &mut idle
+            busy |= context.active_streams() > 0;
+            if let Some((sleep, delay)) = &mut idle
                 && context.active_streams() == 0
-                && Pin::new(sleep).poll(cx).is_ready()
             {
-                return Poll::Ready(Wake::Idle);
+                if std::mem::take(&mut busy) {
+                    sleep.reset(*delay);
+                }
+                if Pin::new(sleep).poll(cx).is_ready() {
+                    return Poll::Ready(Wake::Idle);
+                }
             }
             if let Some(sleep) = &mut duration
                 && Pin::new(sleep).poll(cx).is_ready()
@@ -84,10 +91,10 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
         match wake {
             Wake::Request(request) => {
                 context.count_request();
-                tokio::task::spawn_local(clock::once_per_poll(serve_stream(context.clone(), request)));
-                if let Some((sleep, delay)) = &mut idle {
-                    sleep.reset(*delay);
-                }
+                // Counted from here on: its task may end before this one looks again.
+                let active = context.begin_stream();
+                busy = true;
+                tokio::task::spawn_local(clock::once_per_poll(serve_stream(active, request)));
             }
             Wake::Refused(refused) => {
                 for error in refused {
@@ -119,36 +126,50 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
             }
             Wake::Idle => {
                 hcm.stats.downstream_cx_idle_timeout().inc();
-                server.graceful_shutdown();
+                if !server.peer_has_spoken() {
+                    return false;
+                }
                 idle = None;
+                drain_seen = true;
+                begin_drain(context, &mut server, &mut draining);
             }
             Wake::MaxDuration => {
                 hcm.stats.downstream_cx_max_duration_reached().inc();
+                if !server.peer_has_spoken() {
+                    return false;
+                }
                 duration = None;
-                server.graceful_shutdown();
+                drain_seen = true;
+                begin_drain(context, &mut server, &mut draining);
             }
             Wake::Drain => {
                 if !context.is_closing() {
                     hcm.stats.downstream_cx_drain_close().inc();
                 }
-                context.set_closing();
-                server.graceful_shutdown();
-                draining = Some(timer::sleep(hcm.config.drain_timeout.max(Duration::from_millis(1))));
+                begin_drain(context, &mut server, &mut draining);
             }
             Wake::DrainEnded => {
                 draining = None;
-                if context.active_streams() == 0 {
-                    server.abrupt_shutdown();
-                }
+                // The peer's answer to the ping is not waited for any longer: the connection ends with its last stream.
+                server.end_shutdown();
             }
         }
     }
 }
 
-async fn serve_stream(context: Rc<ConnectionContext>, request: Box<H2Request>) {
+/// The first GOAWAY; the second one follows when the peer has answered, or else with the end of the drain timeout.
+fn begin_drain(context: &ConnectionContext, server: &mut H2Server<Io>, draining: &mut Option<Sleep>) {
+    context.set_closing();
+    server.graceful_shutdown();
+    let grace = context.hcm.config.drain_timeout.max(Duration::from_millis(1));
+    draining.get_or_insert_with(|| timer::sleep(grace));
+}
+
+async fn serve_stream(active: StreamGuard, request: Box<H2Request>) {
     let H2Request { headers, end_stream, mut stream, .. } = *request;
-    let _active = context.begin_stream();
-    ActiveStream::new(&context, &context.hcm.chains.pin(), &mut stream, headers, end_stream).run(None).await;
+    let connection = active.connection();
+    let chain = connection.hcm.chains.pin();
+    ActiveStream::new(connection, &chain, &mut stream, headers, end_stream).run(None).await;
 }
 
 /// Ends the socket in good order, which TLS wants.

@@ -98,8 +98,32 @@ pub struct ConnectionInfo {
     pub termination_details: OnceCell<Cow<'static, str>>,
     /// Set when this side (not the peer) closed it.
     pub closed_locally: Cell<bool>,
+    /// Why this side closed it under what was going on.
+    pub local_close: Cell<Option<LocalClose>>,
     /// Text of the peer's IP, made once; boxed, as it is in every idle connection.
     remote_ip_text: OnceCell<Box<Bytes>>,
+}
+
+/// Why a listener ends connections that are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalClose {
+    /// Their filter chain is gone and its drain time over.
+    FilterChain,
+    /// The listener is, or the process ends.
+    Listener,
+}
+
+impl LocalClose {
+    /// The response code details of requests that end with their connection: Envoy's words, misleading as the second ones
+    /// are.
+    pub fn http_details(self) -> &'static str {
+        match self {
+            LocalClose::FilterChain => "downstream_local_disconnect(filter_chain_is_being_removed)",
+            LocalClose::Listener => {
+                "downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)"
+            }
+        }
+    }
 }
 
 /// The listener as its connections know it.
@@ -229,6 +253,7 @@ impl ConnectionInfo {
             transport_failure_reason: OnceCell::new(),
             termination_details: OnceCell::new(),
             closed_locally: Cell::new(false),
+            local_close: Cell::new(None),
             remote_ip_text: OnceCell::new(),
         }
     }

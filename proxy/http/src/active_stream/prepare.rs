@@ -238,7 +238,11 @@ impl ActiveStream<'_> {
         }
         if allowed {
             hcm.stats.downstream_cx_upgrades_total().inc();
-            hcm.stats.downstream_cx_upgrades_active().inc();
+            // A request that is served again is the same upgrade.
+            if !self.upgrade_counted {
+                self.upgrade_counted = true;
+                hcm.stats.downstream_cx_upgrades_active().inc();
+            }
         }
         self.upgrade = allowed;
         allowed

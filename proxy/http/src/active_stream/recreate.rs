@@ -57,6 +57,7 @@ impl ActiveStream<'_> {
     pub(super) fn begin_anew(&mut self) -> bool {
         let Some(body) = self.recreated.take() else { return false };
         self.complete();
+        self.completed = false;
         let connection = self.connection;
         let stats = &connection.hcm.stats;
         let config = &connection.hcm.config;

@@ -2,6 +2,7 @@
 
 use super::*;
 use nuncio_base::clock;
+use nuncio_net::connection::LocalClose;
 
 impl ActiveStream<'_> {
     /// Ends a response that has begun and cannot go on: the peer sees an incomplete message.
@@ -13,6 +14,7 @@ impl ActiveStream<'_> {
             self.connection.hcm.stats.downstream_rq_tx_reset().inc();
             self.downstream.reset(reason);
             self.response_complete = true;
+            self.cut = true;
         }
     }
 
@@ -24,6 +26,13 @@ impl ActiveStream<'_> {
     /// As [`ActiveStream::local_reply`], with the route's changes to response headers applied.
     pub fn routed_reply(&mut self, reply: LocalReply) {
         self.reply(reply, true);
+    }
+
+    /// A filter's answer in the place of a response that it was shown. The encoder filters do not see it: those before the
+    /// one that answers have seen a response already, as in Envoy.
+    pub(super) fn direct_reply(&mut self, reply: LocalReply) {
+        self.bypass = true;
+        self.local_reply(reply);
     }
 
     fn reply(&mut self, reply: LocalReply, routed: bool) {
@@ -135,22 +144,27 @@ impl ActiveStream<'_> {
             Abort::Downstream(error) => {
                 stats.downstream_rq_rx_reset().inc();
                 self.rx_reset = true;
-                let h2 = self.downstream.protocol() == Protocol::Http2 && error.reason == ResetReason::RemoteReset;
-                let (flag, details) = if error.details.is_empty() {
-                    if h2 {
-                        (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset")
-                    } else {
-                        (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect")
+                let (flag, details) = match error.reason {
+                    // RST_STREAM, whatever its code.
+                    ResetReason::RemoteReset | ResetReason::RemoteRefusedStreamReset | ResetReason::ConnectError => {
+                        (ResponseFlags::DOWNSTREAM_REMOTE_RESET, error.details)
                     }
-                } else {
-                    (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, error.details)
+                    _ if !error.details.is_empty() => (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, error.details),
+                    // The connection was closed, by the peer unless this side says why.
+                    _ => {
+                        let local = self.connection.info.local_close.get();
+                        let details = local.map_or("downstream_remote_disconnect", LocalClose::http_details);
+                        (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, details)
+                    }
                 };
                 if self.protocol() != Protocol::Http2 {
                     self.connection.set_left_active();
                 }
-                self.info.flags.insert(flag);
-                self.info.response_code_details = Some(details.into());
-                self.downstream.reset(ResetReason::LocalReset);
+                if !details.is_empty() {
+                    self.info.flags.insert(flag);
+                    self.info.response_code_details = Some(details.into());
+                }
+                self.downstream.abandon();
                 self.response_complete = true;
             }
             Abort::Malformed(error) => self.answer_malformed(&error),
@@ -180,7 +194,9 @@ impl ActiveStream<'_> {
 
     /// Answers what aborted the stream, writes what is queued, counts and logs.
     pub(super) async fn finish(mut self) {
+        let mut left = false;
         if let Some(abort) = self.abort.take() {
+            left = matches!(abort, Abort::Downstream(_));
             self.answer_abort(abort);
         }
         if !self.response_complete {
@@ -196,21 +212,38 @@ impl ActiveStream<'_> {
             }
         }
         let flush = poll_fn(|cx| self.downstream.poll_flush(cx));
-        let limit = self.connection.hcm.config.stream_flush_timeout;
+        let config = &self.connection.hcm.config;
+        let limit = match config.delayed_close_timeout {
+            // What is left of a response that was cut short goes out with the close of the connection.
+            delay if self.cut && !delay.is_zero() => Some(delay),
+            _ => config.stream_flush_timeout.or(config.idle_timeout),
+        };
         let flushed = match limit {
             Some(limit) => timer::timeout(limit, flush).await.unwrap_or(Err(StreamError::new(ResetReason::LocalReset))),
             None => flush.await,
         };
         if flushed.is_err() {
-            self.downstream.reset(ResetReason::LocalReset);
-            if self.info.flags.is_empty() {
+            self.downstream.abandon();
+            if self.info.flags.is_empty() && !left {
                 self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             }
         }
         self.complete();
     }
 
+    /// The connection was closed under the stream, by this side: it is counted and logged all the same.
+    pub(super) fn end_with_connection(&mut self) {
+        let info = &self.connection.info;
+        // A task that is dropped without a word is one that the end of the process finds.
+        info.local_close.set(info.local_close.get().or(Some(LocalClose::Listener)));
+        if !self.response_complete {
+            self.answer_abort(Abort::Downstream(StreamError::new(ResetReason::ConnectionTermination)));
+        }
+        self.complete();
+    }
+
     pub(super) fn complete(&mut self) {
+        self.completed = true;
         let connection = self.connection;
         let hcm = &connection.hcm;
         if self.chain.any.complete {

@@ -185,6 +185,11 @@ pub trait ServerStream: Stream {
 
     /// HTTP/1: close the connection after this response. HTTP/2: nothing, the connection is drained by GOAWAY.
     fn close_after(&mut self);
+
+    /// Ends the stream now, and with it what is queued: the peer does not take it, or is not there any more.
+    fn abandon(&mut self) {
+        self.reset(ResetReason::LocalReset);
+    }
 }
 
 /// Upstream end of a stream: the request goes out, the response comes in.

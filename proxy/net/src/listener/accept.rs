@@ -316,10 +316,7 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
         let serve = handler.serve(connection);
         tokio::select! {
             () = serve => {}
-            () = chain.kill.wait() => {
-                info.closed_locally.set(true);
-                info.set_termination_details("filter_chain_is_being_removed");
-            }
+            () = chain.kill.close(&info) => {}
         }
     }
     drop(counted);
@@ -482,6 +479,6 @@ mod tests {
     #[test]
     fn the_task_of_an_idle_connection_is_small() {
         let task = size(connection);
-        assert!(task <= 1104, "{task} bytes, {} of info, {} of io", size_of::<ConnectionInfo>(), size_of::<Io>());
+        assert!(task <= 1112, "{task} bytes, {} of info, {} of io", size_of::<ConnectionInfo>(), size_of::<Io>());
     }
 }

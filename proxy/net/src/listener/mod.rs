@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -31,7 +31,7 @@ use tokio::sync::Notify;
 
 use crate::address::Address;
 use crate::chain_matcher::{ChainMatcher, FractionCheck};
-use crate::connection::{Connection, ConnectionInfo, ListenerInfo};
+use crate::connection::{Connection, ConnectionInfo, ListenerInfo, LocalClose};
 use crate::filter_chain::{ChainError, ChainInput, FilterChainIndex};
 use crate::listener_filters::{self, FilterSlot};
 use crate::socket::{BindError, ListenOptions, listen, start_listening};
@@ -176,22 +176,32 @@ pub struct FilterChain {
     kill: Kill,
 }
 
-/// A flag that tasks can wait for.
+/// An end that tasks can wait for: of a listener's accepting, of a filter chain's connections.
 #[derive(Clone, Default)]
-pub(crate) struct Kill(Arc<(AtomicBool, Notify)>);
+pub(crate) struct Kill(Arc<(OnceLock<LocalClose>, Notify)>);
 
 impl Kill {
-    fn set(&self) {
-        self.0.0.store(true, Ordering::Release);
+    /// The first reason stays.
+    fn set(&self, reason: LocalClose) {
+        self.0.0.get_or_init(|| reason);
         self.0.1.notify_waiters();
     }
 
     async fn wait(&self) {
         let notified = self.0.1.notified();
-        if self.0.0.load(Ordering::Acquire) {
-            return;
+        if self.0.0.get().is_none() {
+            notified.await;
         }
-        notified.await;
+    }
+
+    /// Waits, and writes down why the connection ends before what goes on in it is dropped.
+    async fn close(&self, info: &ConnectionInfo) {
+        let notified = self.0.1.notified();
+        if self.0.0.get().is_none() {
+            notified.await;
+        }
+        info.local_close.set(self.0.0.get().copied());
+        info.closed_locally.set(true);
     }
 }
 
@@ -501,7 +511,7 @@ impl Listener {
             bound.sockets.clear();
             bound.kept.clear();
         });
-        self.stop.set();
+        self.stop.set(LocalClose::Listener);
     }
 
     /// Tells all connections to end when they can.
@@ -512,7 +522,7 @@ impl Listener {
     /// Ends all connections at once.
     pub fn close_connections(&self) {
         for chain in &self.table.load().chains {
-            chain.kill.set();
+            chain.kill.set(LocalClose::Listener);
         }
     }
 
@@ -579,7 +589,7 @@ fn bind_address(
 impl FilterChain {
     /// Ends its connections at once; for the end of a drain.
     pub fn close_connections(&self) {
-        self.kill.set();
+        self.kill.set(LocalClose::FilterChain);
     }
 }
 

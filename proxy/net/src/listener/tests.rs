@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::connection::{Io, Plain};
+use crate::connection::{Io, LocalClose, Plain};
 use crate::tls::client::{ClientTarget, ClientTlsContext};
 use crate::tls::testing::{downstream, self_signed, upstream};
 
@@ -491,7 +491,7 @@ async fn a_listener_that_stops_serves_what_waits_in_its_queue() {
         let fixture = Fixture::new(listener_config(vec![chain("a", FilterChainMatch::default())], Vec::new()));
         let mut waiting = fixture.connect().await;
         let listener = fixture.listener.clone();
-        listener.stop.set();
+        listener.stop.set(LocalClose::Listener);
         tokio::task::spawn_local(async move { run_listener(listener, 0, Rc::default()).await.expect("runs") });
         assert!(line(&mut waiting).await.starts_with("a#1 "));
     };

@@ -491,9 +491,11 @@ impl Attempt {
         let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
         request.route.finalize_response_headers(&mut head, &cx);
         stream.send_response_headers(head, end || failed_upgrade);
-        if end || failed_upgrade {
+        // A filter may have answered in the response's place.
+        let replaced = stream.is_over() && !end;
+        if end || failed_upgrade || replaced {
             stream.info.upstream.last_rx = Some(now);
-            if failed_upgrade && !end {
+            if (failed_upgrade || replaced) && !end {
                 self.reset();
             }
             complete(stream, request, now);

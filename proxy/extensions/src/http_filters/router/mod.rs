@@ -335,6 +335,7 @@ impl Router {
             };
             match self.back_off(stream, request).await {
                 None => {}
+                Some(BackOffEnd::Over) => return,
                 Some(BackOffEnd::Abort(abort)) => return stream.abort(abort),
                 Some(BackOffEnd::Timeout) => return global_timeout(stream, request, false),
                 Some(BackOffEnd::TooLarge) => {
@@ -407,6 +408,9 @@ impl Router {
                     Poll::Ready(Ok(frame)) => request.keep(&frame),
                     Poll::Ready(Err(abort)) => return Poll::Ready(Some(BackOffEnd::Abort(abort))),
                     Poll::Pending => break,
+                }
+                if stream.is_over() {
+                    return Poll::Ready(Some(BackOffEnd::Over));
                 }
                 if request.replay.as_ref().is_none_or(Replay::is_abandoned) {
                     return Poll::Ready(Some(BackOffEnd::TooLarge));
@@ -511,6 +515,8 @@ impl Drop for Held {
 }
 
 enum BackOffEnd {
+    /// A filter has answered what it saw of the body.
+    Over,
     Abort(nuncio_http::active_stream::Abort),
     Timeout,
     /// The body has grown too large to be sent again.

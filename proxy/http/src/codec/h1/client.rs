@@ -243,8 +243,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
             self.output.data(data);
         }
         self.early_bytes = 0;
-        if self.early_end {
-            self.sending = Sending::Done;
+        // The length of a body that came with the request says nothing about the tunnel.
+        if self.sending != Sending::Done {
+            self.sending = if self.early_end { Sending::Done } else { Sending::Tunnel };
         }
     }
 }

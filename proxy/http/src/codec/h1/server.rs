@@ -354,7 +354,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
     }
 
     /// Writes the end of the response and says what becomes of the connection. Only after the response's end is queued
-    /// or the stream was reset.
+    /// or the stream was reset. Whoever sets a deadline ends what did not meet it with [`ServerStream::abandon`].
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Finish> {
         let written = ready!(self.output.poll_flush(&mut self.io, cx));
         // What has arrived of an unread body is dropped; if that is all of it, nothing stands in the way.
@@ -665,6 +665,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
 
     fn close_after(&mut self) {
         self.close = true;
+    }
+
+    fn abandon(&mut self) {
+        self.reset(ResetReason::LocalReset);
+        if !self.output.is_empty() {
+            self.output.clear();
+            self.close = true;
+            self.error.get_or_insert(StreamError::new(ResetReason::LocalReset));
+        }
     }
 }
 

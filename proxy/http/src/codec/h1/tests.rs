@@ -534,6 +534,47 @@ async fn early_tunnel_data_waits_for_the_upstreams_consent() {
 }
 
 #[tokio::test]
+async fn a_length_in_an_upgrade_request_does_not_bound_the_tunnel() {
+    let ws = [
+        (":authority", "h"),
+        (":path", "/"),
+        (":method", "GET"),
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("content-length", "0"),
+    ];
+    let (io, mut far) = duplex(64 * 1024);
+    let mut client = H1Client::new(io, Rc::new(client_config()));
+    client.begin();
+    client.send_headers(&headers(&ws), false).unwrap();
+    flush(&mut client).await;
+    read_until(&mut far, "\r\n\r\n").await;
+    far.write_all(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n").await.unwrap();
+    assert!(!answer(&mut client).await.unwrap().1);
+    client.send_data(Bytes::from_static(b"hello"), true).unwrap();
+    flush(&mut client).await;
+    let mut rest = Vec::new();
+    deadline(far.read_to_end(&mut rest)).await.unwrap();
+    assert_eq!(rest, b"hello");
+}
+
+#[tokio::test]
+async fn a_response_that_is_abandoned_does_not_hold_the_connection() {
+    for complete in [true, false] {
+        let (mut far, io) = duplex(1024);
+        let mut server = server(io, |_| {});
+        far.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        request(&mut server).await;
+        server.send_headers(&response(200, &[]), false).unwrap();
+        server.send_data(Bytes::from(vec![0; 4096]), complete).unwrap();
+        assert!(poll_fn(|cx| Poll::Ready(server.poll_flush(cx).is_pending())).await, "more than the peer takes");
+        assert!(poll_fn(|cx| Poll::Ready(server.poll_finish(cx).is_pending())).await);
+        server.abandon();
+        assert_eq!(finish(&mut server).await, CLOSE_EARLY);
+    }
+}
+
+#[tokio::test]
 async fn preserved_case_goes_through_and_added_names_stay_lower() {
     let (mut far_client, io) = duplex(64 * 1024);
     let mut server = server(io, |c| c.header_key_format = HeaderKeyFormat::PreserveCase);

@@ -64,6 +64,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
         }
     }
 
+    /// The peer has sent something.
+    pub(super) fn peer_has_spoken(&self) -> bool {
+        self.spoken
+    }
+
     pub(super) fn connection(&self) -> &Shared {
         &self.connection
     }

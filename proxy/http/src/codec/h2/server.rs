@@ -2,7 +2,8 @@
 //!
 //! The connection manager polls [`H2Server::poll_accept`], which drives the whole connection (reads, writes, pings), and
 //! works on each [`H2ServerStream`]; both may live in the same task. It owns the timeouts, except for keepalive pings.
-//! After [`H2Server::graceful_shutdown`] the connection ends by itself when its streams have.
+//! After [`H2Server::graceful_shutdown`] the connection ends by itself when its streams have, if the peer answers it; what
+//! is not answered is ended with [`H2Server::end_shutdown`].
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -118,6 +119,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
         self.driver.connection().borrow_mut().graceful_shutdown();
     }
 
+    /// The second GOAWAY of a graceful shutdown, for peers that do not answer the first one.
+    pub fn end_shutdown(&mut self) {
+        self.driver.connection().borrow_mut().end_shutdown();
+    }
+
     /// Sends GOAWAY without an error and ends all streams.
     pub fn abrupt_shutdown(&mut self) {
         self.driver.connection().borrow_mut().abrupt_shutdown();
@@ -126,6 +132,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
     /// True while there are streams.
     pub fn has_streams(&self) -> bool {
         self.driver.connection().borrow().has_streams()
+    }
+
+    /// True when the peer has sent anything at all.
+    pub fn peer_has_spoken(&self) -> bool {
+        self.driver.peer_has_spoken()
     }
 
     /// False while the peer has not shown that it speaks HTTP/2.

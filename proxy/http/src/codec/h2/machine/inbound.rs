@@ -386,10 +386,7 @@ impl Connection {
                 self.goodbye = Goodbye::Heard;
                 self.out.frame(kind::PING, 0, 0, &SHUTDOWN_PING, false);
             }
-            Goodbye::Heard if payload == SHUTDOWN_PING => {
-                self.goodbye = Goodbye::Said;
-                self.goaway(self.last_peer_stream, ErrorCode::NO_ERROR, "");
-            }
+            Goodbye::Heard if payload == SHUTDOWN_PING => self.say_goodbye(),
             _ => self.pong = true,
         }
         Ok(())

@@ -307,6 +307,23 @@ impl Connection {
         self.notify();
     }
 
+    /// Server: the second GOAWAY, with the last stream's number.
+    pub(super) fn say_goodbye(&mut self) {
+        if self.goodbye == Goodbye::Said || self.end.is_some() {
+            return;
+        }
+        self.goodbye = Goodbye::Said;
+        self.goaway(self.last_peer_stream, ErrorCode::NO_ERROR, "");
+        self.notify();
+    }
+
+    /// Server: the time in which the peer may answer the first GOAWAY is over. Envoy says its second one only now, and
+    /// counts it.
+    pub(super) fn end_shutdown(&mut self) {
+        self.config.stats.goaway_sent().inc();
+        self.say_goodbye();
+    }
+
     /// GOAWAY with the last stream, and the end as soon as it is written.
     pub(super) fn abrupt_shutdown(&mut self) {
         if self.end.is_none() {

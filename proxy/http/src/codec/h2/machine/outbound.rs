@@ -91,7 +91,12 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(key) else { return Ok(()) };
         let mut early = false;
         if self.server || !stream.recv_end {
-            stream.error.get_or_insert(reset_error(code));
+            let mut error = reset_error(code);
+            if self.server && code == ErrorCode::NO_ERROR {
+                // Envoy has no name for this.
+                error.details = "";
+            }
+            stream.error.get_or_insert(error);
             stream.reset_by_peer = true;
             early = !stream.answered;
         }

@@ -649,6 +649,24 @@ fn goodbye_is_said_twice() {
 }
 
 #[test]
+fn goodbye_does_not_wait_for_an_answer_for_ever() {
+    let mut peer = Peer::server();
+    peer.recv(&headers(BOTH, 1, GET));
+    let (key, _) = peer.accept();
+    peer.connection.graceful_shutdown();
+    peer.sent();
+    peer.connection.end_shutdown();
+    assert_eq!(peer.sent(), [Sent::GoAway(1, 0)]);
+    assert!(!peer.connection.is_done(), "a stream is open");
+    // A late answer changes nothing.
+    peer.recv(&frame(kind::PING, 1, 0, b"shutdown"));
+    assert_eq!(peer.sent(), []);
+    peer.connection.send_response(key, &answer(200), true, false);
+    peer.connection.release(key);
+    assert!(peer.connection.is_done());
+}
+
+#[test]
 fn floods_are_counted() {
     let mut peer = Peer::server();
     peer.recv(&headers(END_HEADERS, 1, POST));
