@@ -23,6 +23,9 @@ pub struct CaseFile {
     pub upstreams: BTreeMap<String, UpstreamSpec>,
     /// The bootstrap, with placeholders.
     pub config: String,
+    /// More fields of `admin`, as in braces.
+    #[serde(default)]
+    pub admin: String,
     /// More arguments for both proxies.
     #[serde(default)]
     pub args: Vec<String>,

@@ -68,7 +68,7 @@ impl Proxy {
         let log = dir.join("access.log");
         let mut ports = upstreams.clone();
         ports.insert("admin".to_owned(), free_port());
-        let text = format!("admin: {{address: {{{{addr admin}}}}}}\n{}", file.config);
+        let text = format!("admin: {{address: {{{{addr admin}}}}, {}}}\n{}", file.admin, file.config);
         let text = text::expand(&text, |words| placeholder(words, &mut ports, certs, &log))?;
         let config = dir.join("bootstrap.yaml");
         std::fs::write(&config, text)?;

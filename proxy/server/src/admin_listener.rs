@@ -8,7 +8,7 @@ use crate::sources::Sources;
 use bytes::BytesMut;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_pb;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, BoolValue};
 use nuncio_config::bootstrap::AdminConfig;
 use nuncio_config::decode::Context as DecodeContext;
 use nuncio_config::diagnostics::ConfigError;
@@ -112,6 +112,9 @@ pub(crate) fn build(config: &AdminConfig, context: &Context, errors: &mut Vec<Co
 fn listener_config() -> Result<ListenerConfig, Vec<ConfigError>> {
     let hcm = hcm_pb::HttpConnectionManager {
         stat_prefix: "admin".to_owned(),
+        // Before anything looks at a path: `allow_paths` and the choice of the command see the same text.
+        normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: true,
         route_specifier: Some(hcm_pb::http_connection_manager::RouteSpecifier::RouteConfig(Default::default())),
         ..Default::default()
     };
@@ -135,7 +138,7 @@ fn listener_config() -> Result<ListenerConfig, Vec<ConfigError>> {
         stat_prefix: "admin".to_owned(),
         address: Some(address),
         filter_chains: vec![pb::FilterChain { filters: vec![filter], ..Default::default() }],
-        enable_reuse_port: Some(envoy_types::pb::google::protobuf::BoolValue { value: false }),
+        enable_reuse_port: Some(BoolValue { value: false }),
         ..Default::default()
     };
     ListenerConfig::decode(&message, &mut DecodeContext::new(FieldPath::root().field("admin")))

@@ -1,4 +1,4 @@
-//! Paths and query strings of admin requests.
+//! Query strings of admin requests.
 
 use percent_encoding::percent_decode_str;
 
@@ -34,20 +34,6 @@ impl Query {
 
 fn decode(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
-}
-
-/// Merges slashes and resolves dot segments; a slash at the end stays.
-pub(super) fn normalize_path(path: &str) -> String {
-    let mut segments: Vec<&str> = Vec::new();
-    for segment in path.split('/').filter(|segment| !segment.is_empty() && *segment != ".") {
-        if segment == ".." {
-            segments.pop();
-        } else {
-            segments.push(segment);
-        }
-    }
-    let end = if path.len() > 1 && path.ends_with('/') && !segments.is_empty() { "/" } else { "" };
-    if path.starts_with('/') { format!("/{}{end}", segments.join("/")) } else { path.to_owned() }
 }
 
 /// Why a regex does not compile, in RE2's words for the common mistakes.
