@@ -381,6 +381,10 @@ pub struct Answer {
     /// Answer before the request's body has come.
     #[serde(default)]
     pub early: bool,
+    /// h1: answer 200 with `early`, and with `late` when the request's body, read after `delay`, has come. What was seen
+    /// of the body is its length.
+    #[serde(default)]
+    pub around_body: bool,
 }
 
 /// A certificate to make.

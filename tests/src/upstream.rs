@@ -182,6 +182,22 @@ async fn serve_h1(mut io: Box<dyn Io>, raw: Option<socket2::Socket>, server: &Se
         if upgrade {
             request.framing = Framing::None;
         }
+        if answer.around_body {
+            io.write_all(b"HTTP/1.1 200 Scripted\r\ntransfer-encoding: chunked\r\n\r\n5\r\nearly\r\n").await?;
+            io.flush().await?;
+            pause(answer.delay).await;
+            while !reader.request_body(&mut request)? {
+                let n = io.read(&mut buffer).await?;
+                if n == 0 {
+                    break;
+                }
+                reader.push(&buffer[..n]);
+            }
+            server.note(merge(json!({"line": request.line, "body_bytes": request.body.len()}), &extra));
+            io.write_all(b"4\r\nlate\r\n0\r\n\r\n").await?;
+            io.flush().await?;
+            continue;
+        }
         let mut whole = answer.early || reader.request_body(&mut request)?;
         while !whole {
             let n = io.read(&mut buffer).await.unwrap_or(0);

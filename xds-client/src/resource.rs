@@ -43,7 +43,8 @@ impl Resource {
 pub struct Update {
     /// The type subscribed to.
     pub type_url: TypeUrl,
-    /// `version_info` of the response, or `system_version_info` of a delta. Empty for a removal by expiry.
+    /// `version_info` of the response, or `system_version_info` of a delta. Empty for a removal by expiry, and where the
+    /// server leaves it empty.
     pub version: String,
     /// New and changed resources, in the order of the response. With `full_state`, all there are.
     pub added: Vec<Resource>,
@@ -52,6 +53,8 @@ pub struct Update {
     pub removed: Vec<String>,
     /// `added` is everything that exists: a state of the world for a wildcard subscription.
     pub full_state: bool,
+    /// No response says so: the time to live of what is `removed` is over.
+    pub expired: bool,
     /// Who sent it, if the server says.
     pub control_plane: String,
 }

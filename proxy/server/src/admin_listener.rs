@@ -165,11 +165,11 @@ impl TerminalFilter for AdminFilter {
                 return stream.local_reply(LocalReply::new(503, "no server", "admin_filter_response"));
             };
             let path = stream.request.str(&names::PATH).unwrap_or("/").to_owned();
-            let plain = path.split('?').next().unwrap_or("/");
+            // As in Envoy, the matchers see the query, too.
             if !self.allow_paths.is_empty()
-                && !self.allow_paths.iter().any(|m| nuncio_http::matchers::string_matches(m, plain.as_bytes()))
+                && !self.allow_paths.iter().any(|m| nuncio_http::matchers::string_matches(m, path.as_bytes()))
             {
-                let reply = format!("request to path {plain} not allowed");
+                let reply = format!("request to path {path} not allowed");
                 let mut reply_403 = LocalReply::new(403, "", "admin_filter_response");
                 reply_403.body = reply.into();
                 return stream.local_reply(reply_403);

@@ -2,7 +2,8 @@
 //!
 //! A part of the configuration that needs something from outside adds an [`InitTarget`] while it is built. The server waits
 //! for those of the listeners that it starts with, a listener that comes later for its own. A target is ready when the
-//! thing has come, or when nobody waits for it any longer; ready it stays.
+//! thing has come, or when nobody waits for it any longer; ready it stays. A listener that is replaced or removed gives
+//! its targets up: nobody waits for them on its behalf.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -13,6 +14,8 @@ pub struct InitTarget {
     /// What `/init_dump` calls it.
     pub name: String,
     ready: Arc<watch::Sender<bool>>,
+    /// Whoever needs it has given it up.
+    given_up: Option<Arc<watch::Sender<bool>>>,
 }
 
 impl InitTarget {
@@ -23,7 +26,7 @@ impl InitTarget {
 
     /// A target that is ready when somebody else says so.
     pub fn shared(name: impl Into<String>, ready: &Arc<watch::Sender<bool>>) -> Arc<InitTarget> {
-        Arc::new(InitTarget { name: name.into(), ready: ready.clone() })
+        Arc::new(InitTarget { name: name.into(), ready: ready.clone(), given_up: None })
     }
 
     /// It has come, or will not.
@@ -33,29 +36,49 @@ impl InitTarget {
 
     /// Whether it is ready.
     pub fn is_ready(&self) -> bool {
-        *self.ready.borrow()
+        *self.ready.borrow() || self.given_up.as_ref().is_some_and(|given_up| *given_up.borrow())
     }
 
     /// Waits until it is.
     pub async fn ready(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+        let mut ready = self.ready.subscribe();
+        // The senders live as long as `self`.
+        let Some(given_up) = &self.given_up else {
+            let _ = ready.wait_for(|ready| *ready).await;
+            return;
+        };
+        let mut given_up = given_up.subscribe();
+        tokio::select! {
+            _ = ready.wait_for(|ready| *ready) => {}
+            _ = given_up.wait_for(|given_up| *given_up) => {}
+        }
     }
 }
 
 /// Targets of one waiter.
-#[derive(Debug, Default)]
-pub struct InitTargets(Mutex<Vec<Arc<InitTarget>>>);
+#[derive(Debug)]
+pub struct InitTargets {
+    targets: Mutex<Vec<Arc<InitTarget>>>,
+    given_up: Arc<watch::Sender<bool>>,
+}
+
+impl Default for InitTargets {
+    fn default() -> Self {
+        InitTargets { targets: Mutex::default(), given_up: Arc::new(watch::channel(false).0) }
+    }
+}
 
 impl InitTargets {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<InitTarget>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one, unless it is ready already.
+    /// Adds one, unless it is ready already. It counts as ready for this waiter, and for those that take over its targets,
+    /// once they are given up; for others who need the same thing it does not.
     pub fn add(&self, target: &Arc<InitTarget>) {
         if !target.is_ready() {
-            self.lock().push(target.clone());
+            let (name, ready) = (target.name.clone(), target.ready.clone());
+            self.lock().push(Arc::new(InitTarget { name, ready, given_up: Some(self.given_up.clone()) }));
         }
     }
 
@@ -63,6 +86,11 @@ impl InitTargets {
     pub fn extend(&self, other: &InitTargets) {
         let others = other.lock().clone();
         self.lock().extend(others);
+    }
+
+    /// What waits is not wanted any more: nothing of this is waited for.
+    pub fn give_up(&self) {
+        self.given_up.send_replace(true);
     }
 
     /// Those that are not ready.
@@ -105,5 +133,23 @@ mod tests {
         waiter.await.expect("ends");
         targets.add(&second);
         assert!(targets.unready().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_is_waited_for_only_by_others_who_need_it() {
+        let routes = InitTarget::new("routes");
+        let (gone, stays, server) = (InitTargets::default(), InitTargets::default(), InitTargets::default());
+        gone.add(&routes);
+        server.extend(&gone);
+        assert_eq!(server.unready().len(), 1);
+        let mut waiter = std::pin::pin!(server.all_ready());
+        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(waiter.as_mut().poll(cx).is_pending())).await;
+        assert!(waits);
+        gone.give_up();
+        waiter.await;
+        assert!(gone.unready().is_empty() && server.unready().is_empty() && !routes.is_ready());
+        stays.add(&routes);
+        server.extend(&stays);
+        assert_eq!(server.unready().len(), 1);
     }
 }

@@ -413,6 +413,7 @@ impl Server {
         s.state().set(self.state() as u64);
         s.live().set(u64::from(self.state() == State::Live));
         s.total_connections().set(self.context.global.active());
+        self.context.clusters.update_gauges();
         let memory = crate::memory::status();
         s.memory_allocated().set(memory.allocated);
         s.memory_heap_size().set(memory.heap_size);

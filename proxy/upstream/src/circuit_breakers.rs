@@ -73,15 +73,9 @@ impl ResourceManager {
         ];
         let remaining = thresholds.track_remaining.then(|| {
             let prefix = format!("{}circuit_breakers.{name}.", stats.prefix());
-            let family = RemainingFamily::new(stats.registry(), &prefix);
-            family.remaining_cx().set(u64::from(max[0]));
-            family.remaining_pending().set(u64::from(max[1]));
-            family.remaining_rq().set(u64::from(max[2]));
-            family.remaining_retries().set(if thresholds.retry_budget.is_some() { 0 } else { u64::from(max[3]) });
-            family.remaining_cx_pools().set(thresholds.max_connection_pools.map_or(u64::MAX, u64::from));
-            family
+            RemainingFamily::new(stats.registry(), &prefix)
         });
-        ResourceManager {
+        let manager = ResourceManager {
             max,
             current: Default::default(),
             retry_budget: thresholds.retry_budget,
@@ -89,7 +83,29 @@ impl ResourceManager {
             priority,
             stats,
             remaining,
-        }
+        };
+        manager.show_remaining();
+        manager
+    }
+
+    /// Whether there are gauges of what remains (`track_remaining`).
+    pub(crate) fn tracks_remaining(&self) -> bool {
+        self.remaining.is_some()
+    }
+
+    /// Sets the gauges of what remains. By value and not with each change, as the manager of a cluster that was replaced
+    /// has the same gauges, and goes on while its last requests do. For the control thread.
+    pub(crate) fn show_remaining(&self) {
+        let Some(family) = &self.remaining else { return };
+        let left = |resource| u64::from(self.max[resource as usize].saturating_sub(self.count(resource)));
+        family.remaining_cx().set(left(Resource::Connections));
+        family.remaining_pending().set(left(Resource::PendingRequests));
+        family.remaining_rq().set(left(Resource::Requests));
+        family.remaining_retries().set(if self.retry_budget.is_some() { 0 } else { left(Resource::Retries) });
+        family.remaining_cx_pools().set(match self.max[Resource::ConnectionPools as usize] {
+            u32::MAX => u64::MAX - u64::from(self.count(Resource::ConnectionPools)),
+            _ => left(Resource::ConnectionPools),
+        });
     }
 
     /// Whether one more of `resource` is within the limit.
@@ -130,9 +146,6 @@ impl ResourceManager {
         if opens {
             self.open_gauge(resource).inc();
         }
-        if before < max {
-            self.remaining(resource, |gauge| gauge.dec());
-        }
     }
 
     /// Counts one out.
@@ -144,21 +157,6 @@ impl ResourceManager {
         if before == max {
             self.open_gauge(resource).dec();
         }
-        if before <= max {
-            self.remaining(resource, |gauge| gauge.inc());
-        }
-    }
-
-    fn remaining(&self, resource: Resource, change: impl FnOnce(GaugeRef<'_>)) {
-        let Some(family) = &self.remaining else { return };
-        change(match resource {
-            Resource::Connections => family.remaining_cx(),
-            Resource::PendingRequests => family.remaining_pending(),
-            Resource::Requests => family.remaining_rq(),
-            Resource::Retries if self.retry_budget.is_some() => return,
-            Resource::Retries => family.remaining_retries(),
-            Resource::ConnectionPools => family.remaining_cx_pools(),
-        });
     }
 
     fn open_gauge(&self, resource: Resource) -> GaugeRef<'_> {
@@ -193,7 +191,10 @@ mod tests {
         let registry = Registry::new(1, StatsConfig::default());
         let thresholds = Thresholds { max_requests: 2, track_remaining: true, ..Thresholds::default() };
         let manager = manager(&registry, thresholds);
-        let gauge = |name: &str| registry.gauge_value(&format!("cluster.a.circuit_breakers.default.{name}"));
+        let gauge = |name: &str| {
+            manager.show_remaining();
+            registry.gauge_value(&format!("cluster.a.circuit_breakers.default.{name}"))
+        };
         manager.inc(Resource::Requests);
         assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(0), Some(1)));
         manager.inc(Resource::Requests);
@@ -206,6 +207,22 @@ mod tests {
         manager.dec(Resource::Requests);
         assert!(manager.can_create(Resource::Requests));
         assert_eq!((gauge("rq_open"), gauge("remaining_rq")), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn what_remains_is_that_of_the_manager_which_shows_it_last() {
+        let registry = Registry::new(1, StatsConfig::default());
+        let thresholds = |max_requests| Thresholds { max_requests, track_remaining: true, ..Thresholds::default() };
+        let remaining = || registry.gauge_value("cluster.a.circuit_breakers.default.remaining_rq");
+        let old = manager(&registry, thresholds(3));
+        old.inc(Resource::Requests);
+        old.inc(Resource::Requests);
+        let new = manager(&registry, thresholds(5));
+        new.inc(Resource::Requests);
+        old.dec(Resource::Requests);
+        old.dec(Resource::Requests);
+        new.show_remaining();
+        assert_eq!(remaining(), Some(4));
     }
 
     #[test]

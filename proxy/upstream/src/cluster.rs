@@ -327,6 +327,14 @@ impl Cluster {
         &self.limits[priority as usize]
     }
 
+    pub(crate) fn tracks_remaining(&self) -> bool {
+        self.limits.iter().any(ResourceManager::tracks_remaining)
+    }
+
+    pub(crate) fn show_remaining(&self) {
+        self.limits.iter().for_each(ResourceManager::show_remaining);
+    }
+
     /// Hosts and tables as they are now.
     pub fn state(&self) -> Arc<ClusterState> {
         self.state.load_full()

@@ -77,6 +77,8 @@ pub struct ClusterManager {
     health_queue: Mutex<Option<UnboundedReceiver<Job>>>,
     /// Nobody will check: clusters do not wait for it.
     unchecked: AtomicBool,
+    /// Some cluster tells how much of its limits remains.
+    tracks_remaining: AtomicBool,
 }
 
 /// How many clusters wait for their first hosts.
@@ -149,6 +151,7 @@ impl ClusterManager {
             health_jobs,
             health_queue: Mutex::new(Some(health_queue)),
             unchecked: AtomicBool::new(false),
+            tracks_remaining: AtomicBool::new(false),
         });
         manager.followers.belong_to(&manager);
         manager
@@ -241,7 +244,7 @@ impl ClusterManager {
         let replaced = self.control().warming.insert(cluster.name().clone(), cluster.clone());
         if let Some(replaced) = replaced {
             replaced.mark_removed();
-            replaced.give_up_waiting();
+            replaced.stop_warming();
         }
         self.show_warming();
         // Dropped at once where hosts are known.
@@ -286,6 +289,9 @@ impl ClusterManager {
         if let (Some(outlier), Some(runtime)) = (cluster.outlier_detection(), &self.control().runtime) {
             outlier.apply_runtime(&**runtime);
         }
+        if cluster.tracks_remaining() {
+            self.tracks_remaining.store(true, Ordering::Relaxed);
+        }
         outlier::start(&cluster, &options.control);
         orca::start(&cluster, &options.control);
         Ok((cluster, discovery))
@@ -318,19 +324,23 @@ impl ClusterManager {
         cluster.health_checker().filter(|_| !self.unchecked.load(Ordering::Relaxed))
     }
 
-    /// The cluster warms until the secrets of its TLS contexts have come.
+    /// The cluster warms until the secrets of its TLS contexts have come, or it is removed.
     fn wait_for_secrets(&self, cluster: &Cluster, warming: impl FnOnce() -> Warming) {
         let secrets: Vec<_> = cluster.tls_contexts().flat_map(|context| context.secrets().to_vec()).collect();
         if secrets.is_empty() {
             return;
         }
         let warming = warming();
-        self.options.control.spawn(async move {
+        let weak = cluster.weak();
+        let task = self.options.control.spawn(async move {
             for secret in secrets {
                 secret.ready().await;
             }
-            drop(warming);
+            if let Some(cluster) = weak.upgrade() {
+                cluster.secrets_are_there();
+            }
         });
+        cluster.wait_for_secrets(warming, task.abort_handle());
     }
 
     fn count_added(&self, name: &str) -> AddOutcome {
@@ -396,7 +406,7 @@ impl ClusterManager {
         let found = warming.is_some() || old.is_some();
         if let Some(warming) = warming {
             warming.mark_removed();
-            warming.give_up_waiting();
+            warming.stop_warming();
             self.show_warming();
         }
         if let Some(old) = old {
@@ -437,6 +447,13 @@ impl ClusterManager {
         let mut all: Vec<_> = self.control().warming.values().cloned().collect();
         all.sort_by(|a, b| a.name().cmp(b.name()));
         all
+    }
+
+    /// Brings the gauges up to date that are not kept so with every change. For the control thread.
+    pub fn update_gauges(&self) {
+        if self.tracks_remaining.load(Ordering::Relaxed) {
+            self.clusters().iter().for_each(|cluster| cluster.show_remaining());
+        }
     }
 
     /// Counts an update of the hosts of a cluster that was in use already (`cluster_updated`).
@@ -641,6 +658,25 @@ mod tests {
         manager.add(Arc::new(ClusterConfig { name: "s".into(), ..config() })).unwrap();
         assert!(!manager.remove("s") && manager.cluster("s").is_some());
         assert_eq!(manager.add_or_update(eds("s"), 3).unwrap().0, AddOutcome::Unchanged);
+    }
+
+    #[test]
+    fn a_cluster_that_goes_while_its_secrets_have_not_come_is_waited_for_no_longer() {
+        let (manager, _registry, runtime) = manager();
+        for replaced in [false, true] {
+            let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
+            let task = runtime.spawn(std::future::pending::<()>());
+            cluster.wait_for_secrets(Warming::new(&manager, &cluster), task.abort_handle());
+            cluster.set_endpoints(assignment(&[1]));
+            assert!(!manager.is_initialized());
+            if replaced {
+                let fixed = ClusterConfig { name: "x".into(), added_via_api: true, ..config() };
+                manager.add_or_update(Arc::new(fixed), 2).unwrap();
+            } else {
+                assert!(manager.remove("x"));
+            }
+            assert!(manager.is_initialized() && manager.is_warm());
+        }
     }
 
     #[test]

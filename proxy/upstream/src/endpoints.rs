@@ -15,12 +15,15 @@ use nuncio_net::address::Address;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use tokio::task::AbortHandle;
 
 /// What a cluster remembers of the endpoints that were handed in.
 #[derive(Default)]
 pub(crate) struct Given {
     /// There until the first endpoints have come.
     pub(crate) warming: Option<Warming>,
+    /// There until the secrets have come for which the task waits.
+    secrets: Option<(Warming, AbortHandle)>,
     assignment: Option<Arc<ClusterLoadAssignment>>,
 }
 
@@ -84,6 +87,34 @@ impl Cluster {
     pub fn give_up_waiting(&self) {
         let warming = self.given().warming.take();
         drop(warming);
+    }
+
+    /// The cluster warms until [`Cluster::secrets_are_there`] is called, which `task` does.
+    pub(crate) fn wait_for_secrets(&self, warming: Warming, task: AbortHandle) {
+        self.given().secrets = Some((warming, task));
+    }
+
+    /// The secrets of its TLS contexts have come.
+    pub(crate) fn secrets_are_there(&self) {
+        let warming = self.given().secrets.take();
+        drop(warming);
+    }
+
+    /// It is not wanted any more: it waits for nothing, and nobody waits for it.
+    pub(crate) fn stop_warming(&self) {
+        let (endpoints, secrets) = {
+            let mut given = self.given();
+            (given.warming.take(), given.secrets.take())
+        };
+        // Without the lock, as the end of warming may call back.
+        drop(endpoints);
+        if let Some((warming, task)) = secrets {
+            task.abort();
+            drop(warming);
+        }
+        if let Some(checker) = self.health_checker() {
+            checker.stop_waiting();
+        }
     }
 
     /// Whether it waits for its first endpoints.

@@ -566,6 +566,7 @@ impl Mux {
             added,
             removed,
             full_state,
+            expired: false,
             control_plane: self.control_plane.clone(),
         };
         let sotw = matches!(entry.machine, Machine::Sotw(_));
@@ -710,6 +711,7 @@ impl Mux {
                     added: Vec::new(),
                     removed,
                     full_state: false,
+                    expired: true,
                     control_plane: self.control_plane.clone(),
                 };
                 expired.removals.push((id, update));

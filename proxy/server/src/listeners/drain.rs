@@ -22,7 +22,7 @@ pub(super) fn chains(server: &Arc<Server>, chains: Vec<Arc<FilterChain>>) {
     });
 }
 
-/// Ends a listener in whose place another runs.
+/// Ends a listener in whose place another runs. Before there are workers it has nothing to drain, and goes at once.
 pub(super) fn replaced(server: &Arc<Server>, old: &Arc<Listener>, origin: Origin, new: &Listener) {
     let addresses = new.addresses();
     if old.addresses().iter().any(|address| addresses.contains(address)) {
@@ -30,13 +30,17 @@ pub(super) fn replaced(server: &Arc<Server>, old: &Arc<Listener>, origin: Origin
     } else {
         old.stop();
     }
-    drain(server, old, origin);
+    if server.listeners.started() {
+        drain(server, old, origin);
+    }
 }
 
 /// Ends a listener.
 pub(super) fn removed(server: &Arc<Server>, listener: &Arc<Listener>, origin: Origin) {
     listener.stop();
-    drain(server, listener, origin);
+    if server.listeners.started() {
+        drain(server, listener, origin);
+    }
 }
 
 fn drain(server: &Arc<Server>, listener: &Arc<Listener>, origin: Origin) {

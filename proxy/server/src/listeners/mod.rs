@@ -24,7 +24,7 @@ use nuncio_config::paths::FieldPath;
 use nuncio_net::listener::{Listener, PreparedUpdate};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
-use table::{Active, Managed, Table, Warming, WarmingKind};
+use table::{Active, Managed, Needs, Table, Warming, WarmingKind};
 use tokio::sync::mpsc;
 
 /// Where a configuration came from, for `/config_dump`.
@@ -105,7 +105,7 @@ impl ListenerManager {
     pub fn add_static(&self, listener: Arc<Listener>) {
         let origin = Origin { version: String::new(), bytes: Bytes::new(), updated: SystemTime::now() };
         let name = listener.name().clone();
-        let active = Active { listener, fingerprint: 0, origin };
+        let active = Active { listener, _needs: Needs::default(), fingerprint: 0, origin };
         self.table().insert(Managed { name, dynamic: false, active: Some(active), warming: None });
         self.stats.listener_added().inc();
         self.show();
@@ -189,7 +189,7 @@ impl ListenerManager {
     /// What listeners that warm wait for, by listener.
     pub fn unready(&self) -> Vec<(Arc<str>, Vec<String>)> {
         let table = self.table();
-        let names = |warming: &Warming| warming.targets.unready().iter().map(|target| target.name.clone()).collect();
+        let names = |warming: &Warming| warming.needs.0.unready().iter().map(|target| target.name.clone()).collect();
         table.all().filter_map(|managed| Some((managed.name.clone(), names(managed.warming.as_ref()?)))).collect()
     }
 
@@ -253,7 +253,8 @@ impl ListenerManager {
         let id = {
             let mut table = self.table();
             let id = table.next_id();
-            let warming = Warming { id, kind, config: config.clone(), fingerprint, targets: targets.clone(), origin };
+            let needs = Needs(targets.clone());
+            let warming = Warming { id, kind, config: config.clone(), fingerprint, needs, origin };
             if known {
                 table.edit(&config.name, |managed| managed.warming = Some(warming));
             } else {
@@ -315,7 +316,8 @@ impl ListenerManager {
     fn promote(&self, server: &Arc<Server>, name: &str, id: u64) {
         let promoted = self.table().edit(name, |managed| {
             // Another change may have come meanwhile, which waits for things of its own.
-            let Warming { kind, fingerprint, origin, .. } = managed.warming.take_if(|warming| warming.id == id)?;
+            let Warming { kind, fingerprint, origin, needs, .. } =
+                managed.warming.take_if(|warming| warming.id == id)?;
             Some(match kind {
                 WarmingKind::InPlace(prepared) => {
                     let active = managed.active.as_mut()?;
@@ -323,7 +325,12 @@ impl ListenerManager {
                     Promoted::InPlace(active.listener.clone(), prepared)
                 }
                 WarmingKind::New(listener) => {
-                    let old = managed.active.replace(Active { listener: listener.clone(), fingerprint, origin });
+                    let old = managed.active.replace(Active {
+                        listener: listener.clone(),
+                        _needs: needs,
+                        fingerprint,
+                        origin,
+                    });
                     Promoted::New(listener, old.map(|old| (old.listener, old.origin)))
                 }
             })

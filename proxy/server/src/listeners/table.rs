@@ -16,9 +16,21 @@ pub(super) struct Managed {
     pub(super) warming: Option<Warming>,
 }
 
+/// What a listener needs; given up when the listener goes.
+#[derive(Default)]
+pub(super) struct Needs(pub(super) Arc<InitTargets>);
+
+impl Drop for Needs {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
 /// What is in use.
 pub(super) struct Active {
     pub(super) listener: Arc<Listener>,
+    /// The first listeners of the server are in use before they have it.
+    pub(super) _needs: Needs,
     pub(super) fingerprint: u64,
     pub(super) origin: Origin,
 }
@@ -30,7 +42,7 @@ pub(super) struct Warming {
     pub(super) kind: WarmingKind,
     pub(super) config: Arc<ListenerConfig>,
     pub(super) fingerprint: u64,
-    pub(super) targets: Arc<InitTargets>,
+    pub(super) needs: Needs,
     pub(super) origin: Origin,
 }
 

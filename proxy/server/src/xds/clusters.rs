@@ -6,7 +6,6 @@ use super::{Inner, endpoints};
 use crate::init::InitTarget;
 use crate::listeners::Origin;
 use crate::resources::Failure;
-use nuncio_config::cluster::Discovery;
 use nuncio_upstream::cluster_manager::AddOutcome;
 use std::collections::HashSet;
 use std::rc::{Rc, Weak};
@@ -51,6 +50,8 @@ impl ResourceHandler for ClusterHandler {
             inner.server.resources.forget_endpoints(name);
         }
         inner.server.resources.clusters().version = update.version.clone();
+        // The secrets of new clusters are asked for before this is acknowledged.
+        inner.take_wants();
         tracing::info!(
             target: "upstream",
             "cds: add {} cluster(s), remove {} cluster(s)",
@@ -87,6 +88,8 @@ fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
         return Ok(());
     }
     let config = inner.decoder.cluster(resource)?;
+    // Before anything changes: what cannot be filled must not take the place of what serves.
+    let from = endpoints::source(inner, &config)?;
     let (outcome, cluster) = clusters.add_or_update(Arc::new(config), hash).map_err(|error| error.to_string())?;
     if outcome == AddOutcome::Unchanged {
         return Ok(());
@@ -94,10 +97,10 @@ fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
     let origin = Origin { version: resource.version.clone(), bytes: resource.body.clone(), updated: SystemTime::now() };
     let active = clusters.cluster(cluster.name()).map(|active| active.id);
     inner.server.resources.clusters().set(cluster.name(), cluster.id, origin, |id| Some(id) == active);
-    if matches!(cluster.config.discovery, Discovery::Eds { .. })
-        && let Err(message) = endpoints::watch(inner, &cluster)
+    if let Some(from) = from
+        && let Err(message) = endpoints::watch(inner, &cluster, &from)
     {
-        // The cluster that was there before stays; this one must not wait for ever.
+        // It must not wait for ever.
         cluster.give_up_waiting();
         return Err(message);
     }

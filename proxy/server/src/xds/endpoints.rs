@@ -2,7 +2,7 @@
 
 use super::stats::EndpointsCounted;
 use super::{Inner, text};
-use nuncio_config::cluster::Discovery;
+use nuncio_config::cluster::{ClusterConfig, Discovery};
 use nuncio_config::config_source::ConfigSource;
 use nuncio_config::paths::FieldPath;
 use nuncio_upstream::Cluster;
@@ -10,9 +10,10 @@ use nuncio_upstream::endpoints::EndpointsOutcome;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::AbortHandle;
 use xds_client::{
-    FetchFailure, Interest, ResourceHandler, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict,
+    FetchFailure, Interest, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict,
 };
 
 /// The subscription of one cluster object.
@@ -21,11 +22,29 @@ pub(super) struct Watch {
     _subscription: Subscription,
 }
 
-/// Subscribes to the endpoints of `cluster`.
-pub(super) fn watch(inner: &Rc<Inner>, cluster: &Arc<Cluster>) -> Result<(), String> {
-    let Discovery::Eds { service_name, source } = &cluster.config.discovery else { return Ok(()) };
-    let path = FieldPath::parse(&cluster.config.path).field("eds_cluster_config").field("eds_config");
+/// Where the endpoints of a cluster come from.
+pub(super) struct From {
+    initial_fetch_timeout: Duration,
+    source: Source,
+}
+
+/// Where the endpoints of a cluster with this configuration are to come from; None when it has its own.
+///
+/// # Errors
+/// There is no such source: the cluster cannot be used.
+pub(super) fn source(inner: &Inner, config: &ClusterConfig) -> Result<Option<From>, String> {
+    let Discovery::Eds { source, .. } = &config.discovery else { return Ok(None) };
+    let path = FieldPath::parse(&config.path).field("eds_cluster_config").field("eds_config");
     let source = ConfigSource::parse(source, path).map_err(|errors| text(&errors))?;
+    let name = config.alt_stat_name.as_deref().unwrap_or(&config.name);
+    let prefix = format!("cluster.{}.", name.replace(':', "_"));
+    let from = inner.sources.resolve(&source, &prefix, inner.origin_of_clusters())?;
+    Ok(Some(From { initial_fetch_timeout: source.initial_fetch_timeout, source: from }))
+}
+
+/// Subscribes to the endpoints of `cluster`, which come from `from`.
+pub(super) fn watch(inner: &Rc<Inner>, cluster: &Arc<Cluster>, from: &From) -> Result<(), String> {
+    let Discovery::Eds { service_name, .. } = &cluster.config.discovery else { return Ok(()) };
     let handler = Rc::new(EndpointsHandler {
         inner: Rc::downgrade(inner),
         cluster: Arc::downgrade(cluster),
@@ -35,11 +54,11 @@ pub(super) fn watch(inner: &Rc<Inner>, cluster: &Arc<Cluster>) -> Result<(), Str
     let options = SubscriptionOptions {
         type_url: TypeUrl::CLUSTER_LOAD_ASSIGNMENT,
         interest: Interest::Names(vec![service_name.to_string()]),
-        initial_fetch_timeout: source.initial_fetch_timeout,
+        initial_fetch_timeout: from.initial_fetch_timeout,
     };
     let stats = Rc::new(EndpointsCounted::new(&inner.server.context.registry, cluster));
-    let from = inner.sources.resolve(&source, cluster.stats.prefix(), inner.origin_of_clusters())?;
-    let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
+    let subscription =
+        inner.client.subscribe(&from.source, options, handler, stats).map_err(|error| error.to_string())?;
     let watch = Watch { cluster: cluster.id, _subscription: subscription };
     inner.endpoints.borrow_mut().entry(cluster.name().clone()).or_default().push(watch);
     Ok(())
@@ -73,8 +92,8 @@ struct EndpointsHandler {
 impl EndpointsHandler {
     fn apply(&self, inner: &Rc<Inner>, cluster: &Arc<Cluster>, update: &Update) -> Result<(), String> {
         if update.added.is_empty() {
-            let expired = update.version.is_empty() && update.removed.contains(&self.service_name);
-            if expired {
+            // A server that removes them is not believed, as in Envoy.
+            if update.expired && update.removed.contains(&self.service_name) {
                 cluster.set_endpoints(Arc::default());
             }
             cluster.stats.update_empty().inc();

@@ -36,7 +36,6 @@ use crate::server::Server;
 use clusters::ClusterHandler;
 use decode::{Decoder, text};
 use listeners::ListenerHandler;
-use nuncio_config::cluster::Discovery as ClusterDiscovery;
 use nuncio_config::config_source::{ConfigSource, SourceKind};
 use source::Sources;
 use stats::{Counted, Reloads};
@@ -360,10 +359,11 @@ impl Discovery {
         let held = inner.runtime_held.take();
         let pause = inner.client.pause(&[TypeUrl::CLUSTER_LOAD_ASSIGNMENT]);
         for cluster in clusters.clusters() {
-            if matches!(cluster.config.discovery, ClusterDiscovery::Eds { .. }) {
-                endpoints::watch(inner, &cluster)
-                    .map_err(|error| format!("{}.eds_cluster_config: {error}", cluster.config.path))?;
-            }
+            let watched = match endpoints::source(inner, &cluster.config) {
+                Ok(Some(from)) => endpoints::watch(inner, &cluster, &from),
+                other => other.map(drop),
+            };
+            watched.map_err(|error| format!("{}.eds_cluster_config: {error}", cluster.config.path))?;
         }
         drop(pause);
         if let Some(config) = &server.bootstrap.config.load_stats {

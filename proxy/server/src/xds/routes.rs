@@ -91,7 +91,7 @@ impl RouteHandler {
     fn apply(&self, inner: &Rc<Inner>, routes: &Arc<NamedRoutes>, update: &Update) -> Result<bool, String> {
         if update.added.is_empty() {
             // Routes are not removed by leaving them out, only by their time to live.
-            if update.version.is_empty() && update.removed.contains(&self.name) {
+            if update.expired && update.removed.contains(&self.name) {
                 routes.clear();
             }
             self.empty.inc();

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use xds_client::transport::GrpcTransport;
 use xds_client::transport::grpc::{Channel, ChannelOptions};
 use xds_client::{Backoff, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
@@ -115,6 +116,7 @@ impl Sources {
                 if let Some(max) = max_receive_message_length {
                     options.max_message_size = *max as usize;
                 }
+                options.keepalive = self.keepalive(cluster);
                 let connect = ClusterConnect::new(&self.server, cluster);
                 options.tls = connect.is_secure();
                 let channel = Channel::new(Box::new(connect), options);
@@ -135,6 +137,13 @@ impl Sources {
                 Ok((name, channel))
             }
         }
+    }
+
+    /// `connection_keepalive` of the cluster's HTTP/2 options.
+    fn keepalive(&self, cluster: &str) -> Option<(Duration, Duration)> {
+        let cluster = self.server.context.clusters.cluster(cluster)?;
+        let http2 = &cluster.config.http.http2;
+        Some((http2.keepalive_interval?, http2.keepalive_timeout))
     }
 
     /// What configuration is fetched from must be there before any configuration is fetched.

@@ -150,10 +150,22 @@ impl HealthChecker {
         self.inner().waiting = Some(waiting);
     }
 
-    /// Ends all sessions; the cluster is gone.
+    /// The cluster, which is not wanted any more, does not wait for its first hosts to be checked.
+    pub(crate) fn stop_waiting(&self) {
+        let warming = {
+            let mut inner = self.inner();
+            inner.waiting = None;
+            inner.warming.take()
+        };
+        drop(warming);
+    }
+
+    /// Ends all sessions, and counts their hosts out; the cluster is gone.
     pub(crate) fn stop(&self) {
-        for (host, _) in self.inner().hosts.values() {
+        let hosts = std::mem::take(&mut self.inner().hosts);
+        for (host, _) in hosts.values() {
             host.health_monitor().stop();
+            self.count(host.health_flags(), u32::MAX);
         }
         self.changed.notify_one();
     }
@@ -219,7 +231,10 @@ impl HealthChecker {
             log.write(line.as_bytes());
         };
         let transition = health.on_result(host, result, &self.config, &mut log);
-        self.count(before, host.health_flags());
+        // A check may end after its host was counted out.
+        if self.inner().hosts.contains_key(&host.id) {
+            self.count(before, host.health_flags());
+        }
         let mut publish = transition == Transition::Changed;
         match result {
             CheckResult::Success { .. } => {

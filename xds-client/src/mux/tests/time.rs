@@ -49,6 +49,7 @@ fn a_resource_expires_unless_a_heartbeat_comes() {
         talk.pass(Duration::from_secs(1));
         let expired = talk.mux.on_deadline(talk.now);
         assert_eq!(added(&expired.removals), [format!("{}: +[] -[l]", id.0)]);
+        assert!(expired.removals[0].1.expired && !updates.iter().any(|(_, update)| update.expired));
         assert_eq!(talk.mux.next_deadline(), None);
         assert!(talk.status(&LDS, "l").is_none());
         // It comes again as new.

@@ -2,6 +2,7 @@
 
 use super::connect::{choose_host, connect, note_host};
 use super::failure::{Failure, FailureKind};
+use super::replay::Next;
 use super::retry::Verdict;
 use super::{
     Decision, Request, RouterConfig, charge, charge_retried, decide, hedge, outlier, poll_request_timers, redirect,
@@ -73,6 +74,8 @@ pub(crate) struct Attempt {
     answered: bool,
     /// And it is the whole response.
     ended: bool,
+    /// Its response is the one that downstream gets: nobody else needs what is kept of the body.
+    delivers: bool,
     /// Another try has taken this one's place.
     retried: bool,
     /// The head of the response told the load of the host.
@@ -120,6 +123,7 @@ impl Attempt {
             response_paused: false,
             answered: false,
             ended: false,
+            delivers: false,
             retried: false,
             reported: false,
         };
@@ -221,10 +225,18 @@ impl Attempt {
                     break;
                 }
             }
-            let frame = match request.replay.as_ref().and_then(|replay| replay.frame(self.replayed)) {
-                Some(frame) => frame,
-                None => match stream.poll_request_frame(cx) {
+            let frame = match request.replay.as_ref().map_or(Next::Unread, |replay| replay.next(self.replayed)) {
+                Next::Kept(frame) => frame,
+                // Another try has gone on with a body that is too large to be kept.
+                Next::Lost => {
+                    let failure = Failure::timed(FailureKind::Reset, true);
+                    return Poll::Ready(Outcome::Failed(Failure { retried: self.retried, ..failure }));
+                }
+                Next::Unread => match stream.poll_request_frame(cx) {
                     Poll::Ready(Ok(frame)) => {
+                        if self.delivers {
+                            request.replay = None;
+                        }
                         if stream.is_over() {
                             return Poll::Ready(Outcome::Done);
                         }
@@ -451,9 +463,12 @@ impl Attempt {
     ) -> Option<Outcome> {
         let now = clock::now();
         let status = head.status();
-        // From here on the response belongs to downstream: the body need not be kept any more.
+        // From here on the response belongs to downstream: of the body, only what this try has not sent yet is needed.
         request.release_retries();
-        request.replay = None;
+        self.delivers = true;
+        if self.request_sent {
+            request.replay = None;
+        }
         self.per_try = None;
         self.per_try_due = None;
         request.canary = self.host.canary || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
