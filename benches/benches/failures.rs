@@ -310,6 +310,7 @@ fn case(scenario: &Scenario) -> CaseFile {
         certs: BTreeMap::new(),
         upstreams: BTreeMap::new(),
         config,
+        admin: String::new(),
         args: Vec::new(),
         mask: Vec::new(),
         stats_ignore: Vec::new(),

@@ -174,7 +174,7 @@ impl TerminalFilter for AdminFilter {
                 reply_403.body = reply.into();
                 return stream.local_reply(reply_403);
             }
-            if admin_grpc::is_call(stream, plain) {
+            if admin_grpc::is_call(stream, path.split('?').next().unwrap_or("/")) {
                 return admin_grpc::serve(stream, &path, &Sources::new(&server)).await;
             }
             let Some(body) = read_body(stream).await else { return };

@@ -312,7 +312,7 @@ fn host(host: &Host) -> HostStatus {
         region: host.locality.region.to_string(),
         zone: host.locality.zone.to_string(),
         sub_zone: host.locality.sub_zone.to_string(),
-        canary: host.canary,
+        canary: host.is_canary(),
         priority: host.priority.load(Relaxed),
         ..HostStatus::new(AddressStatus::of(&host.address))
     }

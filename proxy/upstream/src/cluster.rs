@@ -316,6 +316,11 @@ impl Cluster {
         &self.auto_sni_header
     }
 
+    /// Whether connections to `host` are encrypted.
+    pub fn is_secure(&self, host: &Host) -> bool {
+        self.transport.is_secure(host)
+    }
+
     /// TLS contexts, for certificate listings and reloading.
     pub fn tls_contexts(&self) -> impl Iterator<Item = &Arc<ClientTlsContext>> {
         self.transport.contexts()
@@ -499,7 +504,7 @@ impl Cluster {
 
     /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it.
     #[inline]
-    pub(crate) fn serving<'a>(self: &'a Arc<Self>, host: &Host) -> Cow<'a, Arc<Cluster>> {
+    pub fn serving<'a>(self: &'a Arc<Self>, host: &Host) -> Cow<'a, Arc<Cluster>> {
         match self.config.discovery {
             Discovery::Aggregate { .. } => host.owner().map_or(Cow::Borrowed(self), Cow::Owned),
             _ => Cow::Borrowed(self),

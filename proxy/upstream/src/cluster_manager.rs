@@ -356,7 +356,8 @@ impl ClusterManager {
     /// Makes a cluster visible to workers in place of the one of its name.
     fn publish(&self, cluster: &Arc<Cluster>) {
         let mut control = self.control();
-        match self.replace(cluster.name(), Some(cluster.clone())) {
+        let old = self.replace(cluster.name(), Some(cluster.clone()));
+        match &old {
             Some(old) => old.mark_removed(),
             None => {
                 control.add(cluster.name());
@@ -364,6 +365,9 @@ impl ClusterManager {
             }
         }
         drop(control);
+        if let Some(old) = old {
+            old.stop_warming();
+        }
         cluster.start_following();
         self.followers.changed(cluster.name());
     }
@@ -411,6 +415,7 @@ impl ClusterManager {
         }
         if let Some(old) = old {
             old.mark_removed();
+            old.stop_warming();
             self.stats.active_clusters().dec();
             self.followers.changed(name);
         }
@@ -705,6 +710,76 @@ mod tests {
         cluster.set_endpoints(assignment(&[2, 3]));
         assert!(Arc::ptr_eq(&state, &cluster.state()));
         assert_eq!(cluster.stats.update_no_rebuild().value(), 1);
+    }
+
+    /// As [`eds`], with active health checks.
+    fn checked(name: &str) -> Arc<ClusterConfig> {
+        let check = Arc::new(health_check::testing::tcp_check());
+        Arc::new(ClusterConfig { health_check: Some(check), ..(*eds(name)).clone() })
+    }
+
+    fn hosts(cluster: &Cluster) -> Vec<Arc<crate::host::Host>> {
+        cluster.state().priority_set.hosts().cloned().collect()
+    }
+
+    #[test]
+    fn metadata_changes_in_place_and_a_host_elsewhere_at_a_known_address_is_as_healthy() {
+        use crate::host::health_flag::{FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK};
+        let (manager, registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let before = hosts(&cluster);
+        let healthy = || registry.gauge_value("cluster.x.health_check.healthy");
+        // The first has passed its check, and is ejected.
+        before[0].clear_flags(FAILED_ACTIVE_HC);
+        cluster.health_checker().unwrap().stats().healthy().inc();
+        before[0].set_flags(FAILED_OUTLIER_CHECK);
+        let mut changed = (*assignment(&[1, 2])).clone();
+        for endpoint in &mut changed.localities[0].endpoints {
+            endpoint.metadata = Some(Arc::new(serde_json::json!({"envoy.lb": {"canary": true}})));
+        }
+        cluster.set_endpoints(Arc::new(changed.clone()));
+        let after = hosts(&cluster);
+        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]) && after[0].is_canary());
+        assert_eq!((after[0].health_flags(), after[1].health_flags()), (FAILED_OUTLIER_CHECK, FAILED_ACTIVE_HC));
+        changed.localities[0].locality.zone = "z".into();
+        cluster.set_endpoints(Arc::new(changed));
+        let moved = hosts(&cluster);
+        assert!(!Arc::ptr_eq(&moved[0], &after[0]) && *moved[0].locality.zone == *"z");
+        assert_eq!((moved[0].health_flags(), moved[1].health_flags()), (0, FAILED_ACTIVE_HC));
+        assert_eq!(healthy(), Some(1));
+        cluster.mark_removed();
+        assert_eq!(healthy(), Some(0));
+    }
+
+    #[test]
+    fn a_host_that_is_kept_for_its_health_stays_at_its_priority_and_may_come_back() {
+        use crate::host::health_flag::{FAILED_ACTIVE_HC, PENDING_DYNAMIC_REMOVAL};
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
+        let with = |ports: &[u16], low: &[u16]| {
+            let mut both = (*assignment(ports)).clone();
+            if !low.is_empty() {
+                both.localities.push(LocalityEndpoints { priority: 1, ..assignment(low).localities[0].clone() });
+            }
+            Arc::new(both)
+        };
+        cluster.set_endpoints(with(&[1], &[2]));
+        for host in hosts(&cluster) {
+            host.clear_flags(FAILED_ACTIVE_HC);
+        }
+        // The second is left out with all of its priority, but passes its checks.
+        cluster.set_endpoints(with(&[1], &[]));
+        let kept = hosts(&cluster);
+        assert_eq!((kept.len(), kept[1].health_flags()), (2, PENDING_DYNAMIC_REMOVAL));
+        assert_eq!(cluster.state().priority_set.host_sets.len(), 2);
+        cluster.set_endpoints(with(&[1], &[2]));
+        let back = hosts(&cluster);
+        assert!(Arc::ptr_eq(&back[1], &kept[1]) && back[1].health_flags() == 0);
+        // What it stays for no longer depends on its checks.
+        back[1].set_flags(FAILED_ACTIVE_HC);
+        cluster.publish_health();
+        assert_eq!(hosts(&cluster).len(), 2);
     }
 
     #[test]

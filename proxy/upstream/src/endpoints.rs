@@ -6,7 +6,7 @@
 use crate::cluster::Cluster;
 use crate::cluster_manager::Warming;
 use crate::discovery::{empty_groups, make_host};
-use crate::host::Host;
+use crate::host::{Host, health_flag};
 use crate::host_set::{HostGroup, HostGroups};
 use crate::transport;
 use nuncio_config::address::EndpointAddress;
@@ -146,11 +146,21 @@ impl Cluster {
                     Some(host) => {
                         host.set_eds_health(endpoint.health);
                         host.set_weight(endpoint.weight);
+                        if host.metadata() != endpoint.metadata {
+                            host.set_metadata(endpoint.metadata.clone());
+                        }
+                        // It may have been kept for its health only.
+                        host.clear_flags(health_flag::PENDING_DYNAMIC_REMOVAL);
                         Arc::clone(host)
                     }
                     None => {
                         let hostname = (*endpoint.hostname).into();
-                        make_host(&self.config, endpoint, address, hostname, &name, locality.priority)
+                        let old = known.get(&address);
+                        let host = make_host(&self.config, endpoint, address, hostname, &name, locality.priority);
+                        if let Some(old) = old.filter(|old| old.own_health_check == host.own_health_check) {
+                            host.inherit(old);
+                        }
+                        host
                     }
                 });
             }
@@ -164,7 +174,6 @@ impl Cluster {
     fn is_same(&self, host: &Host, endpoint: &Endpoint, locality: &Locality) -> bool {
         *host.locality == *locality
             && *host.hostname == *endpoint.hostname
-            && host.metadata == endpoint.metadata
             && host.own_health_check == endpoint.own_health_check
             && host.additional_addresses.len() == endpoint.additional_addresses.len()
             && host.additional_addresses.iter().eq(endpoint

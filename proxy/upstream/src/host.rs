@@ -59,6 +59,8 @@ pub mod health_flag {
     pub const UNHEALTHY: u32 = FAILED_ACTIVE_HC | FAILED_OUTLIER_CHECK | FAILED_EDS_HEALTH | EDS_STATUS_DRAINING;
     /// Flags that make it degraded.
     pub const DEGRADED: u32 = DEGRADED_ACTIVE_HC | DEGRADED_EDS_HEALTH | DEGRADED_OUTLIER_DETECTION;
+    /// Flags that active health checks set.
+    pub const OF_ACTIVE_HC: u32 = FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC | ACTIVE_HC_TIMEOUT;
     /// Flags that exclude it from the panic calculation.
     pub const EXCLUDED: u32 = PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
 
@@ -123,9 +125,9 @@ pub struct Host {
     flags: AtomicU32,
     eds_status: AtomicU32,
     /// Marked `canary` by metadata `envoy.lb`.
-    pub canary: bool,
+    canary: AtomicBool,
     /// Metadata as JSON.
-    pub metadata: Option<Arc<serde_json::Value>>,
+    metadata: arc_swap::ArcSwapOption<serde_json::Value>,
     /// Index of the transport socket match that applies, by order in the cluster; None for the default.
     pub transport_socket_match: Option<u32>,
     /// Its own health check settings.
@@ -133,6 +135,8 @@ pub struct Host {
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
     current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
+    /// What active health checks said of the host whose place this one has taken; bits of [`health_flag`].
+    inherited: OnceLock<u32>,
     /// The cluster that it is part of, once it was published.
     owner: OnceLock<Weak<Cluster>>,
     /// Set where its reports of load make its weight.
@@ -182,11 +186,6 @@ impl Host {
     /// A new host.
     pub fn new(description: HostDescription) -> Host {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let canary = description
-            .metadata
-            .as_ref()
-            .and_then(|metadata| metadata.get("envoy.lb")?.get("canary")?.as_bool())
-            .unwrap_or(false);
         let host = Host {
             id: NEXT.fetch_add(1, Relaxed),
             address_text: description.address.to_string().into(),
@@ -198,12 +197,13 @@ impl Host {
             weight: AtomicU32::new(description.weight.max(1)),
             flags: AtomicU32::new(0),
             eds_status: AtomicU32::new(0),
-            canary,
-            metadata: description.metadata,
+            canary: AtomicBool::new(is_canary(description.metadata.as_deref())),
+            metadata: arc_swap::ArcSwapOption::new(description.metadata),
             transport_socket_match: description.transport_socket_match,
             own_health_check: description.own_health_check,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
+            inherited: OnceLock::new(),
             owner: OnceLock::new(),
             picked: AtomicBool::new(false),
             reported: OnceLock::new(),
@@ -216,6 +216,34 @@ impl Host {
         };
         host.set_eds_health(description.health);
         host
+    }
+
+    /// Metadata as JSON.
+    #[inline]
+    pub fn metadata(&self) -> Option<Arc<serde_json::Value>> {
+        self.metadata.load_full()
+    }
+
+    /// Whether its metadata marks it as `canary` (under `envoy.lb`).
+    #[inline]
+    pub fn is_canary(&self) -> bool {
+        self.canary.load(Relaxed)
+    }
+
+    /// Changes the metadata; the cluster must then publish its host sets again, as subsets may depend on it.
+    pub(crate) fn set_metadata(&self, metadata: Option<Arc<serde_json::Value>>) {
+        self.canary.store(is_canary(metadata.as_deref()), Relaxed);
+        self.metadata.store(metadata);
+    }
+
+    /// It takes the place of `old` at the same address: what health checks found out there holds here, too.
+    pub(crate) fn inherit(&self, old: &Host) {
+        let _ = self.inherited.set(old.health_flags() & health_flag::OF_ACTIVE_HC);
+    }
+
+    /// What it inherited, if it took the place of another host.
+    pub(crate) fn inherited(&self) -> Option<u32> {
+        self.inherited.get().copied()
     }
 
     /// Weight, at least 1.
@@ -440,6 +468,10 @@ impl Host {
         }
         true
     }
+}
+
+fn is_canary(metadata: Option<&serde_json::Value>) -> bool {
+    metadata.and_then(|metadata| metadata.get("envoy.lb")?.get("canary")?.as_bool()).unwrap_or(false)
 }
 
 /// Milliseconds on a clock of the process that never goes back and is never 0.

@@ -156,13 +156,21 @@ impl PrioritySet {
 
     /// As [`PrioritySet::refreshed`], without the hosts that `keep` refuses and with `more`, by their priorities.
     pub(crate) fn filtered(&self, keep: &dyn Fn(&Host) -> bool, more: &[Arc<Host>]) -> PrioritySet {
-        let refresh = |(level, set): (usize, &HostSet)| {
+        let none = HostSet {
+            overprovisioning_factor: self.host_sets[0].overprovisioning_factor,
+            grouping: self.host_sets[0].grouping.clone(),
+            ..HostSet::default()
+        };
+        // A host that is kept may be the last one of its priority.
+        let levels = more.iter().map(|host| host.priority.load(Relaxed) as usize + 1).max().unwrap_or(0);
+        let refresh = |level: usize| {
+            let set = self.host_sets.get(level).unwrap_or(&none);
             let more = more.iter().filter(|host| host.priority.load(Relaxed) as usize == level);
             let hosts = set.hosts.iter().filter(|host| keep(host)).chain(more).cloned().collect();
             let weights: Vec<_> = set.localities.iter().map(|entry| (entry.locality.clone(), entry.weight)).collect();
             HostSet::new(hosts, &set.grouping, &weights, set.overprovisioning_factor)
         };
-        PrioritySet { host_sets: self.host_sets.iter().enumerate().map(refresh).collect() }
+        PrioritySet { host_sets: (0..levels.max(self.host_sets.len())).map(refresh).collect() }
     }
 
     /// Total, healthy, degraded and excluded hosts.

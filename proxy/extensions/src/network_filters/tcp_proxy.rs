@@ -270,7 +270,7 @@ impl TcpProxy {
             info.upstream.hosts_attempted.push(address.clone());
             info.upstream.host = Some(address);
             info.upstream.host_name = Some(host.hostname.clone()).filter(|name| !name.is_empty());
-            info.upstream.host_metadata = host.metadata.clone();
+            info.upstream.host_metadata = host.metadata();
         }
         match result {
             Ok(upstream) => Ok(upstream),

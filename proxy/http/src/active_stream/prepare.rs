@@ -62,7 +62,20 @@ impl ActiveStream<'_> {
             self.local_reply(LocalReply::new(403, "", "upgrade_failed").close());
             return false;
         }
+        if hcm.config.flush_access_log_on_new_request {
+            self.log_start();
+        }
         true
+    }
+
+    /// The line of the access log that a request has at its beginning.
+    fn log_start(&self) {
+        let cx = FormatContext {
+            request: Some(&self.request),
+            log_type: AccessLogType::DownstreamStart,
+            ..FormatContext::new(&self.info)
+        };
+        self.connection.hcm.access_logs.log(&cx);
     }
 
     /// Forwarded headers, request id and the like; the status to reject the request with, if it is to be.

@@ -7,7 +7,7 @@ use super::{Answer, Resolver};
 use crate::cluster::Cluster;
 use crate::cluster_manager::Warming;
 use crate::discovery::{empty_groups, make_host};
-use crate::host::Host;
+use crate::host::{Host, health_flag};
 use crate::host_set::HostGroup;
 use nuncio_base::random;
 use nuncio_config::address::{Address as ConfigAddress, EndpointAddress};
@@ -108,6 +108,19 @@ fn strict_answer(shared: &Strict, index: usize, cluster: &Arc<Cluster>, answer: 
     let endpoint = endpoint_of(config, target);
     let mut groups = shared.groups();
     let old = &groups[index];
+    // A host that left the answers may have been kept for its health.
+    let state = cluster.state();
+    let kept = |address: &Address, name: &str| {
+        let mut hosts = state.priority_set.hosts();
+        let pending = |host: &Host| host.clear_flags(health_flag::PENDING_DYNAMIC_REMOVAL);
+        let found = hosts.find(|host| {
+            host.health_flags() & health_flag::PENDING_DYNAMIC_REMOVAL != 0
+                && host.address == *address
+                && *host.hostname == *name
+        })?;
+        pending(found);
+        Some(found.clone())
+    };
     let mut changed = old.len() != answer.addresses.len();
     let hosts: Vec<_> = answer
         .addresses
@@ -119,7 +132,10 @@ fn strict_answer(shared: &Strict, index: usize, cluster: &Arc<Cluster>, answer: 
                 changed = true;
                 let locality = &shared.localities[target.locality];
                 let priority = config.endpoints.localities[target.locality].priority;
-                make_host(config, endpoint, address, hostname(endpoint, target), locality, priority)
+                let name = hostname(endpoint, target);
+                kept(&address, &name)
+                    .filter(|host| host.locality == *locality)
+                    .unwrap_or_else(|| make_host(config, endpoint, address, name, locality, priority))
             })
         })
         .collect();

@@ -54,8 +54,8 @@ pub(super) fn line(event: HealthEvent, kind: &HealthCheckKind, cluster: &str, ho
         json!(cluster),
         timestamp(now),
     );
-    if let Some(metadata) = &host.metadata {
-        let _ = write!(out, ",\"metadata\":{}", json!({"filter_metadata": **metadata, "typed_filter_metadata": {}}));
+    if let Some(metadata) = host.metadata() {
+        let _ = write!(out, ",\"metadata\":{}", json!({"filter_metadata": *metadata, "typed_filter_metadata": {}}));
     }
     let locality = &host.locality;
     let _ = write!(

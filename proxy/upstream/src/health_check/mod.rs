@@ -170,8 +170,8 @@ impl HealthChecker {
         self.changed.notify_one();
     }
 
-    /// The cluster's hosts are about to be those of `set`. New ones count as failed until they pass; true when there are
-    /// any, so that the set must be sorted by health again.
+    /// The cluster's hosts are about to be those of `set`. New ones count as failed until they pass, unless they take the
+    /// place of others; true when there are any, so that the set must be sorted by health again.
     pub(crate) fn set_hosts(&self, cluster: &Weak<Cluster>, set: &PrioritySet) -> bool {
         let mut inner = self.inner();
         let mut old = std::mem::take(&mut inner.hosts);
@@ -179,7 +179,7 @@ impl HealthChecker {
         for host in set.hosts().filter(|host| !host.disables_health_check()) {
             let entry = old.remove(&host.id).unwrap_or_else(|| {
                 let pending = if self.exclude_new { health_flag::PENDING_ACTIVE_HC } else { 0 };
-                host.set_flags(health_flag::FAILED_ACTIVE_HC | pending);
+                host.set_flags(host.inherited().unwrap_or(health_flag::FAILED_ACTIVE_HC | pending));
                 new.push(host.clone());
                 (host.clone(), false)
             });

@@ -146,7 +146,7 @@ impl Prober {
         let mut stream = StreamInfo::new(info.clone(), random::u64(), Some(protocol));
         stream.upstream.host = Some(self.host.address_text.clone());
         stream.upstream.host_name = Some(self.host.hostname.clone());
-        stream.upstream.host_metadata = self.host.metadata.clone();
+        stream.upstream.host_metadata = self.host.metadata();
         self.rules.apply_request(headers, &FormatContext::new(&stream));
     }
 

@@ -35,7 +35,8 @@ impl MaglevTable {
         let mut builds: Vec<Build> = hosts
             .iter()
             .map(|(host, weight)| {
-                let key = hash_key(host).as_bytes();
+                let key = hash_key(host);
+                let key = key.as_bytes();
                 let (offset, skip) = (xxh64(key, 0) % size, xxh64(key, 1) % (size - 1) + 1);
                 Build { offset, skip, weight: *weight, target: 0.0, next: 0, count: 0 }
             })

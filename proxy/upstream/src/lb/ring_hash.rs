@@ -16,9 +16,10 @@ pub struct Ring {
 }
 
 /// What a host is hashed by: metadata `envoy.lb` `hash_key`, else its address.
-pub(super) fn hash_key(host: &Host) -> &str {
-    let key = host.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb")?.get("hash_key")?.as_str());
-    key.unwrap_or(&host.address_text)
+pub(super) fn hash_key(host: &Host) -> Arc<str> {
+    let metadata = host.metadata();
+    let key = metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb")?.get("hash_key")?.as_str());
+    key.map_or_else(|| host.address_text.clone(), Arc::from)
 }
 
 impl Ring {
@@ -37,7 +38,7 @@ impl Ring {
             // Running sums over all hosts, so that fractions are not lost.
             while (hashes.len() as f64) < target {
                 key.clear();
-                key.push_str(hash_key(host));
+                key.push_str(&hash_key(host));
                 key.push('_');
                 key.push_str(&count.to_string());
                 let hash = if murmur {

@@ -321,13 +321,15 @@ fn hash_value(value: &Value, hasher: &mut FxHasher) {
     }
 }
 
-fn labels_of(host: &Host) -> Option<&Map<String, Value>> {
-    host.metadata.as_deref()?.get(NAMESPACE)?.as_object()
+fn labels_of(metadata: Option<&Value>) -> Option<&Map<String, Value>> {
+    metadata?.get(NAMESPACE)?.as_object()
 }
 
 /// Whether the host has all of `wanted`; with `list_as_any` one value of a list is enough.
 fn has_labels(host: &Host, wanted: &Map<String, Value>, list_as_any: bool) -> bool {
-    let has = |key: &str, wanted: &Value| match labels_of(host).and_then(|labels| labels.get(key)) {
+    let metadata = host.metadata();
+    let labels = labels_of(metadata.as_deref());
+    let has = |key: &str, wanted: &Value| match labels.and_then(|labels| labels.get(key)) {
         Some(Value::Array(values)) if list_as_any => values.contains(wanted),
         value => value == Some(wanted),
     };
@@ -336,7 +338,8 @@ fn has_labels(host: &Host, wanted: &Map<String, Value>, list_as_any: bool) -> bo
 
 /// The subsets that `host` belongs to by `keys`: none where it lacks one of them.
 fn combinations(host: &Host, keys: &Keys, list_as_any: bool) -> Vec<Labels> {
-    let Some(labels) = labels_of(host).filter(|_| !keys.is_empty()) else { return Vec::new() };
+    let metadata = host.metadata();
+    let Some(labels) = labels_of(metadata.as_deref()).filter(|_| !keys.is_empty()) else { return Vec::new() };
     let mut all = vec![Labels::new()];
     for key in keys {
         let values = match labels.get(&**key) {

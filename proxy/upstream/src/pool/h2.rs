@@ -80,6 +80,16 @@ impl H2Connection {
             && self.sender.is_usable()
     }
 
+    /// How many more streams may be opened.
+    pub(super) fn free(&self) -> u64 {
+        if !self.has_capacity() {
+            return 0;
+        }
+        let limit = u64::from(self.limit).min(self.sender.max_streams() as u64);
+        let used = u64::from(self.active.get() + self.reserved.get());
+        (limit - used).min(u64::from(self.remaining.get() - self.reserved.get()))
+    }
+
     /// Keeps a place.
     pub(super) fn reserve(&self) {
         self.reserved.set(self.reserved.get() + 1);

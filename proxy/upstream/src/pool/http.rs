@@ -81,8 +81,8 @@ struct Inner {
     draining: bool,
     /// The janitor has a timer for an idle connection.
     timed: bool,
-    /// What HTTP/2 was last seen to allow; for pools that choose by ALPN.
-    seen_http2: bool,
+    /// Whether HTTP/1 was agreed upon last; for pools that choose by ALPN.
+    seen_http1: bool,
 }
 
 /// A request that waits for a connection.
@@ -258,6 +258,8 @@ impl HttpPool {
         if connection.has_ended() {
             drop(inner);
             connection.counted.ended(Ended::Remote, false);
+            drop(connection);
+            self.connection_lost();
             return;
         }
         connection.idle_since = now;
@@ -318,12 +320,14 @@ impl HttpPool {
         let (wanted, none) = {
             let inner = self.inner.borrow();
             let (pending, active) = (inner.pending.len() as u64, u64::from(inner.active_streams));
-            let ratio = if self.host.health() == Health::Healthy {
-                u64::from(self.cluster.config.per_upstream_preconnect_ratio.max(1000))
+            let ratio = u64::from(self.cluster.config.per_upstream_preconnect_ratio);
+            let wanted = if ratio > 1000 && self.host.health() == Health::Healthy {
+                let free =
+                    inner.idle.len() as u64 + inner.multiplexed.iter().map(|connection| connection.free()).sum::<u64>();
+                (pending + active) * ratio > (inner.connecting_capacity + free + active) * 1000
             } else {
-                1000
+                pending > inner.connecting_capacity
             };
-            let wanted = (pending + active) * ratio > (inner.connecting_capacity + active) * 1000;
             let none =
                 inner.idle.is_empty() && inner.busy == 0 && inner.multiplexed.is_empty() && inner.connecting == 0;
             (wanted, none)
@@ -355,8 +359,8 @@ impl HttpPool {
                 stats.upstream_cx_http2_total().inc();
                 self.codecs.h2_capacity(&self.cluster)
             }
-            PoolProtocol::Auto if self.inner.borrow().seen_http2 => self.codecs.h2_capacity(&self.cluster),
-            PoolProtocol::Auto => 1,
+            PoolProtocol::Auto if self.inner.borrow().seen_http1 => 1,
+            PoolProtocol::Auto => self.codecs.h2_capacity(&self.cluster),
         };
         {
             let mut inner = self.inner.borrow_mut();
@@ -400,7 +404,7 @@ impl HttpPool {
                 } else {
                     stats.upstream_cx_http1_total().inc();
                 }
-                self.inner.borrow_mut().seen_http2 = http2;
+                self.inner.borrow_mut().seen_http1 = !http2;
                 http2
             }
         };
@@ -472,6 +476,17 @@ impl HttpPool {
         if unused {
             super::forget(&self.cluster, self.key);
         }
+    }
+
+    /// Whether no request uses it or waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.active_streams == 0 && inner.busy == 0 && inner.connecting == 0 && inner.pending.is_empty()
+    }
+
+    /// Goes as soon as nothing is left in it: its cluster is gone already.
+    pub(super) fn drain_from_the_start(&self) {
+        self.inner.borrow_mut().draining = true;
     }
 
     /// Closes what is idle and lets the rest end.

@@ -246,7 +246,7 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
         key.options = hasher.finish() | 1;
     }
     let own = worker::of(cluster);
-    let mut map = own.pools.map.borrow_mut();
+    let map = own.pools.map.borrow();
     loop {
         match map.get(&key) {
             Some(pool) if pool.options.server_name.as_deref() == server_name => return Ok(pool.clone()),
@@ -255,7 +255,12 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
             None => break,
         }
     }
-    if !cluster.resource_manager(options.priority).can_create(Resource::ConnectionPools) {
+    drop(map);
+    let limits = cluster.resource_manager(options.priority);
+    if !limits.can_create(Resource::ConnectionPools) {
+        own.pools.free_one(options.priority);
+    }
+    if !limits.can_create(Resource::ConnectionPools) {
         cluster.stats.upstream_cx_pool_overflow().inc();
         return Err(PoolFailure::overflow(None));
     }
@@ -263,7 +268,10 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
     let transport = TransportOptions { server_name: server_name.map(Into::into) };
     let codecs = own.pools.codecs.get_or_init(|| codecs(cluster)).clone();
     let pool = HttpPool::new(cluster, host, options.priority, protocol, transport, key, codecs);
-    map.insert(key, pool.clone());
+    if cluster.is_removed() {
+        pool.drain_from_the_start();
+    }
+    own.pools.map.borrow_mut().insert(key, pool.clone());
     Ok(pool)
 }
 
@@ -306,6 +314,17 @@ pub(crate) struct Pools {
 impl Pools {
     pub(crate) fn is_empty(&self) -> bool {
         self.map.borrow().is_empty()
+    }
+
+    /// Gives up a pool that nobody uses, so that there is room for another one.
+    fn free_one(&self, priority: ResourcePriority) {
+        let idle = |pool: &&Rc<HttpPool>| pool.priority == priority && pool.is_idle();
+        let found = self.map.borrow().values().find(idle).cloned();
+        if let Some(pool) = found {
+            pool.drain();
+            let gone = self.map.borrow_mut().remove(&pool.key);
+            drop((gone, pool));
+        }
     }
 
     /// Drains the pools of hosts that are gone, and what those of failing hosts have; all pools when the cluster is gone.

@@ -416,3 +416,129 @@ async fn a_tcp_connection_is_counted_until_it_is_dropped() {
     })
     .await;
 }
+
+/// Answers every request on every connection.
+fn answer_all(listener: TcpListener) {
+    tokio::task::spawn_local(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::task::spawn_local(async move {
+                loop {
+                    let mut byte = [0];
+                    if socket.peek(&mut byte).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    answer(&mut socket, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            });
+        }
+    });
+}
+
+fn pools(cluster: &Cluster) -> u32 {
+    cluster.resource_manager(ResourcePriority::Default).count(Resource::ConnectionPools)
+}
+
+#[tokio::test]
+async fn preconnecting_counts_what_connections_have_free() {
+    let (listener, address) = listen().await;
+    run(async {
+        answer_all(listener);
+        let setup = Setup::new(&[address], |config| config.per_upstream_preconnect_ratio = 1500);
+        for _ in 0..8 {
+            let mut stream = setup.stream().await.expect("a stream");
+            exchange(&mut stream).await.expect("an answer");
+            drop(stream);
+            setup.reaches("upstream_cx_active", 2).await;
+        }
+        assert_eq!(setup.count("upstream_cx_total"), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_burst_to_an_unknown_protocol_opens_one_connection_and_is_served_all_the_same() {
+    let (listener, address) = listen().await;
+    run(async {
+        answer_all(listener);
+        let setup = Setup::new(&[address], |config| config.http.protocol = UpstreamProtocol::Auto);
+        let mut burst: Vec<_> = (0..20).map(|_| Box::pin(setup.stream())).collect();
+        for stream in &mut burst {
+            poll_fn(|cx| {
+                assert!(stream.as_mut().poll(cx).is_pending());
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        assert_eq!(setup.count("upstream_cx_active"), 1);
+        for stream in burst {
+            exchange(&mut stream.await.expect("a stream")).await.expect("an answer");
+        }
+    })
+    .await;
+}
+
+async fn stream_of(cluster: &Arc<Cluster>, downstream_connection: u64) -> Result<PooledStream, PoolFailure> {
+    let host = cluster.choose_host(&LbContext::default()).expect("a host");
+    http_stream(cluster, &host, &StreamOptions { downstream_connection, ..StreamOptions::default() }).await
+}
+
+#[tokio::test]
+async fn a_pool_of_one_user_goes_when_its_host_closes_right_after_the_answer() {
+    let (listener, address) = listen().await;
+    run(async {
+        let server = tokio::task::spawn_local(async move {
+            let (mut socket, _) = listener.accept().await.expect("a connection");
+            answer(&mut socket, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        });
+        let setup = Setup::new(&[address], |config| config.connection_pool_per_downstream_connection = true);
+        let cluster = setup.cluster();
+        let mut stream = stream_of(&cluster, 7).await.expect("a stream");
+        exchange(&mut stream).await.expect("an answer");
+        assert_eq!(pools(&cluster), 1);
+        server.await.expect("the server ends");
+        drop(stream);
+        setup.reaches("upstream_cx_active", 0).await;
+        assert_eq!(pools(&cluster), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_that_nobody_uses_makes_room_for_another() {
+    let (listener, address) = listen().await;
+    run(async {
+        answer_all(listener);
+        let setup = Setup::new(&[address], |config| {
+            config.connection_pool_per_downstream_connection = true;
+            config.circuit_breakers.default.max_connection_pools = Some(1);
+        });
+        let cluster = setup.cluster();
+        let mut first = stream_of(&cluster, 1).await.expect("a stream");
+        exchange(&mut first).await.expect("an answer");
+        let overflow = stream_of(&cluster, 2).await.expect_err("the only pool is in use");
+        assert_eq!(overflow.reason, ResetReason::Overflow);
+        drop(first);
+        let mut second = stream_of(&cluster, 2).await.expect("a stream");
+        exchange(&mut second).await.expect("an answer");
+        assert_eq!((pools(&cluster), setup.count("upstream_cx_pool_overflow")), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_of_a_cluster_that_is_gone_goes_after_its_last_request() {
+    let (listener, address) = listen().await;
+    run(async {
+        answer_all(listener);
+        let setup = Setup::new(&[address], |_| {});
+        let cluster = setup.cluster();
+        cluster.mark_removed();
+        let mut stream = stream_of(&cluster, 0).await.expect("a stream");
+        exchange(&mut stream).await.expect("an answer");
+        assert_eq!(pools(&cluster), 1);
+        drop(stream);
+        setup.reaches("upstream_cx_active", 0).await;
+        assert_eq!(pools(&cluster), 0);
+    })
+    .await;
+}

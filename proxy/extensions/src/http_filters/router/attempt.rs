@@ -150,7 +150,7 @@ impl Attempt {
         let info = &mut stream.info.upstream;
         info.host = Some(attempt.host.address_text.clone());
         info.host_name = Some(attempt.host.hostname.clone());
-        info.host_metadata = attempt.host.metadata.clone();
+        info.host_metadata = attempt.host.metadata();
         attempt.note_connection(stream);
         request.hosts.push(attempt.host.clone());
         let outcome = attempt.deliver(config, stream, request, head, end).await;
@@ -471,7 +471,7 @@ impl Attempt {
         }
         self.per_try = None;
         self.per_try_due = None;
-        request.canary = self.host.canary || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
+        request.canary = self.host.is_canary() || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         // A 2xx to an upgrade is no upgrade and no answer either: Envoy passes on its status alone.
         let mut failed_upgrade = false;
         if stream.is_upgrade() {

@@ -46,13 +46,17 @@ pub(crate) fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, ho
     let info = &mut stream.info.upstream;
     info.host = Some(host.address_text.clone());
     info.host_name = Some(host.hostname.clone());
-    info.host_metadata = host.metadata.clone();
+    info.host_metadata = host.metadata();
     // That of a try before.
     info.transport_failure_reason = None;
     if request.retry.is_some() || !info.hosts_attempted.is_empty() {
         info.hosts_attempted.push(host.address_text.clone());
     }
     request.hosts.push(host.clone());
+    if stream.connection.hcm.config.scheme_match_upstream {
+        let scheme = if request.cluster.serving(host).is_secure(host) { "https" } else { "http" };
+        stream.request.set(names::SCHEME, HeaderValue::from_static(scheme));
+    }
     if let Some(append) = request.route.auto_host_rewrite()
         && !host.hostname.is_empty()
         && let Some(name) = HeaderValue::parse(host.hostname.to_string())

@@ -358,6 +358,13 @@ impl Router {
                 }
             }
             self.prepare_retry(stream, request, timed_out);
+            // The cluster may have been replaced or removed since the try before.
+            if request.cluster.is_removed() {
+                match self.clusters.cluster(request.cluster.name()) {
+                    Some(cluster) => request.cluster = cluster,
+                    None => return no_healthy_upstream(stream, request),
+                }
+            }
         }
     }
 

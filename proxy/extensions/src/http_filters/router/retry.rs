@@ -238,7 +238,7 @@ impl RetryState {
         let predicates = self.policy.iter().flat_map(|policy| &policy.retry_host_predicate);
         predicates.into_iter().any(|predicate| match predicate {
             RetryHostPredicate::PreviousHosts => tried.iter().any(|other| other.address_text == host.address_text),
-            RetryHostPredicate::OmitCanaryHosts => host.canary,
+            RetryHostPredicate::OmitCanaryHosts => host.is_canary(),
             RetryHostPredicate::OmitHostMetadata(labels) => has_labels(host, labels),
         })
     }
@@ -287,7 +287,8 @@ impl Asked {
 /// has them.
 fn has_labels(host: &Host, labels: &serde_json::Value) -> bool {
     let Some(labels) = labels.as_object() else { return false };
-    let metadata = host.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb"));
+    let metadata = host.metadata();
+    let metadata = metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb"));
     labels.iter().all(|(key, wanted)| {
         let Some(value) = metadata.and_then(|metadata| metadata.get(key)) else { return false };
         value == wanted || value.as_array().is_some_and(|list| list.contains(wanted))
