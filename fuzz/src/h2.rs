@@ -60,6 +60,7 @@ fn config() -> Rc<Config> {
         underscores: UnderscoresAction::Allow,
         stream_error_on_invalid_http_message: true,
         buffer_limit: 0,
+        runtime: None,
         stats,
     })
 }

@@ -276,6 +276,9 @@ pub struct AdminCall {
     /// GET by default.
     #[serde(default = "get_method")]
     pub method: String,
+    /// Seconds to wait first, beside other steps of a `parallel`.
+    #[serde(default)]
+    pub after: f64,
     /// Only the lines (text) that match.
     pub lines: Option<String>,
     /// Replace values by their types (JSON) or cut after the first `: ` (text).

@@ -467,6 +467,7 @@ async fn exchange(mut client: h2::client::SendRequest<Bytes>, request: Request) 
 }
 
 async fn admin(call: &AdminCall, proxy: &Proxy) -> Result<Value> {
+    tokio::time::sleep(Duration::from_secs_f64(call.after)).await;
     let (status, body) = match proxy.admin(&call.method, &call.path).await {
         Ok(answer) => answer,
         Err(e) => return Ok(json!({"error": kind(&e)})),

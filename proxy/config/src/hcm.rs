@@ -274,6 +274,10 @@ pub struct Http2Options {
     pub keepalive_idle_interval: Option<Duration>,
     /// `max_header_field_size_kb`.
     pub max_header_field_size_kb: Option<u32>,
+    /// `stream_reset_burst`: RST_STREAM frames that a client may send at once.
+    pub stream_reset_burst: u64,
+    /// `stream_reset_rate`: how many more with each second.
+    pub stream_reset_rate: u64,
     /// `disallow_obs_text`: a value with bytes outside ASCII makes a message invalid.
     pub disallow_obs_text: bool,
 }
@@ -297,6 +301,8 @@ impl Default for Http2Options {
             keepalive_jitter: 150,
             keepalive_idle_interval: None,
             max_header_field_size_kb: None,
+            stream_reset_burst: 1000,
+            stream_reset_rate: 33,
             disallow_obs_text: false,
         }
     }

@@ -19,7 +19,7 @@ use nuncio_base::clock;
 use nuncio_base::drain::DrainSignal;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_config::hcm::CodecType;
-use nuncio_net::connection::{Connection, ConnectionInfo, Io};
+use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, Io};
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -191,7 +191,7 @@ struct ConnectionStats {
 }
 
 impl ConnectionStats {
-    fn new(context: &Rc<ConnectionContext>) -> ConnectionStats {
+    fn new(context: &Rc<ConnectionContext>, bytes: &Rc<HcmBytes>) -> ConnectionStats {
         let (hcm, info) = (context.hcm.clone(), context.info.clone());
         let stats = &hcm.stats;
         stats.downstream_cx_total().inc();
@@ -200,6 +200,7 @@ impl ConnectionStats {
             stats.downstream_cx_ssl_total().inc();
             stats.downstream_cx_ssl_active().inc();
         }
+        info.bytes.attach(bytes.clone());
         ConnectionStats { hcm, info, protocol: None, active: context.clone(), remote: Cell::new(false) }
     }
 
@@ -246,10 +247,30 @@ impl Drop for ConnectionStats {
             Some(_) => stats.downstream_cx_http1_active().dec(),
             None => {}
         }
-        stats.downstream_cx_rx_bytes_total().add(self.info.bytes.received.get());
-        stats.downstream_cx_tx_bytes_total().add(self.info.bytes.sent.get());
+        self.info.bytes.detach();
         let length = clock::now().saturating_duration_since(self.info.start).as_millis() as u64;
         stats.downstream_cx_length_ms().record(length);
+    }
+}
+
+/// Where the bytes of connections are counted.
+struct HcmBytes(Arc<Hcm>);
+
+impl ByteStats for HcmBytes {
+    fn received(&self, count: u64) {
+        self.0.stats.downstream_cx_rx_bytes_total().add(count);
+    }
+
+    fn sent(&self, count: u64) {
+        self.0.stats.downstream_cx_tx_bytes_total().add(count);
+    }
+
+    fn receive_buffered(&self, change: u64) {
+        self.0.stats.downstream_cx_rx_bytes_buffered().add(change);
+    }
+
+    fn send_buffered(&self, change: u64) {
+        self.0.stats.downstream_cx_tx_bytes_buffered().add(change);
     }
 }
 
@@ -258,6 +279,7 @@ pub struct HcmWorker {
     hcm: Arc<Hcm>,
     h1: Rc<ServerConfig>,
     h2: Rc<h2::Config>,
+    bytes: Rc<HcmBytes>,
 }
 
 impl HcmWorker {
@@ -285,16 +307,17 @@ impl HcmWorker {
             limits,
             underscores,
             buffer_limit,
+            runtime: Some(hcm.runtime.clone()),
             stats: hcm.codec_stats.http2.clone(),
         };
-        HcmWorker { h1: Rc::new(h1), h2: Rc::new(h2), hcm }
+        HcmWorker { h1: Rc::new(h1), h2: Rc::new(h2), bytes: Rc::new(HcmBytes(hcm.clone())), hcm }
     }
 
     /// Serves a connection to its end.
     pub async fn serve(&self, connection: Connection) {
         let Connection { mut io, info, drain } = connection;
         let context = Rc::new(ConnectionContext::new(self.hcm.clone(), info, drain));
-        let mut stats = ConnectionStats::new(&context);
+        let mut stats = ConnectionStats::new(&context, &self.bytes);
         let (protocol, head) = match self.choose_codec(&mut io, &context).await {
             Sniffed::Protocol(protocol, head) => (protocol, head),
             Sniffed::Closed => {
@@ -468,6 +491,7 @@ enum Wake {
 async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConfig>, head: Option<HeadTimers>) -> bool {
     let hcm = &context.hcm;
     let mut server = H1Server::new(io, config, context.info.is_tls());
+    server.count_waiting(context.info.bytes.clone());
     let mut idle = Idle {
         timeout: hcm.config.idle_timeout.map(|d| (timer::sleep(d), d)),
         duration: context.duration_left().map(timer::sleep),

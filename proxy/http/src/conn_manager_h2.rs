@@ -31,6 +31,7 @@ enum Wake {
 pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Config>) -> bool {
     let hcm = context.hcm.clone();
     let mut server = H2Server::new(io, config);
+    server.count_waiting(context.info.bytes.clone());
     let mut idle = hcm.config.idle_timeout.map(|d| (timer::sleep(d), d));
     let mut duration = context.duration_left().map(timer::sleep);
     // Between the two GOAWAYs requests that are on their way are still served.

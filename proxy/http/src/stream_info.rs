@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
@@ -194,6 +195,10 @@ pub struct StreamInfo {
     pub virtual_cluster: Option<Arc<str>>,
     /// Route metadata, as JSON.
     pub route_metadata: Option<Arc<serde_json::Value>>,
+    /// How often a route was looked for.
+    pub route_resolutions: u32,
+    /// How long that took, in a process where a log shows it.
+    pub route_resolution_time: Option<Duration>,
     /// Upstream side.
     pub upstream: UpstreamInfo,
     /// Tries so far; 0 when none was made.
@@ -212,7 +217,30 @@ pub struct StreamInfo {
     pub local_reply_body: Option<bytes::Bytes>,
 }
 
+/// Some format of this process has `%ROUTE_RESOLUTION_TIME_US%`: only then is the clock looked at.
+static ROUTE_RESOLUTIONS_TIMED: AtomicBool = AtomicBool::new(false);
+
+/// From now on streams note how long it takes to find their routes.
+pub(crate) fn time_route_resolutions() {
+    ROUTE_RESOLUTIONS_TIMED.store(true, Ordering::Relaxed);
+}
+
 impl StreamInfo {
+    /// Notes that a route is looked for.
+    #[inline]
+    pub(crate) fn route_resolution_begins(&mut self) -> Option<Instant> {
+        self.route_resolutions += 1;
+        ROUTE_RESOLUTIONS_TIMED.load(Ordering::Relaxed).then(Instant::now)
+    }
+
+    /// Adds the time that it took.
+    #[inline]
+    pub(crate) fn route_resolution_ends(&mut self, began: Option<Instant>) {
+        if let Some(began) = began {
+            *self.route_resolution_time.get_or_insert_default() += began.elapsed();
+        }
+    }
+
     /// A stream that begins now on `connection`.
     pub fn new(connection: Rc<ConnectionInfo>, stream_id: u64, protocol: Option<Protocol>) -> StreamInfo {
         StreamInfo {
@@ -237,6 +265,8 @@ impl StreamInfo {
             virtual_host: None,
             virtual_cluster: None,
             route_metadata: None,
+            route_resolutions: 0,
+            route_resolution_time: None,
             upstream: UpstreamInfo::default(),
             attempt_count: 0,
             request_id: None,

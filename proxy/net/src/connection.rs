@@ -18,7 +18,8 @@ use nuncio_config::listener::TrafficDirection;
 use tokio::time::Instant;
 
 pub use crate::address::Address;
-pub use crate::io::{ByteMeter, Io, Plain};
+pub use crate::io::{Io, Plain};
+pub use crate::meter::{ByteMeter, ByteStats};
 pub use crate::tls::info::{CertificateInfo, TlsInfo};
 
 /// A connection that is ready for its network filters.
@@ -64,6 +65,8 @@ pub struct ConnectionInfo {
     pub start_time: SystemTime,
     /// The same moment on the monotonic clock.
     pub start: Instant,
+    /// When connect(2) was done; upstream connections only.
+    pub connected: Option<Instant>,
     /// Local address of the socket.
     pub direct_local_address: Address,
     /// Local address after listener filters (original destination, PROXY protocol) restored it.
@@ -100,6 +103,10 @@ pub struct ConnectionInfo {
     pub closed_locally: Cell<bool>,
     /// Why this side closed it under what was going on.
     pub local_close: Cell<Option<LocalClose>>,
+    /// Why this side closed it, where Envoy says so: `%DOWNSTREAM_LOCAL_CLOSE_REASON%`; empty otherwise.
+    pub local_close_reason: Cell<&'static str>,
+    /// Whether it ended by a reset.
+    pub detected_close: Cell<DetectedClose>,
     /// Text of the peer's IP, made once; boxed, as it is in every idle connection.
     remote_ip_text: OnceCell<Box<Bytes>>,
 }
@@ -122,6 +129,29 @@ impl LocalClose {
             LocalClose::Listener => {
                 "downstream_local_disconnect(purging_socket_that_have_not_progressed_to_connections)"
             }
+        }
+    }
+}
+
+/// How a connection ended, as far as resets go; `%DOWNSTREAM_DETECTED_CLOSE_TYPE%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DetectedClose {
+    /// In good order, or it goes on.
+    #[default]
+    Normal,
+    /// The peer reset it.
+    RemoteReset,
+    /// This side reset it.
+    LocalReset,
+}
+
+impl DetectedClose {
+    /// Envoy's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DetectedClose::Normal => "Normal",
+            DetectedClose::RemoteReset => "RemoteReset",
+            DetectedClose::LocalReset => "LocalReset",
         }
     }
 }
@@ -236,6 +266,7 @@ impl ConnectionInfo {
             id: 0,
             start_time: SystemTime::now(),
             start: clock::now(),
+            connected: None,
             direct_local_address: local.clone(),
             local_address: local,
             direct_remote_address: remote.clone(),
@@ -254,6 +285,8 @@ impl ConnectionInfo {
             termination_details: OnceCell::new(),
             closed_locally: Cell::new(false),
             local_close: Cell::new(None),
+            local_close_reason: Cell::new(""),
+            detected_close: Cell::default(),
             remote_ip_text: OnceCell::new(),
         }
     }

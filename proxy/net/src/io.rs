@@ -3,7 +3,6 @@
 //! An enum instead of a trait object, so that reads and writes are direct calls. Bytes that listener filters have read
 //! already are served first. Idle timeouts, buffering and protocols are the users' work.
 
-use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -16,26 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
 
-/// Bytes that passed through a connection, after decryption.
-#[derive(Debug, Default)]
-pub struct ByteMeter {
-    /// From the peer.
-    pub received: Cell<u64>,
-    /// To the peer.
-    pub sent: Cell<u64>,
-}
-
-impl ByteMeter {
-    #[inline]
-    pub(crate) fn add_received(&self, count: usize) {
-        self.received.set(self.received.get() + count as u64);
-    }
-
-    #[inline]
-    pub(crate) fn add_sent(&self, count: usize) {
-        self.sent.set(self.sent.get() + count as u64);
-    }
-}
+use crate::meter::ByteMeter;
 
 /// A connection's byte stream.
 pub struct Io {
@@ -267,7 +247,7 @@ impl Io {
 
     /// Puts back bytes that were read from this stream; they are read again first.
     pub fn unread(&mut self, bytes: Bytes) {
-        self.meter.received.set(self.meter.received.get().saturating_sub(bytes.len() as u64));
+        self.meter.unread(bytes.len());
         match &mut self.stream {
             Stream::Plain(plain) => plain.unread(bytes),
             _ => self.ahead = if self.ahead.is_empty() { bytes } else { [&*bytes, &*self.ahead].concat().into() },

@@ -18,6 +18,7 @@ pub mod listener;
 
 pub mod connection;
 mod io;
+mod meter;
 
 pub mod tls;
 
@@ -27,4 +28,4 @@ pub mod splice;
 
 mod sys;
 
-pub use sys::{committed_memory, release_free_memory, release_program_pages};
+pub use sys::{Mapped, committed_memory, release_free_memory, release_program_pages};

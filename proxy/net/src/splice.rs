@@ -51,8 +51,8 @@ pub enum Side {
 pub struct CopyOptions<'a> {
     /// Ends the copy when no byte has moved for this long.
     pub idle_timeout: Option<Duration>,
-    /// Hears of each move: who sent the bytes, and how many.
-    pub progress: Option<&'a dyn Fn(Side, usize)>,
+    /// Hears when a sender is no longer read from because the other side takes no more (true), and when it is again.
+    pub paused: Option<&'a dyn Fn(Side, bool)>,
     /// Use buffers even where splice(2) would do.
     pub no_splice: bool,
 }
@@ -93,8 +93,8 @@ pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, options:
         let before = (up.moved, down.moved);
         let both = [up.poll(cx, downstream, upstream), down.poll(cx, upstream, downstream)];
         let after = (up.moved, down.moved);
-        report(&options, Side::Downstream, after.0 - before.0);
-        report(&options, Side::Upstream, after.1 - before.1);
+        up.report(&options);
+        down.report(&options);
         if closed_first.is_none() {
             closed_first = match (up.ended(), down.ended()) {
                 (true, _) => Some(Side::Downstream),
@@ -112,14 +112,6 @@ pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, options:
     })
     .await;
     CopyOutcome { from_downstream: up.moved, from_upstream: down.moved, closed_first, end }
-}
-
-fn report(options: &CopyOptions<'_>, side: Side, count: u64) {
-    if count > 0
-        && let Some(progress) = options.progress
-    {
-        progress(side, count as usize);
-    }
 }
 
 fn poll_idle(cx: &mut Context<'_>, idle: Option<&mut (Duration, Sleep)>, moved: bool) -> Poll<CopyEnd> {
@@ -148,6 +140,9 @@ struct Direction {
     sparse: u8,
     /// Bytes delivered.
     moved: u64,
+    /// The sender waits for the receiver, and whether that was told.
+    paused: bool,
+    told_paused: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -167,11 +162,41 @@ impl Direction {
     fn new(from: Side, prefix: Bytes, spliced: bool) -> Self {
         let to = if from == Side::Downstream { Side::Upstream } else { Side::Downstream };
         let carrier = Carrier::Buffer { held: None, flush: false };
-        Self { from, to, state: State::Open, prefix, carrier, spliced, splicing: false, sparse: 0, moved: 0 }
+        Self {
+            from,
+            to,
+            state: State::Open,
+            prefix,
+            carrier,
+            spliced,
+            splicing: false,
+            sparse: 0,
+            moved: 0,
+            paused: false,
+            told_paused: false,
+        }
     }
 
     fn ended(&self) -> bool {
         self.state != State::Open
+    }
+
+    fn report(&mut self, options: &CopyOptions<'_>) {
+        if self.paused != self.told_paused {
+            self.told_paused = self.paused;
+            if let Some(paused) = options.paused {
+                paused(self.from, self.paused);
+            }
+        }
+    }
+
+    /// Bytes between the two sockets.
+    fn held(&self) -> usize {
+        let carried = match &self.carrier {
+            Carrier::Buffer { held, .. } => held.as_ref().map_or(0, |buffer| buffer.len()),
+            Carrier::Pipe { filled, .. } => *filled,
+        };
+        self.prefix.len() + carried
     }
 
     /// Ready when the direction has ended and its receiver knows.
@@ -181,7 +206,11 @@ impl Direction {
             if self.state == State::Done {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.deliver(cx, sink)).map_err(|error| (to, error))?;
+            let delivered = self.deliver(cx, sink);
+            let waiting = self.held();
+            sink.meter().set_waiting(waiting);
+            self.paused = waiting > 0;
+            ready!(delivered).map_err(|error| (to, error))?;
             if self.state == State::Ending {
                 let shut = ready!(Pin::new(&mut *sink).poll_shutdown(cx));
                 self.state = State::Done;
@@ -397,13 +426,7 @@ mod tests {
     async fn transfers(no_splice: bool, size: usize) {
         let (mut down, mut client) = pair().await;
         let (mut up, mut server) = pair().await;
-        let seen = Cell::new([0, 0]);
-        let progress = |side: Side, count: usize| {
-            let mut both = seen.get();
-            both[side as usize] += count;
-            seen.set(both);
-        };
-        let options = CopyOptions { no_splice, progress: Some(&progress), idle_timeout: Some(LONG) };
+        let options = CopyOptions { no_splice, paused: None, idle_timeout: Some(LONG) };
         let data: Vec<u8> = (0..size).map(|at| (at * 7 % 251) as u8).collect();
         let request = data.clone();
         let answered = data.clone();
@@ -427,7 +450,6 @@ mod tests {
         assert!(got == data && back == data[..size / 2]);
         assert!(matches!(outcome.end, CopyEnd::Finished), "{outcome:?}");
         assert_eq!((outcome.from_downstream, outcome.from_upstream), (size as u64, size as u64 / 2));
-        assert_eq!(seen.get(), [size, size / 2]);
         assert_eq!(outcome.closed_first, Some(Side::Downstream));
         assert_eq!((down.meter().received.get(), down.meter().sent.get()), (size as u64, size as u64 / 2));
         assert_eq!((up.meter().received.get(), up.meter().sent.get()), (size as u64 / 2, size as u64));
@@ -444,6 +466,43 @@ mod tests {
     async fn buffered_bytes_arrive_whole_and_half_closes_pass() {
         for size in [10, 300_000, 8 << 20] {
             transfers(true, size).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sender_waits_for_a_slow_receiver_and_both_are_told() {
+        for no_splice in [false, true] {
+            let (mut down, client) = pair().await;
+            let (mut up, mut server) = pair().await;
+            let told = RefCell::new(Vec::new());
+            let paused = |side: Side, paused: bool| told.borrow_mut().push((side, paused));
+            let options = CopyOptions { no_splice, paused: Some(&paused), idle_timeout: Some(LONG) };
+            // More than both sockets hold.
+            const SIZE: usize = 24 << 20;
+            let (mut unread, mut client) = client.into_split();
+            let send = async {
+                client.write_all(&vec![1; SIZE]).await.expect("sent");
+                client.shutdown().await.expect("ended");
+            };
+            let receive = async {
+                while told.borrow().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                let mut got = Vec::new();
+                server.read_to_end(&mut got).await.expect("read");
+                drop(server);
+                got.len()
+            };
+            let back = async { unread.read_to_end(&mut Vec::new()).await.expect("read") };
+            let meter = up.meter().clone();
+            let copy = copy_bidirectional(&mut down, &mut up, options);
+            let all = async { tokio::join!(copy, send, receive, back) };
+            let (_, (), got, _) = tokio::time::timeout(LONG, all).await.expect("in time");
+            assert_eq!(got, SIZE);
+            let told = told.take();
+            assert_eq!(told.first(), Some(&(Side::Downstream, true)));
+            assert_eq!(told.last(), Some(&(Side::Downstream, false)));
+            assert_eq!(meter.sent.get(), SIZE as u64);
         }
     }
 

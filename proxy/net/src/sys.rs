@@ -9,6 +9,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 /// Gives memory that the calling thread has freed back to the system. After the start this is most of what reading the
@@ -87,6 +88,61 @@ pub(crate) fn in_network_namespace<T: Send>(path: &Path, make: impl FnOnce() -> 
         let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, inside)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread of a network namespace panicked")))
     })
+}
+
+/// Memory that belongs to no allocator: it is the system's again as soon as this is dropped. Zeroed at first, and resident
+/// only as far as it was written to.
+pub struct Mapped {
+    start: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: it owns its memory, as a `Box<[u8]>` does; nothing of it is bound to a thread.
+unsafe impl Send for Mapped {}
+// SAFETY: what is shared can only be read.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// `size` bytes; None where the system gives none, or for no bytes at all.
+    pub fn new(size: usize) -> Option<Mapped> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping at a place that the kernel chooses; nothing that exists is touched.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        NonNull::new(start.cast()).map(|start| Mapped { start, size })
+    }
+}
+
+impl std::fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mapped").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `size` bytes are mapped at `start`, readable and zeroed, as long as this lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size) }
+    }
+}
+
+impl std::ops::DerefMut for Mapped {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and writable; the exclusive borrow of `self` is one of the memory.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `new` made, which nothing borrows any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
+    }
 }
 
 /// Smoothed round-trip time of a TCP socket (`TCP_INFO`).
@@ -190,6 +246,17 @@ mod tests {
             Err(error) => assert!(error.to_string().ends_with("Operation not permitted"), "{error}"),
         }
         assert_eq!(own(), before);
+    }
+
+    #[test]
+    fn mapped_memory_is_zeroed_and_keeps_what_is_written() {
+        let mut memory = Mapped::new(10_000).expect("memory");
+        assert!(memory.len() == 10_000 && memory.iter().all(|&byte| byte == 0));
+        memory[9_999] = 7;
+        let memory = std::thread::spawn(move || memory).join().expect("moved");
+        assert_eq!(memory[9_999], 7);
+        assert!(Mapped::new(0).is_none());
+        assert!(Mapped::new(usize::MAX).is_none());
     }
 
     #[test]

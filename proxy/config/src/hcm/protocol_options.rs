@@ -5,7 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::{HeaderKeyFormat, Http1Options, Http2Options, StringMatcherEq};
-use crate::decode::{Context, bool_value, type_name, u32_value};
+use crate::decode::{Context, bool_value, type_name, u32_value, u64_value};
 use crate::matchers::StringMatcher;
 
 impl Http1Options {
@@ -85,6 +85,8 @@ impl Http2Options {
             stream_error_on_invalid_http_message: bool_value(&message.override_stream_error_on_invalid_http_message)
                 .or(invalid_message)
                 .or(message.stream_error_on_invalid_http_messaging.then_some(true)),
+            stream_reset_burst: u64_value(&message.stream_reset_burst).unwrap_or(default.stream_reset_burst),
+            stream_reset_rate: u64_value(&message.stream_reset_rate).unwrap_or(default.stream_reset_rate),
             max_header_field_size_kb: u32_value(&message.max_header_field_size_kb),
             disallow_obs_text: bool_value(&message.disallow_obs_text).unwrap_or(false),
             ..default

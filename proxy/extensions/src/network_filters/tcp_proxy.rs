@@ -18,7 +18,7 @@ use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::formatter::{AccessLogType, FormatContext};
 use nuncio_http::stream_info::{ResponseFlags, StreamInfo};
-use nuncio_net::connection::Connection;
+use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, DetectedClose};
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
 use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
@@ -45,6 +45,27 @@ nuncio_base::stat_family! {
             upstream_flush_total,
         }
         gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
+    }
+}
+
+/// Where the bytes of connections are counted.
+struct TcpBytes(TcpProxyStats);
+
+impl ByteStats for TcpBytes {
+    fn received(&self, count: u64) {
+        self.0.downstream_cx_rx_bytes_total().add(count);
+    }
+
+    fn sent(&self, count: u64) {
+        self.0.downstream_cx_tx_bytes_total().add(count);
+    }
+
+    fn receive_buffered(&self, change: u64) {
+        self.0.downstream_cx_rx_bytes_buffered().add(change);
+    }
+
+    fn send_buffered(&self, change: u64) {
+        self.0.downstream_cx_tx_bytes_buffered().add(change);
     }
 }
 
@@ -104,6 +125,7 @@ impl TcpProxy {
     async fn run(&self, mut connection: Connection) {
         self.stats.downstream_cx_total().inc();
         let downstream = connection.info.clone();
+        downstream.bytes.attach(Rc::new(TcpBytes(self.stats.clone())));
         let info = RefCell::new(StreamInfo::new(downstream.clone(), random::u64(), None));
         let outcome = {
             let mut session = pin!(self.session(&mut connection, &info));
@@ -132,8 +154,10 @@ impl TcpProxy {
             self.stats.max_downstream_connection_duration().inc();
             downstream.closed_locally.set(true);
             let mut info = info.borrow_mut();
+            close_reason(&downstream, info.upstream.connection.as_deref(), "max_connection_duration_reached");
             info.flags.insert(ResponseFlags::DURATION_TIMEOUT);
         }
+        downstream.bytes.detach();
         info.borrow_mut().complete = Some(clock::now());
         self.log(&info, AccessLogType::TcpConnectionEnd);
     }
@@ -141,21 +165,24 @@ impl TcpProxy {
     async fn session(&self, connection: &mut Connection, info: &RefCell<StreamInfo>) {
         let Some(upstream) = self.connect(connection, info).await else {
             connection.info.closed_locally.set(true);
+            connection.info.local_close_reason.set(initialization_failure(info.borrow().flags));
             return;
         };
         if self.config.flush_access_log_on_connected {
             self.log(info, AccessLogType::TcpUpstreamConnected);
         }
-        let progress = |from: Side, count: usize| match from {
-            Side::Downstream => self.stats.downstream_cx_rx_bytes_total().add(count as u64),
-            Side::Upstream => self.stats.downstream_cx_tx_bytes_total().add(count as u64),
-        };
         let mut upstream = match upstream {
             Upstream::Tcp(upstream) => upstream,
-            Upstream::Tunnel(upstream) => return self.through(connection, upstream, &progress).await,
+            Upstream::Tunnel(upstream) => return self.through(connection, upstream).await,
         };
-        let options =
-            CopyOptions { idle_timeout: self.config.idle_timeout, progress: Some(&progress), no_splice: false };
+        let stats = upstream.stats().clone();
+        let paused = |reading_from: Side, paused: bool| match (reading_from, paused) {
+            (Side::Downstream, true) => self.stats.downstream_flow_control_paused_reading_total().inc(),
+            (Side::Downstream, false) => self.stats.downstream_flow_control_resumed_reading_total().inc(),
+            (Side::Upstream, true) => stats.upstream_flow_control_paused_reading_total().inc(),
+            (Side::Upstream, false) => stats.upstream_flow_control_resumed_reading_total().inc(),
+        };
+        let options = CopyOptions { idle_timeout: self.config.idle_timeout, paused: Some(&paused), no_splice: false };
         let failure = upstream.host_failure();
         let copied = until(failure, copy_bidirectional(&mut connection.io, &mut upstream.io, options)).await;
         let Some(outcome) = copied else {
@@ -167,15 +194,20 @@ impl TcpProxy {
             CopyEnd::IdleTimeout => {
                 self.stats.idle_timeout().inc();
                 connection.info.closed_locally.set(true);
+                close_reason(&connection.info, Some(&upstream.info), "tcp_session_idle_timeout");
                 upstream.ended_locally();
             }
             // A reset is passed on.
             CopyEnd::Failed(Side::Upstream, _) => {
                 upstream.ended_by_host();
                 connection.info.closed_locally.set(true);
+                upstream.info.detected_close.set(DetectedClose::RemoteReset);
+                connection.info.detected_close.set(DetectedClose::LocalReset);
+                info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
                 connection.io.reset_on_close();
             }
             CopyEnd::Failed(Side::Downstream, _) => {
+                connection.info.detected_close.set(DetectedClose::RemoteReset);
                 upstream.ended_locally();
                 upstream.io.reset_on_close();
             }
@@ -186,9 +218,9 @@ impl TcpProxy {
     }
 
     /// Moves bytes through a tunnel until it ends.
-    async fn through(&self, connection: &mut Connection, mut upstream: PooledStream, progress: &dyn Fn(Side, usize)) {
+    async fn through(&self, connection: &mut Connection, mut upstream: PooledStream) {
         let limit = upstream.buffer_limit();
-        let end = tunnel::copy(&mut connection.io, &mut upstream, limit, self.config.idle_timeout, progress).await;
+        let end = tunnel::copy(&mut connection.io, &mut upstream, limit, self.config.idle_timeout).await;
         match end {
             TunnelEnd::Finished => {}
             TunnelEnd::IdleTimeout => {
@@ -330,6 +362,24 @@ async fn until<T>(end: Option<impl Future<Output = ()>>, work: impl Future<Outpu
     .await
 }
 
+/// Notes why this side ends a session.
+fn close_reason(downstream: &ConnectionInfo, upstream: Option<&ConnectionInfo>, reason: &'static str) {
+    downstream.local_close_reason.set(reason);
+    if let Some(upstream) = upstream {
+        upstream.local_close_reason.set(reason);
+    }
+}
+
+/// Envoy's words for a session without an upstream, its spelling and its numbers of reasons included.
+fn initialization_failure(flags: ResponseFlags) -> &'static str {
+    match () {
+        () if flags.contains(ResponseFlags::NO_CLUSTER_FOUND) => "tcp_initializion_failure:3",
+        () if flags.contains(ResponseFlags::UPSTREAM_OVERFLOW) => "tcp_initializion_failure:2",
+        () if flags.contains(ResponseFlags::NO_HEALTHY_UPSTREAM) => "tcp_initializion_failure:1",
+        () => "tcp_initializion_failure:0",
+    }
+}
+
 /// Tells outlier detection how connecting went.
 fn report(host: &Host, failure: Option<&PoolFailure>) {
     let Some(monitor) = host.outlier_monitor() else { return };
@@ -392,7 +442,7 @@ mod tests {
     use nuncio_base::stats::StatsConfig;
     use nuncio_config::address::{Address, EndpointAddress};
     use nuncio_config::cluster::*;
-    use nuncio_net::connection::{ConnectionInfo, Io};
+    use nuncio_net::connection::Io;
     use nuncio_upstream::ClusterManagerOptions;
     use std::net::SocketAddr;
     use std::time::Duration;

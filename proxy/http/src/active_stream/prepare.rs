@@ -182,6 +182,7 @@ impl ActiveStream<'_> {
     /// Chooses the route anew; filters that change what routes look at call it.
     pub fn refresh_route(&mut self) {
         let hcm = &self.connection.hcm;
+        let began = self.info.route_resolution_begins();
         let table = hcm.routes.load(&self.request);
         let random = nuncio_base::random::u64();
         let request = RouteRequest::new(&self.request, &self.info, random, &*hcm.runtime);
@@ -194,6 +195,7 @@ impl ActiveStream<'_> {
                 None
             }
         };
+        self.info.route_resolution_ends(began);
         let Some(route) = &self.route else { return };
         self.info.note_route(Some(route));
         let entry = route.entry();

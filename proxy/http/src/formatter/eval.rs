@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use nuncio_net::address::Address;
+use nuncio_net::connection::ConnectionInfo;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -67,7 +68,10 @@ named! {
         HostNamesAttempted = "UPSTREAM_HOST_NAMES_ATTEMPTED",
         HostNamesAttemptedWithoutPort = "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT",
         ConnectionIdsAttempted = "UPSTREAM_CONNECTION_IDS_ATTEMPTED", UpstreamServerName = "UPSTREAM_SERVER_NAME",
+        DownstreamDetectedClose = "DOWNSTREAM_DETECTED_CLOSE_TYPE",
         UpstreamDetectedClose = "UPSTREAM_DETECTED_CLOSE_TYPE",
+        DownstreamLocalClose = "DOWNSTREAM_LOCAL_CLOSE_REASON", UpstreamLocalClose = "UPSTREAM_LOCAL_CLOSE_REASON",
+        HandshakeDuration = "DOWNSTREAM_HANDSHAKE_DURATION", RouteResolutionTime = "ROUTE_RESOLUTION_TIME_US",
         RequestDuration = "REQUEST_DURATION", RequestTxDuration = "REQUEST_TX_DURATION",
         ResponseDuration = "RESPONSE_DURATION", ResponseTxDuration = "RESPONSE_TX_DURATION",
         PoolReady = "UPSTREAM_CONNECTION_POOL_READY_DURATION",
@@ -79,7 +83,13 @@ impl Optional {
         use Optional as O;
         matches!(
             self,
-            O::RequestDuration | O::RequestTxDuration | O::ResponseDuration | O::ResponseTxDuration | O::PoolReady
+            O::RequestDuration
+                | O::RequestTxDuration
+                | O::ResponseDuration
+                | O::ResponseTxDuration
+                | O::PoolReady
+                | O::HandshakeDuration
+                | O::RouteResolutionTime
         )
     }
 }
@@ -98,9 +108,15 @@ pub(super) enum AddressOf {
 /// A moment in the life of a stream, by Envoy's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TimePoint {
+    ConnectionBegin,
+    ConnectionEnd,
+    HandshakeBegin,
+    HandshakeEnd,
     RequestBegin,
     RequestEnd,
     ConnectBegin,
+    ConnectEnd,
+    UpstreamHandshakeEnd,
     UpstreamTxBegin,
     UpstreamTxEnd,
     UpstreamRxBegin,
@@ -114,9 +130,15 @@ pub(super) enum TimePoint {
 impl TimePoint {
     pub(super) fn named(name: &str) -> Self {
         match name {
+            "DS_CX_BEG" => TimePoint::ConnectionBegin,
+            "DS_CX_END" => TimePoint::ConnectionEnd,
+            "DS_HS_BEG" => TimePoint::HandshakeBegin,
+            "DS_HS_END" => TimePoint::HandshakeEnd,
             "DS_RX_BEG" => TimePoint::RequestBegin,
             "DS_RX_END" => TimePoint::RequestEnd,
             "US_CX_BEG" => TimePoint::ConnectBegin,
+            "US_CX_END" => TimePoint::ConnectEnd,
+            "US_HS_END" => TimePoint::UpstreamHandshakeEnd,
             "US_TX_BEG" => TimePoint::UpstreamTxBegin,
             "US_TX_END" => TimePoint::UpstreamTxEnd,
             "US_RX_BEG" => TimePoint::UpstreamRxBegin,
@@ -128,10 +150,21 @@ impl TimePoint {
     }
 
     fn of(self, info: &StreamInfo) -> Option<Instant> {
+        let http = info.protocol.is_some();
+        let gone = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
         match self {
+            TimePoint::ConnectionBegin => Some(info.connection.start),
+            // A stream ends before its connection does, unless that takes it along.
+            TimePoint::ConnectionEnd => info.complete.filter(|_| !http || info.flags.contains(gone)),
+            TimePoint::HandshakeBegin => handshake(&info.connection).map(|(begin, _)| begin),
+            TimePoint::HandshakeEnd => handshake(&info.connection).filter(|_| http).map(|(_, end)| end),
             TimePoint::RequestBegin => Some(info.start),
             TimePoint::RequestEnd => info.request_complete,
             TimePoint::ConnectBegin => info.upstream.connection.as_ref().map(|cx| cx.start),
+            TimePoint::ConnectEnd => info.upstream.connection.as_ref().and_then(|cx| cx.connected),
+            TimePoint::UpstreamHandshakeEnd => {
+                info.upstream.connection.as_ref().and_then(|cx| handshake(cx)).map(|(_, end)| end)
+            }
             TimePoint::UpstreamTxBegin => info.upstream.first_tx,
             TimePoint::UpstreamTxEnd => info.upstream.last_tx,
             TimePoint::UpstreamRxBegin => info.upstream.first_rx,
@@ -141,6 +174,10 @@ impl TimePoint {
             TimePoint::Unknown => None,
         }
     }
+}
+
+fn handshake(connection: &ConnectionInfo) -> Option<(Instant, Instant)> {
+    connection.tls.as_ref().and_then(|tls| tls.handshake)
 }
 
 /// How a value is written in JSON.
@@ -363,7 +400,7 @@ fn number_of(number: Number, cx: &FormatContext<'_>) -> u64 {
         Number::UpstreamWireTx => info.upstream.meter.wire_bytes_sent,
         Number::UpstreamConnectionId => info.upstream.connection.as_ref().map_or(0, |cx| cx.id),
         Number::AttemptCount => u64::from(info.attempt_count),
-        Number::RouteResolutions => u64::from(info.virtual_host.is_some()),
+        Number::RouteResolutions => u64::from(info.route_resolutions),
     }
 }
 
@@ -422,7 +459,29 @@ fn write_optional(optional: Optional, info: &StreamInfo, out: &mut Vec<u8>) -> b
         Optional::UpstreamServerName => {
             filled(upstream.connection.as_ref().and_then(|cx| cx.requested_server_name.as_deref()), out)
         }
-        Optional::UpstreamDetectedClose => filled(upstream.connection.as_ref().map(|_| "Normal"), out),
+        Optional::DownstreamDetectedClose => filled(Some(info.connection.detected_close.get().as_str()), out),
+        // TCP connections always have an upstream side; streams have one once a host was chosen.
+        Optional::UpstreamDetectedClose if info.protocol.is_some() && upstream.host.is_none() => false,
+        Optional::UpstreamDetectedClose => {
+            let close = upstream.connection.as_ref().map(|cx| cx.detected_close.get()).unwrap_or_default();
+            filled(Some(close.as_str()), out)
+        }
+        Optional::DownstreamLocalClose => filled(Some(info.connection.local_close_reason.get()), out),
+        Optional::UpstreamLocalClose => filled(upstream.connection.as_ref().map(|cx| cx.local_close_reason.get()), out),
+        // From the start of the stream, so that it is not above zero: the handshake came before.
+        Optional::HandshakeDuration => {
+            let done = handshake(&info.connection).filter(|_| info.protocol.is_some());
+            done.is_some_and(|(_, end)| {
+                let before = info.start.saturating_duration_since(end).as_millis() as u64;
+                if before > 0 {
+                    out.push(b'-');
+                }
+                digits(before, out)
+            })
+        }
+        Optional::RouteResolutionTime => {
+            info.route_resolution_time.is_some_and(|time| digits(time.as_micros() as u64, out))
+        }
         Optional::RequestDuration => millis(since_start(info.request_complete), out),
         Optional::RequestTxDuration => millis(since_start(upstream.last_tx), out),
         Optional::ResponseDuration => millis(since_start(upstream.first_rx), out),

@@ -496,6 +496,9 @@ fn plain(name: &str) -> Option<Op> {
         return Some(Op::Number(number));
     }
     if let Some(optional) = Optional::named(name) {
+        if optional == Optional::RouteResolutionTime {
+            crate::stream_info::time_route_resolutions();
+        }
         return Some(Op::Optional(optional));
     }
     if let Some((side, field)) = TlsField::named(name) {
@@ -504,7 +507,6 @@ fn plain(name: &str) -> Option<Op> {
     Some(match name {
         "ACCESS_LOG_TYPE" => Op::AccessLogType,
         "CUSTOM_FLAGS" => Op::Static(Arc::from(&b""[..])),
-        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Op::Static(Arc::from(&b"Normal"[..])),
         "DOWNSTREAM_LOCAL_ADDRESS" => address(A::DownstreamLocal, AddressPart::All),
         "DOWNSTREAM_LOCAL_PORT" => address(A::DownstreamLocal, AddressPart::Port),
         "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" => address(A::DownstreamLocal, AddressPart::EndpointId),
@@ -529,14 +531,8 @@ fn plain(name: &str) -> Option<Op> {
         "RESPONSE_FLAGS" => Op::ResponseFlags { long: false },
         "RESPONSE_FLAGS_LONG" => Op::ResponseFlags { long: true },
         "UNIQUE_ID" => Op::UniqueId,
-        // Collected by parts that do not exist: tracers, kernel and QUIC figures.
-        "DOWNSTREAM_HANDSHAKE_DURATION"
-        | "DOWNSTREAM_LOCAL_CLOSE_REASON"
-        | "UPSTREAM_LOCAL_CLOSE_REASON"
-        | "ROUNDTRIP_DURATION"
-        | "ROUTE_RESOLUTION_TIME_US"
-        | "SPAN_ID"
-        | "TRACE_ID" => Op::Nothing,
+        // Collected by parts that do not exist: tracers, and acknowledgements that only QUIC shows.
+        "ROUNDTRIP_DURATION" | "SPAN_ID" | "TRACE_ID" => Op::Nothing,
         _ => return None,
     })
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use nuncio_base::clock;
 use nuncio_config::tls::UpstreamTlsContext;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -145,7 +146,7 @@ impl ClientTlsContext {
             None => (&state.without_sni, ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
         };
         let connector = TlsConnector::from(config.clone());
-        let mut record = Record::default();
+        let mut record = Record { began: Some(clock::now()), ..Record::default() };
         let outcome = match target.alpn {
             Some(alpn) => {
                 let alpn = alpn.iter().map(|name| name.to_vec()).collect();

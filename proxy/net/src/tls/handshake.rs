@@ -8,8 +8,10 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 
+use nuncio_base::clock;
 use rustls::CommonState;
 use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
 
 use super::certificates::OwnCertificate;
 use super::info::{TlsInfo, cipher_name, group_name, version_name};
@@ -28,6 +30,8 @@ pub(super) struct Record {
     pub(super) peer: Vec<CertificateDer<'static>>,
     /// Signature algorithm of the peer.
     pub(super) sigalg: &'static str,
+    /// When it began.
+    pub(super) began: Option<Instant>,
 }
 
 thread_local! {
@@ -74,6 +78,7 @@ pub(super) fn finish(state: &CommonState, record: Record, enforced: bool, stats:
         peer_validated: !peer_certificates.is_empty() && (record.validated || resumed && enforced),
         peer_certificates,
         local_certificate: record.local.map(|own| own.info.clone()),
+        handshake: record.began.map(|began| (began, clock::now())),
         peer: Default::default(),
     }
 }
@@ -92,6 +97,7 @@ pub(super) fn failed_session(record: Record) -> Option<Box<TlsInfo>> {
         peer_validated: false,
         peer_certificates: record.peer.into(),
         local_certificate: record.local.map(|own| own.info.clone()),
+        handshake: None,
         peer: Default::default(),
     }))
 }

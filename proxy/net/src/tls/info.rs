@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustls::{CipherSuite, NamedGroup, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use x509_parser::der_parser::asn1_rs::{Any, Tag, ToDer};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -35,6 +36,8 @@ pub struct TlsInfo {
     pub peer_validated: bool,
     /// Own certificate.
     pub local_certificate: Option<Arc<CertificateInfo>>,
+    /// When the handshake began and when it was done; None where it failed.
+    pub handshake: Option<(Instant, Instant)>,
     pub(crate) peer: OnceCell<Option<Box<CertificateInfo>>>,
 }
 

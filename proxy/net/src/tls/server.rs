@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
+use nuncio_base::clock;
 use nuncio_config::tls::DownstreamTlsContext;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets, ServerSessionMemoryCache};
 use rustls::{CipherSuite, ServerConfig};
@@ -154,7 +155,7 @@ impl ServerTlsContext {
             let _ = info.transport_failure_reason.set(reason.into());
             return Err(HandshakeError { reason: reason.into(), tls: None });
         };
-        let mut record = Record::default();
+        let mut record = Record { began: Some(clock::now()), ..Record::default() };
         let mut first = [0; 5];
         let outcome = recorded(&mut record, handshake(&state, plain, &mut first)).await;
         match outcome {

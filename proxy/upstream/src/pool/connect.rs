@@ -3,19 +3,20 @@
 use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
 use crate::host::Host;
+use crate::stats::ClusterStats;
 use crate::transport::TransportOptions;
 use nuncio_base::clock;
 use nuncio_base::timer;
 use nuncio_http::codec::ResetReason;
 use nuncio_net::address::Address;
-use nuncio_net::connection::{ConnectionInfo, Io, Plain};
+use nuncio_net::connection::{ByteStats, ConnectionInfo, Io, Plain};
 use nuncio_net::socket::{self, ConnectError};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Delay between attempts of happy eyeballs (RFC 8305), as in Envoy.
@@ -78,6 +79,7 @@ pub(crate) async fn open(
     alpn: Option<&[&[u8]]>,
 ) -> Result<Connected, ConnectFailure> {
     let addresses = target.addresses;
+    let (start_time, start) = (SystemTime::now(), clock::now());
     // The deadline is the caller's.
     let connected = socket::connect_any(addresses, &cluster.connect, ATTEMPT_DELAY, Duration::ZERO).await;
     let connected = connected.map(|(index, plain)| (addresses[index].clone(), plain));
@@ -88,6 +90,8 @@ pub(crate) async fn open(
     }
     let local = local_address(&plain, &address);
     let mut info = ConnectionInfo::new(local, address);
+    info.connected = Some(info.start);
+    (info.start_time, info.start) = (start_time, start);
     let mut io = cluster.transport.wrap(target.socket_match, host, plain, options, alpn, &mut info).await?;
     io.set_meter(info.bytes.clone());
     Ok(Connected { io, info })
@@ -125,6 +129,27 @@ fn failure(cluster: &Cluster, address: &Address, error: ConnectError) -> Connect
     }
 }
 
+/// Where the bytes of a connection are counted.
+struct ClusterBytes(Arc<ClusterStats>);
+
+impl ByteStats for ClusterBytes {
+    fn received(&self, count: u64) {
+        self.0.upstream_cx_rx_bytes_total().add(count);
+    }
+
+    fn sent(&self, count: u64) {
+        self.0.upstream_cx_tx_bytes_total().add(count);
+    }
+
+    fn receive_buffered(&self, change: u64) {
+        self.0.upstream_cx_rx_bytes_buffered().add(change);
+    }
+
+    fn send_buffered(&self, change: u64) {
+        self.0.upstream_cx_tx_bytes_buffered().add(change);
+    }
+}
+
 /// Who ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -141,8 +166,6 @@ pub(crate) struct CountedConnection {
     priority: ResourcePriority,
     start: Instant,
     meter: Option<Rc<nuncio_net::connection::ByteMeter>>,
-    counted_received: u64,
-    counted_sent: u64,
     ended: Option<(Ended, bool)>,
     used: bool,
 }
@@ -161,8 +184,6 @@ impl CountedConnection {
             priority,
             start: clock::now(),
             meter: None,
-            counted_received: 0,
-            counted_sent: 0,
             ended: None,
             used: false,
         }
@@ -174,6 +195,7 @@ impl CountedConnection {
             .stats
             .upstream_cx_connect_ms()
             .record(clock::now().saturating_duration_since(self.start).as_millis() as u64);
+        info.bytes.attach(Rc::new(ClusterBytes(self.cluster.stats.clone())));
         self.meter = Some(info.bytes.clone());
     }
 
@@ -199,26 +221,13 @@ impl CountedConnection {
     pub(crate) fn start(&self) -> Instant {
         self.start
     }
-
-    /// Adds what passed since the last call to the cluster's totals.
-    #[inline]
-    pub(crate) fn count_bytes(&mut self) {
-        let Some(meter) = &self.meter else { return };
-        let (received, sent) = (meter.received.get(), meter.sent.get());
-        if received != self.counted_received {
-            self.cluster.stats.upstream_cx_rx_bytes_total().add(received - self.counted_received);
-            self.counted_received = received;
-        }
-        if sent != self.counted_sent {
-            self.cluster.stats.upstream_cx_tx_bytes_total().add(sent - self.counted_sent);
-            self.counted_sent = sent;
-        }
-    }
 }
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
-        self.count_bytes();
+        if let Some(meter) = &self.meter {
+            meter.detach();
+        }
         let stats = &self.cluster.stats;
         let (who, active) = self.ended.unwrap_or((Ended::Local, self.used));
         stats.upstream_cx_destroy().inc();

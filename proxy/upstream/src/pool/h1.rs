@@ -36,8 +36,10 @@ impl H1Connection {
     ) -> Box<Self> {
         let wake = ConnectionWake::new(janitor);
         let http = &counted.cluster.config.http;
+        let mut client = H1Client::new(connected.io, config.clone());
+        client.count_waiting(connected.info.bytes.clone());
         Box::new(H1Connection {
-            client: H1Client::new(connected.io, config.clone()),
+            client,
             info: Rc::new(connected.info),
             waker: wake.clone().into(),
             wake,

@@ -45,7 +45,8 @@ impl H2Connection {
         counted: CountedConnection,
         config: &Rc<Config>,
     ) -> Rc<Self> {
-        let (sender, client) = H2Client::new(connected.io, Rc::clone(config));
+        let (sender, mut client) = H2Client::new(connected.io, Rc::clone(config));
+        client.count_waiting(connected.info.bytes.clone());
         let http = &counted.cluster.config.http;
         let start = counted.start();
         let connection = Rc::new(H2Connection {
@@ -118,8 +119,7 @@ impl H2Connection {
     /// A stream is over; counts how it ended.
     pub(super) fn close_stream(&self, stream: &H2ClientStream) {
         self.active.set(self.active.get() - 1);
-        let mut counted = self.counted.borrow_mut();
-        counted.count_bytes();
+        let counted = self.counted.borrow();
         let stats = &counted.cluster.stats;
         match stream.error().map(|error| error.reason) {
             Some(ResetReason::RemoteReset) => stats.upstream_rq_rx_reset().inc(),

@@ -232,7 +232,6 @@ impl HttpPool {
 
     /// Takes a connection back: for the next request, for the idle list, or to close it.
     pub(super) fn release_h1(self: &Rc<Self>, mut connection: Box<H1Connection>) {
-        connection.counted.count_bytes();
         let now = clock::now();
         if connection.deadline.is_some_and(|deadline| deadline <= now) && !connection.draining {
             self.cluster.stats.upstream_cx_max_duration_reached().inc();

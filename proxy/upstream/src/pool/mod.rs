@@ -293,6 +293,7 @@ pub(crate) fn codecs(cluster: &Cluster) -> Codecs {
             underscores: nuncio_config::hcm::UnderscoresAction::Allow,
             stream_error_on_invalid_http_message: http.http2.stream_error_on_invalid_http_message.unwrap_or(false),
             buffer_limit,
+            runtime: None,
             stats,
         }),
     }

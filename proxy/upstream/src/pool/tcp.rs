@@ -5,6 +5,7 @@ use super::{Kind, PoolFailure, PooledStream, StreamOptions};
 use crate::circuit_breakers::Resource;
 use crate::cluster::Cluster;
 use crate::host::Host;
+use crate::stats::ClusterStats;
 use crate::transport::TransportOptions;
 use bytes::Bytes;
 use nuncio_http::codec::ResetReason;
@@ -33,6 +34,11 @@ impl TcpUpstream {
         wanted.then_some(async move { host.failure_after(before).await })
     }
 
+    /// The cluster's stats.
+    pub fn stats(&self) -> &Arc<ClusterStats> {
+        &self.counted.cluster.stats
+    }
+
     /// Says that the host ended the connection; else it counts as ended by this side.
     pub fn ended_by_host(&mut self) {
         self.counted.ended(Ended::Remote, true);
@@ -41,11 +47,6 @@ impl TcpUpstream {
     /// Says that this side ended it.
     pub fn ended_locally(&mut self) {
         self.counted.ended(Ended::Local, true);
-    }
-
-    /// Adds the bytes since the last call to the cluster's totals; also done at the end.
-    pub fn count_bytes(&mut self) {
-        self.counted.count_bytes();
     }
 }
 

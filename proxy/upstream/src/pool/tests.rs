@@ -156,6 +156,7 @@ async fn a_connection_is_reused_and_its_end_is_noticed_while_idle() {
                 "upstream_rq_pending_total=1",
                 "upstream_rq_total=2",
                 "upstream_cx_active=1",
+                "upstream_cx_rx_bytes_buffered=40",
             ]
         );
         drop(server.await.expect("the server ends"));
@@ -381,6 +382,76 @@ async fn http2_streams_share_a_connection() {
         drop(three);
         assert_eq!((setup.count("upstream_cx_total"), setup.count("upstream_rq_total")), (1, 3));
         assert_eq!((setup.count("upstream_rq_active"), setup.count("upstream_rq_tx_reset")), (0, 0));
+    })
+    .await;
+}
+
+/// An HTTP/2 server of few words: answers each request with 200 and a GOAWAY, `goaways` times, and waits for the end.
+async fn answer_with_goaway(mut socket: TcpStream, goaways: usize) -> std::io::Result<()> {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        out.extend([kind, flags]);
+        out.extend(stream.to_be_bytes());
+        out.extend_from_slice(payload);
+        out
+    };
+    socket.read_exact(&mut [0; 24]).await?;
+    socket.write_all(&frame(4, 0, 0, &[])).await?;
+    loop {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        socket.read_exact(&mut payload).await?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if head[3] == 1 {
+            let goaway = [&stream.to_be_bytes()[..], &[0; 4]].concat();
+            let mut answer = frame(7, 0, 0, &goaway).repeat(goaways);
+            answer.extend(frame(1, 5, stream, b"\x88"));
+            socket.write_all(&answer).await?;
+        }
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_goaways_lose_no_request_and_leave_no_connection() {
+    let (listener, address) = listen().await;
+    run(async {
+        let setup = Setup::new(&[address], |config| config.http.protocol = UpstreamProtocol::Http2);
+        tokio::task::spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::task::spawn_local(answer_with_goaway(socket, 1));
+            }
+        });
+        for served in 1..=2_000 {
+            let mut stream = setup.stream().await.expect("a stream");
+            assert_eq!(exchange(&mut stream).await, Ok(200), "request {served}");
+            drop(stream);
+            assert!(setup.count("upstream_cx_active") <= 4, "connections pile up");
+        }
+        setup.reaches("upstream_cx_active", 0).await;
+        assert_eq!((setup.count("upstream_cx_total"), setup.count("upstream_rq_total")), (2_000, 2_000));
+        assert_eq!((setup.count("upstream_rq_active"), setup.count("upstream_rq_pending_active")), (0, 0));
+        assert_eq!(setup.count("upstream_cx_rx_bytes_buffered"), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_goaways_on_one_connection_are_one() {
+    let (listener, address) = listen().await;
+    run(async {
+        let setup = Setup::new(&[address], |config| config.http.protocol = UpstreamProtocol::Http2);
+        tokio::task::spawn_local(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::task::spawn_local(answer_with_goaway(socket, 2_000));
+            }
+        });
+        for served in 1..=3 {
+            let mut stream = setup.stream().await.expect("a stream");
+            assert_eq!(exchange(&mut stream).await, Ok(200));
+            assert_eq!(setup.count("upstream_cx_total"), served);
+        }
+        setup.reaches("upstream_cx_active", 0).await;
     })
     .await;
 }

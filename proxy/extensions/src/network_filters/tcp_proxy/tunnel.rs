@@ -126,7 +126,6 @@ pub(super) async fn copy(
     upstream: &mut PooledStream,
     buffer_limit: usize,
     idle_timeout: Option<Duration>,
-    progress: &dyn Fn(Side, usize),
 ) -> TunnelEnd {
     let mut downstream = RawClient::new(io, bytes::Bytes::new(), buffer_limit);
     let mut up = Way::default();
@@ -138,13 +137,11 @@ pub(super) async fn copy(
             up.poll(&mut downstream, &mut **upstream, Side::Downstream, cx),
             down.poll(&mut **upstream, &mut downstream, Side::Upstream, cx),
         ];
-        let moved = (up.moved - before.0, down.moved - before.1);
-        progress(Side::Downstream, moved.0);
-        progress(Side::Upstream, moved.1);
+        let moved = (up.moved, down.moved) != before;
         match both {
             [Poll::Ready(Err(side)), _] | [_, Poll::Ready(Err(side))] => Poll::Ready(TunnelEnd::Failed(side)),
             [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(TunnelEnd::Finished),
-            _ => poll_idle(cx, idle.as_mut(), moved != (0, 0)),
+            _ => poll_idle(cx, idle.as_mut(), moved),
         }
     })
     .await

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes};
 use nuncio_config::hcm::{HeaderKeyFormat, Http1Options};
+use nuncio_net::connection::ByteMeter;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{Decoder, Piece};
@@ -117,6 +118,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
             early_end: false,
             early_bytes: 0,
         }
+    }
+
+    /// Tells `meter` what waits for the socket.
+    pub fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.output.count_waiting(meter);
     }
 
     /// The byte stream.

@@ -6,11 +6,13 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use nuncio_base::buffer_pool;
 use nuncio_config::hcm::HeaderKeyFormat;
+use nuncio_net::connection::ByteMeter;
 use tokio::io::AsyncWrite;
 
 use crate::codec::gather;
@@ -18,6 +20,8 @@ use crate::headers::{Headers, Known};
 
 /// Up to this size data is copied: cheaper than another slice to write and a buffer held back.
 const COPY_MAX: usize = 8 * 1024;
+/// The highest high watermark: more than this at once only costs memory, and the cache.
+const HIGH: usize = 256 * 1024;
 /// Slices of one `writev`.
 const MAX_SLICES: usize = 32;
 
@@ -35,18 +39,34 @@ pub(in crate::codec) struct Output {
     /// Above the high watermark and not yet below the low one.
     above: bool,
     failed: bool,
+    /// Who is told what waits.
+    meter: Option<Rc<ByteMeter>>,
 }
 
 impl Output {
+    /// Tells `meter` from now on what waits for the socket.
+    pub(super) fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.meter = Some(meter);
+    }
+
+    #[inline]
+    fn tell(&self) {
+        if let Some(meter) = &self.meter {
+            meter.set_waiting(self.pending);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pending == 0
     }
 
-    /// Whether more may be queued: the high watermark is `limit`, the low one half of it; 0 is no limit.
+    /// Whether more may be queued: the high watermark is `limit`, but at most [`HIGH`], the low one half of it; 0 is no
+    /// limit.
     pub(in crate::codec) fn has_capacity(&mut self, limit: usize) -> bool {
         if limit == 0 {
             return true;
         }
+        let limit = limit.min(HIGH);
         if self.above {
             self.above = self.pending > limit / 2;
         } else {
@@ -127,12 +147,17 @@ impl Output {
             } else {
                 Pin::new(&mut *io).poll_write(cx, &self.queue[0])
             };
-            match ready!(written) {
-                Ok(0) => return self.fail(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.advance(n),
-                Err(e) => return self.fail(e),
+            match written {
+                Poll::Ready(Ok(0)) => return self.fail(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => self.advance(n),
+                Poll::Ready(Err(e)) => return self.fail(e),
+                Poll::Pending => {
+                    self.tell();
+                    return Poll::Pending;
+                }
             }
         }
+        self.tell();
         self.release();
         // TLS sessions may hold records back.
         Pin::new(io).poll_flush(cx)
@@ -175,6 +200,7 @@ impl Output {
         self.scratch.advance(n);
         self.pending = 0;
         self.queued = 0;
+        self.tell();
         self.release();
     }
 

@@ -18,6 +18,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BufMut, Bytes};
 use nuncio_base::buffer_pool;
 use nuncio_config::hcm::{HeaderKeyFormat, Http1Options, UnderscoresAction};
+use nuncio_net::connection::ByteMeter;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{Decoder, Piece};
@@ -211,6 +212,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
             error: None,
             meter: BytesMeter::default(),
         }
+    }
+
+    /// Tells `meter` what waits for the socket.
+    pub fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.output.count_waiting(meter);
     }
 
     /// Bytes that were read before the codec took over.

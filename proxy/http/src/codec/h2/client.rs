@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use nuncio_net::connection::ByteMeter;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Config;
@@ -31,6 +32,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Client<I> {
         let driver = Driver::new(io, Role::Client, config);
         let sender = H2Sender { connection: Rc::clone(driver.connection()) };
         (sender, H2Client { driver })
+    }
+
+    /// Tells `meter` what waits for the socket.
+    pub fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.driver.count_waiting(meter);
     }
 
     /// Number of streams that are held or still being sent.

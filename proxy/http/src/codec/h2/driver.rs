@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use nuncio_net::connection::ByteMeter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ pub(super) struct Driver<I> {
     keepalive: Option<Keepalive>,
     /// The machine has said something before: a server's first words wait for the client's.
     spoken: bool,
+    /// Who is told what waits for the socket.
+    meter: Option<Rc<ByteMeter>>,
 }
 
 impl<I> Driver<I> {
@@ -61,12 +64,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
             connection: Rc::new(RefCell::new(connection)),
             keepalive,
             spoken: role == Role::Client,
+            meter: None,
         }
     }
 
     /// The peer has sent something.
     pub(super) fn peer_has_spoken(&self) -> bool {
         self.spoken
+    }
+
+    pub(super) fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.meter = Some(meter);
     }
 
     pub(super) fn connection(&self) -> &Shared {
@@ -89,6 +97,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
             return Progress::Ended;
         }
         connection.driver_sleeps(cx.waker());
+        if let Some(meter) = &self.meter {
+            meter.set_waiting(connection.out.len());
+        }
         Progress::Idle
     }
 

@@ -3,7 +3,7 @@
 //!
 //! `machine` is a connection without I/O, over `frame` and `hpack`; `driver` puts it on a byte stream, and `keepalive`
 //! gives it pings; `handle` is what both ends' streams have in common; `server` and `client` are the two ends. `premature`
-//! judges rapid resets; `refused` stands for a stream that was refused.
+//! bounds resets; `refused` stands for a stream that was refused.
 
 pub mod client;
 mod driver;
@@ -16,14 +16,17 @@ mod premature;
 mod refused;
 pub mod server;
 
+use std::sync::Arc;
+
 use nuncio_config::hcm::{Http2Options, UnderscoresAction};
 
 use crate::codec::h1::parse::Limits;
 use crate::codec::stats::Http2Stats;
+use crate::matchers::Runtime;
 
 pub use client::{H2Client, H2ClientStream, H2Sender};
 pub use frame::ErrorCode;
-pub use premature::PrematureResets;
+pub use premature::{PrematureLimits, PrematureResets, ResetRate};
 pub use refused::RefusedStream;
 pub use server::{H2Request, H2Server, H2ServerStream};
 
@@ -40,8 +43,17 @@ pub struct Config {
     pub stream_error_on_invalid_http_message: bool,
     /// High watermark of what waits to be written; 0 for the codec's own.
     pub buffer_limit: usize,
+    /// Where a server looks for the limits of early resets; none for their defaults.
+    pub runtime: Option<Arc<dyn Runtime>>,
     /// Counters.
     pub stats: Http2Stats,
+}
+
+impl Config {
+    /// The limits of early resets, as they are now.
+    fn premature_limits(&self) -> PrematureLimits {
+        self.runtime.as_ref().map_or_else(PrematureLimits::default, |runtime| PrematureLimits::of(&**runtime))
+    }
 }
 
 impl std::fmt::Debug for Config {

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use nuncio_net::connection::ByteMeter;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Config;
@@ -152,6 +153,11 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H2Server<I> {
     /// True when the peer reset most of what it asked for, before it could be answered.
     pub fn has_too_many_resets(&self) -> bool {
         matches!(self.driver.connection().borrow().end(), Some(End::TooManyResets))
+    }
+
+    /// Tells `meter` what waits for the socket.
+    pub fn count_waiting(&mut self, meter: Rc<ByteMeter>) {
+        self.driver.count_waiting(meter);
     }
 
     /// Number of streams that are held or still being sent.

@@ -40,6 +40,7 @@ pub(super) fn config() -> Config {
         underscores: UnderscoresAction::Allow,
         stream_error_on_invalid_http_message: false,
         buffer_limit: 1024 * 1024,
+        runtime: None,
         stats: stats(),
     }
 }

@@ -311,10 +311,16 @@ impl Connection {
         if head.stream == 0 || self.is_idle(head.stream) {
             return Err(Fail::Quiet);
         }
-        let Some(key) = self.streams.find(head.stream) else { return Ok(()) };
-        self.config.stats.rx_reset().inc();
-        self.count_frame(head);
-        self.reset_by_peer(key, ErrorCode(frame::number(payload)))
+        if let Some(key) = self.streams.find(head.stream) {
+            self.config.stats.rx_reset().inc();
+            self.count_frame(head);
+            self.reset_by_peer(key, ErrorCode(frame::number(payload)))?;
+        }
+        // Resets of streams that are over count as well.
+        if self.server && !self.reset_rate.take(self.now) {
+            return Err(Fail::GoAway(ErrorCode::INTERNAL_ERROR, ""));
+        }
+        Ok(())
     }
 
     fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fail> {

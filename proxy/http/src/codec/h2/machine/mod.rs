@@ -1,11 +1,12 @@
 //! An HTTP/2 connection without I/O and without a clock: bytes go in, bytes come out, streams change.
 //!
 //! `inbound` takes frames apart, `heads` those that carry header blocks, `message` judges header lists, `outbound` makes frames and shares the windows out, `send` is where messages are handed in, `receive` is where bodies are taken,
-//! `streams` keeps the streams, `limits` counts frames against Envoy's bounds, `output` queues. The driver feeds and
+//! `streams` keeps the streams, `blocks` what waits for slow consumers, `limits` counts frames against Envoy's bounds, `output` queues. The driver feeds and
 //! writes it; stream handles work on it directly, as all of them live on one thread. What is an error, and whether it
 //! ends a stream or the connection and with which words, follows Envoy with nghttp2; where nghttp2 lets pass what RFC 9113
 //! forbids (numbers of streams that go back, frames on closed streams) this is stricter.
 
+mod blocks;
 mod heads;
 mod inbound;
 mod limits;
@@ -26,7 +27,7 @@ use tokio::time::Instant;
 use super::Config;
 use super::frame::{self, ErrorCode, flag, kind, setting};
 use super::hpack::{Decoder, Encoder};
-use super::premature::PrematureResets;
+use super::premature::{PrematureResets, ResetRate};
 use crate::codec::StreamError;
 use crate::headers::Headers;
 use heads::Block;
@@ -132,6 +133,7 @@ pub(super) struct Connection {
     accepted: VecDeque<Accepted>,
     rejected: Vec<StreamError>,
     resets: PrematureResets,
+    reset_rate: ResetRate,
     end: Option<End>,
     /// What the connection is about to end for.
     offence: Option<StreamError>,
@@ -198,6 +200,7 @@ impl Connection {
             accepted: VecDeque::new(),
             rejected: Vec::new(),
             resets: PrematureResets::default(),
+            reset_rate: ResetRate::new(options.stream_reset_burst, options.stream_reset_rate, now),
             end: None,
             offence: None,
             blocked: false,

@@ -104,7 +104,7 @@ impl Connection {
         let age = self.now.saturating_duration_since(stream.opened);
         stream.wake();
         self.close_stream(key);
-        if self.server && early && self.resets.stream_closed(age, true) {
+        if self.server && early && self.resets.stream_reset(age, self.config.premature_limits()) {
             return Err(Fail::TooManyResets);
         }
         Ok(())
@@ -114,8 +114,7 @@ impl Connection {
     pub(super) fn settle(&mut self, key: usize) {
         let Some(stream) = self.streams.get(key).filter(|s| s.open) else { return };
         if stream.sent_end && stream.recv_end {
-            // Only the share of resets counts from here; the limit is theirs to break.
-            let _ = self.server && self.resets.stream_closed(std::time::Duration::ZERO, false);
+            self.resets.stream_closed();
             self.close_stream(key);
         }
     }

@@ -8,15 +8,15 @@ use rustc_hash::FxHashMap;
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::blocks::{BLOCK, Block};
 use crate::codec::{BytesMeter, StreamError};
 use crate::headers::{HeaderValue, Headers};
 
 /// From this size on a payload is kept as a piece of the read buffer, while the consumer keeps up.
 const SLICE_MIN: usize = 4 * 1024;
-/// Bytes of a queue from which on its consumer is slow: then all is copied, so that no read buffer is held back.
+/// Bytes of a queue from which on its consumer is slow: then all is copied into blocks that are filled to their last byte,
+/// so that no read buffer is held back.
 const SLOW: usize = 256 * 1024;
-/// Size of the pieces of a slow queue.
-const BLOCK: usize = 64 * 1024;
 /// Places for streams that an idle connection keeps.
 const KEEP: usize = 128;
 /// Streams that this side reset, whose late frames are still recognised.
@@ -26,8 +26,10 @@ const REMEMBERED_RESETS: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
     queue: VecDeque<Bytes>,
-    /// After the queue: what was copied.
+    /// After the queue: what was copied, while the consumer keeps up.
     tail: BytesMut,
+    /// After that: the same of a slow consumer.
+    block: Option<Block>,
     len: usize,
 }
 
@@ -50,21 +52,44 @@ impl Chunks {
             self.queue.push_back(buf.split_to(n).freeze());
             return;
         }
-        if self.tail.capacity() - self.tail.len() < n {
-            if self.len > SLOW {
-                self.close_tail();
-                self.tail = BytesMut::with_capacity(BLOCK.max(n));
-            } else if self.tail.len() >= BLOCK {
+        let mut left = n;
+        while left > 0 {
+            let part = self.append(&buf[..left]);
+            bytes::Buf::advance(buf, part);
+            left -= part;
+        }
+    }
+
+    /// Copies some of `data`, which is not empty, to the end; how much that is.
+    fn append(&mut self, data: &[u8]) -> usize {
+        if self.block.is_none()
+            && self.len > SLOW
+            && let Some(block) = Block::take()
+        {
+            self.close_tail();
+            self.block = Some(block);
+        }
+        if let Some(block) = &mut self.block {
+            let n = block.put(data);
+            if block.is_full() {
                 self.close_tail();
             }
+            return n;
         }
-        self.tail.extend_from_slice(&buf[..n]);
-        bytes::Buf::advance(buf, n);
+        if self.tail.len() >= BLOCK {
+            self.close_tail();
+        }
+        let n = data.len().min(BLOCK - self.tail.len());
+        self.tail.extend_from_slice(&data[..n]);
+        n
     }
 
     fn close_tail(&mut self) {
         if !self.tail.is_empty() {
             self.queue.push_back(std::mem::take(&mut self.tail).freeze());
+        }
+        if let Some(block) = self.block.take().filter(|block| !block.is_empty()) {
+            self.queue.push_back(block.freeze());
         }
     }
 
@@ -78,8 +103,8 @@ impl Chunks {
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         let piece = match self.queue.pop_front() {
             Some(piece) => piece,
-            None if self.tail.is_empty() => return None,
-            None => std::mem::take(&mut self.tail).freeze(),
+            None if !self.tail.is_empty() => std::mem::take(&mut self.tail).freeze(),
+            None => self.block.take().filter(|block| !block.is_empty())?.freeze(),
         };
         self.len -= piece.len();
         Some(piece)
@@ -96,6 +121,7 @@ impl Chunks {
     pub(super) fn clear(&mut self) {
         self.queue.clear();
         self.tail = BytesMut::new();
+        self.block = None;
         self.len = 0;
     }
 }

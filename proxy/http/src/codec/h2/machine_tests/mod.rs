@@ -721,3 +721,60 @@ fn rapid_resets_end_the_connection_at_half_of_the_limit() {
     assert!(peer.connection.end().is_none());
     assert_eq!(peer.connection.active_streams(), 0);
 }
+
+#[test]
+fn more_resets_than_the_bucket_holds_end_the_connection_with_goaway() {
+    let mut peer = Peer::new(Role::Server, |config| {
+        config.options.stream_reset_burst = 5;
+        config.options.stream_reset_rate = 2;
+    });
+    let mut next = 1;
+    let mut reset = |peer: &mut Peer, wait: u64| {
+        peer.connection.now += Duration::from_millis(wait);
+        peer.recv(&headers(BOTH, next, GET));
+        peer.recv(&frame(kind::RST_STREAM, 0, next, &[0, 0, 0, 8]));
+        next += 2;
+        peer.connection.end().is_none()
+    };
+    assert!((0..5).all(|_| reset(&mut peer, 100)));
+    // Two more with each second.
+    assert!((0..2).all(|_| reset(&mut peer, 600)));
+    assert!((0..20).all(|_| reset(&mut peer, 600)));
+    assert!((0..10).any(|_| !reset(&mut peer, 1)));
+    assert!(matches!(peer.sent().last(), Some(Sent::GoAway(_, 2))));
+    // Those of streams that are over count, too; what a server resets does not.
+    let mut peer = Peer::new(Role::Server, |config| config.options.stream_reset_burst = 1);
+    peer.recv(&headers(BOTH, 1, GET));
+    let again = frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    peer.recv(&again);
+    assert!(peer.connection.end().is_none());
+    peer.recv(&again);
+    assert!(peer.connection.end().is_some());
+    let mut peer = Peer::new(Role::Client, |config| config.options.stream_reset_burst = 0);
+    peer.request(REQUEST, true);
+    peer.recv(&frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 8]));
+    assert!(peer.connection.end().is_none());
+}
+
+#[test]
+fn a_full_window_takes_hardly_more_memory_than_its_bytes() {
+    let mut peer = Peer::client();
+    let key = peer.request(REQUEST, true);
+    peer.recv(&headers(END_HEADERS, 1, OK));
+    // Frames come in reads of any size, none of which falls together with the blocks.
+    let frames = data(0, 1, &[7; 16_000]).repeat(1000);
+    let mut buf = BytesMut::new();
+    for piece in frames.chunks(10_007) {
+        buf.extend_from_slice(piece);
+        peer.connection.recv(&mut buf);
+    }
+    let mut sizes = Vec::new();
+    while let Poll::Ready(Ok(Frame::Data(data, _))) = peer.read(key) {
+        assert!(data.iter().all(|&byte| byte == 7));
+        sizes.push(data.len());
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 16_000_000);
+    let slow: Vec<usize> = sizes.into_iter().skip_while(|&size| size < 64 * 1024).collect();
+    let (last, full) = slow.split_last().expect("a slow queue");
+    assert!(full.iter().all(|&size| size == 64 * 1024) && *last <= 64 * 1024 && full.len() > 200, "{full:?}");
+}
