@@ -83,6 +83,14 @@ impl BootstrapConfig {
                 })
                 .unwrap_or_default(),
             load_stats: manager.and_then(|manager| {
+                let source = manager.load_stats_config.as_ref();
+                if source.is_some_and(|source| source.grpc_services.is_empty() && source.cluster_names.is_empty()) {
+                    // Envoy's validation accepts it, and its server skips what would report.
+                    tracing::warn!(
+                        "cluster_manager.load_stats_config names no gRPC service: loads are not reported; add grpc_services"
+                    );
+                    return None;
+                }
                 cx.at("cluster_manager", |cx| {
                     cx.optional("load_stats_config", &manager.load_stats_config, ApiConfigSource::decode)
                 })
