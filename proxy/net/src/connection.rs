@@ -98,7 +98,7 @@ pub struct ConnectionInfo {
     /// Why the TLS handshake or the transport failed; `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure_reason: OnceCell<Box<str>>,
     /// Why this side ended the connection; `%CONNECTION_TERMINATION_DETAILS%`.
-    pub termination_details: OnceCell<Cow<'static, str>>,
+    pub termination_details: OnceCell<Box<Cow<'static, str>>>,
     /// Set when this side (not the peer) closed it.
     pub closed_locally: Cell<bool>,
     /// Why this side closed it under what was going on.
@@ -325,7 +325,7 @@ impl ConnectionInfo {
 
     /// Says why this side ends the connection; the first reason stays.
     pub fn set_termination_details(&self, details: impl Into<Cow<'static, str>>) {
-        self.termination_details.get_or_init(|| details.into());
+        self.termination_details.get_or_init(|| Box::new(details.into()));
     }
 }
 
@@ -363,7 +363,7 @@ mod tests {
         let info = ConnectionInfo::new(ip(1), ip(2));
         info.set_termination_details("one");
         info.set_termination_details("two");
-        assert_eq!(info.termination_details.get().map(AsRef::as_ref), Some("one"));
+        assert_eq!(info.termination_details.get().map(|details| &***details), Some("one"));
         assert!(info.is_local());
     }
 }

@@ -419,7 +419,7 @@ fn write_optional(optional: Optional, info: &StreamInfo, out: &mut Vec<u8>) -> b
         Optional::UpstreamProtocol => filled(upstream.protocol.map(|protocol| protocol.as_str()), out),
         Optional::TerminationDetails => match info.connection_termination_details.as_deref() {
             Some(details) => filled(Some(details), out),
-            None => filled(info.connection.termination_details.get().map(AsRef::as_ref), out),
+            None => filled(info.connection.termination_details.get().map(|details| &***details), out),
         },
         Optional::FilterChainName => filled(Some(&info.connection.filter_chain_name), out),
         Optional::Ja3 => filled(info.connection.fingerprints.as_ref().and_then(|found| found.ja3.as_deref()), out),

@@ -6,11 +6,13 @@ use super::decode::tests::{resource, server};
 use super::decode::{Decoder, fingerprint, text};
 use crate::init::InitTargets;
 use crate::server::Server;
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use nuncio_config::corpus::{self, Content};
+use prost::Message;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use xds_client::TypeUrl;
+use xds_client::{Resource, TypeUrl};
 
 /// Takes a resource as the handlers do.
 fn apply(server: &Arc<Server>, decoder: &Decoder, type_url: &TypeUrl, body: Vec<u8>) -> Result<(), String> {
@@ -28,11 +30,27 @@ fn apply(server: &Arc<Server>, decoder: &Decoder, type_url: &TypeUrl, body: Vec<
         routes.set(Arc::new(decoder.routes(&resource)?), None).map_err(|errors| text(&errors))
     } else if *type_url == TypeUrl::LISTENER {
         let config = Arc::new(decoder.listener(&resource)?);
-        let built = crate::listeners::build::listener(&config, &server.context, &InitTargets::default());
-        built.map(|_| ()).map_err(|errors| text(&errors))
+        let mut missing = String::new();
+        loop {
+            let built = crate::listeners::build::listener(&config, &server.context, &InitTargets::default());
+            let Err(errors) = built else { return Ok(()) };
+            let errors = text(&errors);
+            // Its control plane sends the clusters of log services beside it, in files of their own.
+            match errors.split("Unknown gRPC client cluster '").nth(1).and_then(|rest| rest.split('\'').next()) {
+                Some(name) if name != missing => missing = name.to_owned(),
+                _ => return Err(errors),
+            }
+            server.context.clusters.add_or_update(Arc::new(decoder.cluster(&log_service(&missing))?), 0).unwrap();
+        }
     } else {
         Err(format!("resources of type {type_url} have no way here"))
     }
+}
+
+/// A cluster without hosts.
+fn log_service(name: &str) -> Resource {
+    let cluster = Cluster { name: name.to_owned(), ..Cluster::default() };
+    resource(name, TypeUrl::CLUSTER, cluster.encode_to_vec())
 }
 
 /// The type or name of the extension in an error that says that it is missing.
