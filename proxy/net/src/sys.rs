@@ -19,6 +19,23 @@ pub fn release_free_memory() {
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
+/// `mi_option_arena_eager_commit` of mimalloc 3, a place in its list of options; the crate has no name for it.
+const ARENA_EAGER_COMMIT: libmimalloc_sys::mi_option_t = 4;
+
+/// Has the allocator commit memory as it is used, not the whole arena beforehand: what is freed after the start then goes
+/// back to the system in smaller pieces, which is 2 MB less at rest and under load. It has to be said before the first
+/// allocation makes the first arena, that is, before `main`. `MIMALLOC_ARENA_EAGER_COMMIT` overrides it.
+extern "C" fn commit_on_demand() {
+    // SAFETY: sets a number in a static table of the allocator, which is valid before the allocator is initialised.
+    unsafe { libmimalloc_sys::mi_option_set_default(ARENA_EAGER_COMMIT, 0) }
+}
+
+// SAFETY: a function without arguments or preconditions, in the list that the loader calls before `main`, where those with
+// a number come before those without (such as the allocator's own).
+#[used]
+#[unsafe(link_section = ".init_array.00099")]
+static COMMIT_ON_DEMAND: extern "C" fn() = commit_on_demand;
+
 /// Bytes that the allocator has committed: what it has taken from the system and not given back. 0 where the process has
 /// another allocator than mimalloc.
 pub fn committed_memory() -> usize {
