@@ -257,7 +257,13 @@ impl Bench {
                 let locality = Arc::default();
                 let hosts = (0..n).map(|i| upstream_host(i, if weighted { 1 + i % 7 } else { 1 }, &locality)).collect();
                 let groups = vec![HostGroup { priority: 0, locality: locality.clone(), weight: None, hosts }];
-                let set = HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set();
+                let set = HostGroups {
+                    groups,
+                    overprovisioning_factor: 140,
+                    weighted_health: false,
+                    grouping: Grouping::None,
+                }
+                .priority_set();
                 let tables = LbTables::new(&config, &set, &stats);
                 let mut worker = WorkerLb::with_seed(1);
                 let context = LbContext::default();

@@ -619,6 +619,13 @@ fn loads(report: &LoadStatsRequest) -> Value {
     report.cluster_stats.retain(|stats| stats.cluster_name != "xds");
     report.cluster_stats.sort_by(|a, b| a.cluster_name.cmp(&b.cluster_name));
     let clusters = report.cluster_stats.iter_mut().map(|stats| {
+        for locality in &mut stats.upstream_locality_stats {
+            // In any order.
+            locality.load_metric_stats.sort_by(|a, b| a.metric_name.cmp(&b.metric_name));
+            for endpoint in &mut locality.upstream_endpoint_stats {
+                endpoint.load_metric_stats.sort_by(|a, b| a.metric_name.cmp(&b.metric_name));
+            }
+        }
         let measured = stats.load_report_interval.take().is_some();
         let descriptor = descriptors::message("envoy.config.endpoint.v3.ClusterStats");
         let message = descriptor.and_then(|d| DynamicMessage::decode(d, &stats.encode_to_vec()[..]).ok());

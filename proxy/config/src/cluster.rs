@@ -3,6 +3,7 @@
 use crate::address::{Address, EndpointAddress};
 use crate::hcm::{Http1Options, Http2Options};
 use crate::listener::SocketOption;
+use crate::route::HashPolicy;
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ mod load_balancing;
 mod outlier;
 mod subset;
 
-pub use client_weights::ClientWeightsConfig;
+pub use client_weights::{ClientWeightsConfig, OobReporting};
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
 pub use destinations::{MetadataKey, MetadataStep, OriginalDstConfig, OverrideSource};
 pub use dynamic_forward_proxy::DnsCacheConfig;
@@ -78,6 +79,8 @@ pub struct ClusterConfig {
     pub per_upstream_preconnect_ratio: u32,
     /// `track_cluster_stats` / `track_timeout_budgets`.
     pub track_timeout_budgets: bool,
+    /// Metrics of endpoints that load reports tell (`lrs_report_endpoint_metrics`); empty for none.
+    pub lrs_report_endpoint_metrics: Arc<[Box<str>]>,
     /// Added through an API (shown by the admin).
     pub added_via_api: bool,
     /// Path in the configuration.
@@ -112,6 +115,7 @@ impl ClusterConfig {
             connection_pool_per_downstream_connection: false,
             per_upstream_preconnect_ratio: 1000,
             track_timeout_budgets: false,
+            lrs_report_endpoint_metrics: Arc::default(),
             added_via_api: false,
             path: "".into(),
         }
@@ -201,6 +205,8 @@ pub struct CommonLbConfig {
     pub locality_weighted: bool,
     /// Default 140.
     pub overprovisioning_factor: u32,
+    /// The health of a priority is counted in weights instead of hosts.
+    pub weighted_priority_health: bool,
     /// Updates are merged over this window; default 1 s.
     pub update_merge_window: Duration,
     /// New hosts are not used before their first health check.
@@ -213,6 +219,10 @@ pub struct CommonLbConfig {
     pub client_weights: Option<Arc<ClientWeightsConfig>>,
     /// Where requests name hosts that go before every pick (`override_host`).
     pub override_host: Option<Arc<[OverrideSource]>>,
+    /// Where the address of the host that was picked is told (`override_host`'s `selected_host_key`).
+    pub selected_host_key: Option<MetadataKey>,
+    /// How hosts are hashed.
+    pub hashing: HashingConfig,
     /// Hosts are divided into subsets, and the policy picks within one; None for no division.
     pub subsets: Option<Arc<SubsetConfig>>,
 }
@@ -225,15 +235,29 @@ impl Default for CommonLbConfig {
             fail_traffic_on_panic: false,
             locality_weighted: false,
             overprovisioning_factor: 140,
+            weighted_priority_health: false,
             update_merge_window: Duration::from_secs(1),
             ignore_new_hosts_until_first_hc: false,
             close_connections_on_host_set_change: false,
             slow_start: None,
             client_weights: None,
             override_host: None,
+            selected_host_key: None,
+            hashing: HashingConfig::default(),
             subsets: None,
         }
     }
+}
+
+/// `ConsistentHashingLbConfig`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HashingConfig {
+    /// Hosts are hashed by their names instead of their addresses.
+    pub use_hostname: bool,
+    /// Active requests that a host may have, in percent of the average; None for any number.
+    pub balance_factor: Option<u32>,
+    /// What requests are hashed by, instead of what their routes say; empty for what routes say.
+    pub policies: Arc<[HashPolicy]>,
 }
 
 /// `ZoneAwareLbConfig`, without what it says of panic.
@@ -275,6 +299,8 @@ pub struct ClusterLoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// Overrides the cluster's factor.
     pub overprovisioning_factor: Option<u32>,
+    /// The health of a priority is counted in weights instead of hosts.
+    pub weighted_priority_health: bool,
     /// `drop_overloads`: how many of a million requests are refused.
     pub drop_per_million: u32,
     /// What the requests that are refused are called in load reports.

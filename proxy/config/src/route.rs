@@ -335,6 +335,12 @@ pub struct RegexRewrite {
     pub substitution: Box<str>,
 }
 
+impl PartialEq for RegexRewrite {
+    fn eq(&self, other: &Self) -> bool {
+        self.pattern.as_str() == other.pattern.as_str() && self.substitution == other.substitution
+    }
+}
+
 /// `RouteAction`.
 #[derive(Debug, Clone)]
 pub struct RouteAction {
@@ -460,7 +466,7 @@ pub enum HostRewrite {
 }
 
 /// `HashPolicy`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HashPolicy {
     /// Stop when this yields a hash.
     pub terminal: bool,
@@ -469,7 +475,7 @@ pub struct HashPolicy {
 }
 
 /// Source of a hash.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum HashPolicyKind {
     /// A header, optionally rewritten.
     Header(Box<str>, Option<RegexRewrite>),

@@ -22,7 +22,6 @@ const UNUSED: &[&str] = &[
     "stats_sinks",
     "tracing",
     "track_timeout_budgets",
-    "update_merge_window",
 ];
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {

@@ -331,6 +331,7 @@ fn health_flags(host: &Host, eds: EdsHealth) -> HealthFlags {
         pending_active_hc: has(flag::PENDING_ACTIVE_HC),
         excluded_via_immediate_hc_fail: has(flag::EXCLUDED_VIA_IMMEDIATE_HC_FAIL),
         active_hc_timeout: has(flag::ACTIVE_HC_TIMEOUT),
+        degraded_outlier_detection: has(flag::DEGRADED_OUTLIER_DETECTION),
     }
 }
 

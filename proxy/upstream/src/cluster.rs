@@ -9,14 +9,16 @@ use crate::dns_cache::DnsCache;
 use crate::endpoints::Given;
 use crate::followers::Followers;
 use crate::health_check::{HealthChecker, Job};
-use crate::host::{Host, health_flag, now_ms};
-use crate::host_set::{Grouping, PrioritySet};
+use crate::host::{Health, Host, health_flag, now_ms};
+use crate::host_set::{Grouping, HostSet, PrioritySet};
 use crate::lb::priority::{Level, PriorityLoad};
-use crate::lb::{LbContext, LbTables, LocalCluster, UnsupportedPolicy, check_policy};
+use crate::lb::{LbContext, LbTables, LocalCluster, UnsupportedPolicy, check_policy, override_host};
+use crate::merge_window::MergeWindow;
 use crate::orca;
+use crate::orca_oob::OobSessions;
 use crate::original_dst::Destinations;
 use crate::outlier::OutlierDetection;
-use crate::stats::ClusterStats;
+use crate::stats::{ClusterManagerStats, ClusterStats};
 use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
@@ -25,14 +27,16 @@ use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, LbPolicy, Loc
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_http::matchers::Runtime;
+use nuncio_http::route::HashPolicies;
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use nuncio_net::tls::secrets::Secrets;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 /// What changes when hosts or their health change; published whole.
 #[derive(Debug)]
@@ -61,6 +65,14 @@ impl ClusterState {
     }
 }
 
+/// Changes on their way to the workers.
+#[derive(Debug)]
+struct Merging {
+    window: MergeWindow,
+    /// The workers know of the state as it is.
+    published: bool,
+}
+
 /// Requests of a cluster that were not sent, for load reports.
 #[derive(Debug, Default)]
 pub struct LoadCounts {
@@ -85,6 +97,9 @@ pub struct Cluster {
     limits: [ResourceManager; 2],
     state: ArcSwap<ClusterState>,
     generation: AtomicU64,
+    merging: Mutex<Merging>,
+    manager_stats: ClusterManagerStats,
+    control: tokio::runtime::Handle,
     removed: AtomicBool,
     pub(crate) given: Mutex<Given>,
     /// How many of a million requests are refused.
@@ -94,10 +109,14 @@ pub struct Cluster {
     pub load: LoadCounts,
     pub(crate) transport: Transport,
     auto_sni_header: HeaderName,
+    /// What requests are hashed by, whatever their routes say.
+    hash_policies: Option<HashPolicies>,
     /// How sockets to hosts are made.
     pub(crate) connect: ConnectOptions,
     outlier: Option<Arc<OutlierDetection>>,
     health: Option<Arc<HealthChecker>>,
+    /// Streams on which hosts report their load.
+    oob: Option<Arc<OobSessions>>,
     weak: Weak<Cluster>,
     /// Where requests may go that say so themselves.
     destinations: Option<Arc<Destinations>>,
@@ -134,6 +153,30 @@ pub enum ClusterError {
         /// What it is.
         what: String,
     },
+}
+
+/// The hash policies of the load balancing policy, if it has any.
+fn hash_policies(config: &ClusterConfig) -> Result<Option<HashPolicies>, ClusterError> {
+    let policies = &config.lb_common.hashing.policies;
+    if policies.is_empty() {
+        return Ok(None);
+    }
+    let mut errors = Vec::new();
+    let built = HashPolicies::build(policies, &format!("{}.load_balancing_policy", config.path), &mut errors);
+    match errors.pop() {
+        None => Ok(Some(built)),
+        Some((path, what)) => Err(ClusterError::Unsupported { path, what }),
+    }
+}
+
+/// Whether the hosts have changed in a way that must not wait: one that takes requests would not be picked any more, or
+/// there was none to pick.
+fn is_urgent(before: &PrioritySet) -> bool {
+    let worse = |set: &HostSet| {
+        set.healthy().iter().any(|host| host.health() != Health::Healthy)
+            || set.degraded.iter().any(|host| host.health() == Health::Unhealthy)
+    };
+    before.host_sets.iter().any(worse) || before.host_sets.iter().all(|set| set.healthy().is_empty())
 }
 
 /// What runtime keys say of the load balancing of all clusters.
@@ -218,6 +261,10 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) zones: Option<&'a Arc<Zones>>,
     /// Goes before the configuration.
     pub(crate) lb_runtime: LbRuntime,
+    /// Where updates are counted.
+    pub(crate) manager_stats: &'a ClusterManagerStats,
+    /// Where what waits is handed on.
+    pub(crate) control: &'a tokio::runtime::Handle,
 }
 
 impl Cluster {
@@ -238,6 +285,8 @@ impl Cluster {
             followers,
             zones,
             lb_runtime,
+            manager_stats,
+            control,
         } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -254,6 +303,8 @@ impl Cluster {
         let limits = [ResourcePriority::Default, ResourcePriority::High]
             .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
         let auto_sni_header = config.http.override_auto_sni_header.as_deref().and_then(HeaderName::parse);
+        let hash_policies = hash_policies(&config)?;
+        let window = MergeWindow::new(config.lb_common.update_merge_window);
         let bind = if config.bind == BindConfig::default() { upstream_bind } else { &config.bind };
         let connect = ConnectOptions { bind: bind.clone(), keepalive: config.tcp_keepalive };
         let outlier = config.outlier_detection.as_ref().map(|detection| {
@@ -265,6 +316,8 @@ impl Cluster {
             let jobs = health_jobs.clone();
             Arc::new(HealthChecker::new(check.clone(), registry, stats.prefix(), health_log, exclude_new, jobs))
         });
+        let reporting = config.lb_common.client_weights.as_ref().and_then(|weights| weights.oob.as_ref());
+        let oob = reporting.map(|oob| Arc::new(OobSessions::new(oob, registry, stats.prefix(), health_jobs.clone())));
         let destinations = match &config.discovery {
             Discovery::OriginalDst(rules) => Some(Arc::new(Destinations::new(&config, rules))),
             _ => None,
@@ -272,6 +325,7 @@ impl Cluster {
         Ok(Arc::new_cyclic(|weak| Cluster {
             outlier,
             health,
+            oob,
             weak: weak.clone(),
             followers: followers.clone(),
             destinations,
@@ -284,6 +338,9 @@ impl Cluster {
             limits,
             state: ArcSwap::from_pointee(ClusterState { priority_set, tables }),
             generation: AtomicU64::new(1),
+            merging: Mutex::new(Merging { window, published: true }),
+            manager_stats: manager_stats.clone(),
+            control: control.clone(),
             removed: AtomicBool::new(false),
             given: Mutex::default(),
             drop_per_million: AtomicU32::new(config.endpoints.drop_per_million),
@@ -291,6 +348,7 @@ impl Cluster {
             load: LoadCounts::default(),
             fingerprint,
             transport,
+            hash_policies,
             auto_sni_header: auto_sni_header.unwrap_or(names::AUTHORITY),
             workers,
             stats,
@@ -314,6 +372,21 @@ impl Cluster {
     #[inline]
     pub fn auto_sni_header(&self) -> &HeaderName {
         &self.auto_sni_header
+    }
+
+    /// What requests are hashed by if it is not for their routes to say.
+    #[inline]
+    pub fn hash_policies(&self) -> Option<&HashPolicies> {
+        self.hash_policies.as_ref()
+    }
+
+    /// Tells in the metadata of a request or connection which host was picked, where the policy wants that
+    /// (`selected_host_key`).
+    #[inline]
+    pub fn note_selected(&self, host: &Host, metadata: &mut Option<Box<serde_json::Map<String, serde_json::Value>>>) {
+        if let Some(key) = &self.config.lb_common.selected_host_key {
+            override_host::note_selected(key, host, metadata);
+        }
     }
 
     /// Whether connections to `host` are encrypted.
@@ -377,6 +450,9 @@ impl Cluster {
         if let Some(health) = &self.health {
             health.stop();
         }
+        if let Some(oob) = &self.oob {
+            oob.stop();
+        }
         self.generation.fetch_add(1, Ordering::Release);
         self.notify_workers();
     }
@@ -384,6 +460,10 @@ impl Cluster {
     /// Publishes new hosts, or the same with changed health or weights. For the control thread. Hosts that are no longer
     /// there are drained by the workers' pools.
     pub fn update(&self, priority_set: PrioritySet) {
+        self.update_for(priority_set, false);
+    }
+
+    fn update_for(&self, priority_set: PrioritySet, health: bool) {
         let old = self.state();
         let mut priority_set = self.with_stabilized(priority_set, &old.priority_set);
         let now: std::collections::HashSet<u64> = priority_set.hosts().map(|host| host.id).collect();
@@ -397,6 +477,9 @@ impl Cluster {
             host.set_owner(&self.weak);
             if let Some(config) = &self.config.lb_common.client_weights {
                 host.report_to(config);
+            }
+            if !self.config.lrs_report_endpoint_metrics.is_empty() {
+                host.sum_metrics(&self.config.lrs_report_endpoint_metrics);
             }
             self.transport.count_match(host, &self.stats);
         }
@@ -413,6 +496,9 @@ impl Cluster {
             // New hosts count as failed until they pass.
             priority_set = priority_set.refreshed();
         }
+        if let Some(oob) = self.oob.as_ref().filter(|_| now != before) {
+            oob.set_hosts(&self.weak, &old.priority_set, &priority_set);
+        }
         if self.config.lb_common.client_weights.is_some() {
             orca::apply(priority_set.hosts(), now_ms());
         }
@@ -422,12 +508,70 @@ impl Cluster {
         self.stats.membership_degraded().set(degraded as u64);
         self.stats.membership_excluded().set(excluded as u64);
         let tables = self.tables_in_place_of(&old.tables, &priority_set);
+        // What a cluster begins with is no update.
+        let begins = first || self.stats.warming_state().value() != 0;
+        let due = self.merge(&priority_set, begins, health).filter(|_| !is_urgent(&old.priority_set));
         self.state.store(Arc::new(ClusterState { priority_set: Arc::new(priority_set), tables }));
-        self.generation.fetch_add(1, Ordering::Release);
-        self.followers.changed(self.name());
+        if due.is_none() {
+            self.publish();
+        }
         if gone || (self.config.lb_common.close_connections_on_host_set_change && now != before) {
             self.notify_workers();
         }
+    }
+
+    /// Counts an update; the time at which workers are to hear of it, None for now.
+    fn merge(&self, priority_set: &PrioritySet, begins: bool, health: bool) -> Option<Instant> {
+        let mut merging = self.merging();
+        if begins {
+            merging.window.begin(priority_set);
+            return None;
+        }
+        let before = merging.window.next_due();
+        let due = merging.window.changed(priority_set, health, Instant::now(), &self.manager_stats);
+        merging.published = false;
+        let next = merging.window.next_due();
+        drop(merging);
+        if let Some(next) = next.filter(|next| before.is_none_or(|before| before != *next)) {
+            self.merge_at(next);
+        }
+        due
+    }
+
+    /// Sees to it that what waits is handed on at `due`.
+    fn merge_at(&self, due: Instant) {
+        let weak = self.weak.clone();
+        self.control.spawn(async move {
+            tokio::time::sleep_until(due).await;
+            if let Some(cluster) = weak.upgrade().filter(|cluster| !cluster.is_removed()) {
+                cluster.hand_on_what_is_due();
+            }
+        });
+    }
+
+    fn hand_on_what_is_due(&self) {
+        let mut merging = self.merging();
+        let merged = merging.window.merge(Instant::now(), &self.manager_stats) && !merging.published;
+        let next = merging.window.next_due();
+        drop(merging);
+        if merged {
+            self.publish();
+        }
+        // Of another priority.
+        if let Some(next) = next {
+            self.merge_at(next);
+        }
+    }
+
+    /// The workers hear of the state as it is now.
+    fn publish(&self) {
+        self.merging().published = true;
+        self.generation.fetch_add(1, Ordering::Release);
+        self.followers.changed(self.name());
+    }
+
+    fn merging(&self) -> MutexGuard<'_, Merging> {
+        self.merging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the clusters on whose hosts its picks depend.
@@ -551,7 +695,7 @@ impl Cluster {
     pub(crate) fn publish_health(&self) {
         // Of those that discovery no longer knows, the failing ones go now.
         let gone = health_flag::PENDING_DYNAMIC_REMOVAL | health_flag::FAILED_ACTIVE_HC;
-        self.update(self.state().priority_set.filtered(&|host| host.health_flags() & gone != gone, &[]));
+        self.update_for(self.state().priority_set.filtered(&|host| host.health_flags() & gone != gone, &[]), true);
         // Connections to hosts that fail are drained.
         self.notify_workers();
     }

@@ -280,6 +280,8 @@ impl ClusterManager {
             followers: &self.followers,
             zones: self.zones.get(),
             lb_runtime: self.control().lb_runtime,
+            manager_stats: &self.stats,
+            control: &options.control,
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers, &self.dns_caches)?;
@@ -459,11 +461,6 @@ impl ClusterManager {
         if self.tracks_remaining.load(Ordering::Relaxed) {
             self.clusters().iter().for_each(|cluster| cluster.show_remaining());
         }
-    }
-
-    /// Counts an update of the hosts of a cluster that was in use already (`cluster_updated`).
-    pub fn count_update(&self) {
-        self.stats.cluster_updated().inc();
     }
 
     /// Whether every cluster is visible.

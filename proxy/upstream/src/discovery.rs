@@ -149,6 +149,7 @@ pub(crate) fn empty_groups(cluster: &Cluster) -> HostGroups {
             .endpoints
             .overprovisioning_factor
             .unwrap_or(config.lb_common.overprovisioning_factor),
+        weighted_health: config.lb_common.weighted_priority_health,
         grouping: cluster.grouping(),
     }
 }

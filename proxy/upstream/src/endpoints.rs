@@ -131,6 +131,7 @@ impl Cluster {
         if let Some(factor) = assignment.overprovisioning_factor {
             groups.overprovisioning_factor = factor;
         }
+        groups.weighted_health = assignment.weighted_priority_health;
         let mut seen = FxHashSet::default();
         for locality in &assignment.localities {
             let name = Arc::new(locality.locality.clone());

@@ -5,7 +5,8 @@
 
 use crate::cluster::Cluster;
 use crate::health_check::HealthMonitor;
-use crate::orca::Reported;
+use crate::load_metrics::{LoadMetrics, Metric};
+use crate::orca::{LoadReport, Reported};
 use crate::outlier::HostMonitor;
 use nuncio_base::clock;
 use nuncio_config::cluster::{ClientWeightsConfig, EndpointHealthCheck, HealthStatus, Locality};
@@ -141,6 +142,8 @@ pub struct Host {
     owner: OnceLock<Weak<Cluster>>,
     /// Set where its reports of load make its weight.
     reported: OnceLock<Arc<Reported>>,
+    /// Made where load reports tell metrics.
+    load_metrics: OnceLock<Box<LoadMetrics>>,
     /// Picked since somebody looked.
     picked: AtomicBool,
     /// How often it was ejected or failed its health check: pools then let go of what they had before.
@@ -207,6 +210,7 @@ impl Host {
             owner: OnceLock::new(),
             picked: AtomicBool::new(false),
             reported: OnceLock::new(),
+            load_metrics: OnceLock::new(),
             failures: AtomicU32::new(0),
             failed: OnceLock::new(),
             healthy_since: AtomicU64::new(0),
@@ -336,7 +340,28 @@ impl Host {
     /// Looks for a report of load in headers or trailers of its response; true when there was one.
     #[inline]
     pub fn read_load_report(&self, headers: &Headers) -> bool {
-        self.reported.get().is_some_and(|reported| reported.read(headers, now_ms()))
+        let (weights, metrics) = (self.reported.get(), self.load_metrics.get());
+        if weights.is_none() && metrics.is_none() {
+            return false;
+        }
+        let Some(report) = LoadReport::read(headers) else { return false };
+        if let Some(weights) = weights {
+            weights.take(&report, now_ms());
+        }
+        if let Some(metrics) = metrics {
+            metrics.add(&report);
+        }
+        true
+    }
+
+    /// What it has reported since the last call, where its cluster tells that in load reports.
+    pub fn take_load_metrics(&self) -> Vec<Metric> {
+        self.load_metrics.get().map(|metrics| metrics.take()).unwrap_or_default()
+    }
+
+    /// These metrics of its reports count from now on.
+    pub(crate) fn sum_metrics(&self, names: &[Box<str>]) {
+        self.load_metrics.get_or_init(|| Box::new(LoadMetrics::new(names)));
     }
 
     pub(crate) fn reported(&self) -> Option<&Arc<Reported>> {

@@ -54,6 +54,8 @@ pub struct HostSet {
     pub grouping: Grouping,
     /// In percent; default 140.
     pub overprovisioning_factor: u32,
+    /// Its health is counted in weights instead of hosts.
+    pub weighted_health: bool,
 }
 
 impl HostSet {
@@ -70,10 +72,11 @@ impl HostSet {
         grouping: &Grouping,
         weights: &[(Arc<Locality>, u32)],
         overprovisioning_factor: u32,
+        weighted_health: bool,
     ) -> Self {
         let grouping =
             if weights.is_empty() && *grouping == Grouping::Weighted { Grouping::None } else { grouping.clone() };
-        let mut set = HostSet { overprovisioning_factor, grouping, ..HostSet::default() };
+        let mut set = HostSet { overprovisioning_factor, weighted_health, grouping, ..HostSet::default() };
         set.all_healthy = hosts.iter().all(|host| host.health() == Health::Healthy && !host.excluded());
         if !set.all_healthy {
             (set.healthy, set.degraded, set.excluded) = partition(&hosts);
@@ -158,6 +161,7 @@ impl PrioritySet {
     pub(crate) fn filtered(&self, keep: &dyn Fn(&Host) -> bool, more: &[Arc<Host>]) -> PrioritySet {
         let none = HostSet {
             overprovisioning_factor: self.host_sets[0].overprovisioning_factor,
+            weighted_health: self.host_sets[0].weighted_health,
             grouping: self.host_sets[0].grouping.clone(),
             ..HostSet::default()
         };
@@ -168,7 +172,7 @@ impl PrioritySet {
             let more = more.iter().filter(|host| host.priority.load(Relaxed) as usize == level);
             let hosts = set.hosts.iter().filter(|host| keep(host)).chain(more).cloned().collect();
             let weights: Vec<_> = set.localities.iter().map(|entry| (entry.locality.clone(), entry.weight)).collect();
-            HostSet::new(hosts, &set.grouping, &weights, set.overprovisioning_factor)
+            HostSet::new(hosts, &set.grouping, &weights, set.overprovisioning_factor, set.weighted_health)
         };
         PrioritySet { host_sets: (0..levels.max(self.host_sets.len())).map(refresh).collect() }
     }
@@ -201,6 +205,8 @@ pub struct HostGroups {
     pub groups: Vec<HostGroup>,
     /// In percent.
     pub overprovisioning_factor: u32,
+    /// The health of a priority is counted in weights instead of hosts.
+    pub weighted_health: bool,
     /// What localities are kept apart for.
     pub grouping: Grouping,
 }
@@ -222,7 +228,7 @@ impl HostGroups {
                         .collect(),
                     _ => Vec::new(),
                 };
-                HostSet::new(hosts, &self.grouping, &weights, self.overprovisioning_factor)
+                HostSet::new(hosts, &self.grouping, &weights, self.overprovisioning_factor, self.weighted_health)
             })
             .collect();
         PrioritySet { host_sets }

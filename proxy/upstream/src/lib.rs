@@ -21,7 +21,10 @@ pub mod transport;
 pub mod pool;
 
 pub mod health_check;
+mod load_metrics;
+mod merge_window;
 mod orca;
+mod orca_oob;
 pub mod outlier;
 
 mod discovery;
@@ -41,5 +44,6 @@ pub use cluster::{Cluster, ClusterError, LoadCounts, Zones};
 pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
 pub use host::Host;
 pub use lb::LbContext;
+pub use load_metrics::Metric;
 pub use outlier::OutlierResult;
 pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};

@@ -1,5 +1,7 @@
 //! Load that hosts report with their responses (ORCA), and the weights that follow from it.
 //!
+//! Beside the weights, what is asked for of the reports is summed up for load reports ([`crate::load_metrics`]).
+//!
 //! A report comes in the header or trailer `endpoint-load-metrics` (text, JSON or binary) or `endpoint-load-metrics-bin`.
 //! The worker that reads it computes a weight and leaves it at the host; a task of the control thread looks at all
 //! hosts in turn, and gives them their weights: not before a host has reported for a while, not after it has gone silent.
@@ -22,28 +24,28 @@ static BINARY_HEADER: LazyLock<Option<HeaderName>> = LazyLock::new(|| HeaderName
 
 /// `xds.data.orca.v3.OrcaLoadReport`
 #[derive(Clone, PartialEq, prost::Message)]
-struct LoadReport {
+pub(crate) struct LoadReport {
     #[prost(double, tag = "1")]
     cpu_utilization: f64,
     #[prost(double, tag = "2")]
     mem_utilization: f64,
     #[prost(map = "string, double", tag = "4")]
-    request_cost: HashMap<String, f64>,
+    pub(crate) request_cost: HashMap<String, f64>,
     #[prost(map = "string, double", tag = "5")]
-    utilization: HashMap<String, f64>,
+    pub(crate) utilization: HashMap<String, f64>,
     #[prost(double, tag = "6")]
     rps_fractional: f64,
     #[prost(double, tag = "7")]
     eps: f64,
     #[prost(map = "string, double", tag = "8")]
-    named_metrics: HashMap<String, f64>,
+    pub(crate) named_metrics: HashMap<String, f64>,
     #[prost(double, tag = "9")]
     application_utilization: f64,
 }
 
 impl LoadReport {
     /// None where there is no report, or one that is not understood.
-    fn read(headers: &Headers) -> Option<LoadReport> {
+    pub(crate) fn read(headers: &Headers) -> Option<LoadReport> {
         let value = |name: &'static LazyLock<Option<HeaderName>>| headers.str(name.as_ref()?);
         if let Some(text) = value(&BINARY_HEADER) {
             return Self::binary(text);
@@ -64,7 +66,7 @@ impl LoadReport {
     }
 
     /// `name=value` or `name:value`, separated by commas; each name once.
-    fn text(text: &str) -> Option<LoadReport> {
+    pub(crate) fn text(text: &str) -> Option<LoadReport> {
         let mut report = LoadReport::default();
         let mut seen = Vec::new();
         for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
@@ -116,6 +118,18 @@ impl LoadReport {
         })
     }
 
+    /// The value of a field that is no map.
+    pub(crate) fn field_value(&self, name: &str) -> Option<f64> {
+        Some(match name {
+            "cpu_utilization" => self.cpu_utilization,
+            "mem_utilization" => self.mem_utilization,
+            "application_utilization" => self.application_utilization,
+            "rps_fractional" => self.rps_fractional,
+            "eps" => self.eps,
+            _ => return None,
+        })
+    }
+
     /// The largest of the metric or metrics that `name` stands for.
     fn metric(&self, name: &str) -> f64 {
         let of_map = |map: &HashMap<String, f64>, key: &str| match key {
@@ -126,7 +140,7 @@ impl LoadReport {
             Some(("named_metrics", key)) => of_map(&self.named_metrics, key),
             Some(("utilization", key)) => of_map(&self.utilization, key),
             Some(("request_cost", key)) => of_map(&self.request_cost, key),
-            _ => self.clone().field(name).map_or(0.0, |value| *value),
+            _ => self.field_value(name).unwrap_or(0.0),
         }
     }
 
@@ -165,11 +179,9 @@ impl Reported {
         }
     }
 
-    /// Looks for a report in headers or trailers of a response; false where there is none to use.
-    pub(crate) fn read(&self, headers: &Headers, now: u64) -> bool {
-        let Some(weight) = LoadReport::read(headers).and_then(|report| report.weight(&self.config)) else {
-            return false;
-        };
+    /// Takes the weight of a report; false for one that has none.
+    pub(crate) fn take(&self, report: &LoadReport, now: u64) -> bool {
+        let Some(weight) = report.weight(&self.config) else { return false };
         self.weight.store(weight, Relaxed);
         self.last.store(now, Relaxed);
         let _ = self.since.compare_exchange(0, now, Relaxed, Relaxed);
@@ -297,8 +309,8 @@ mod tests {
         hosts.iter().for_each(|host| host.report_to(&config));
         let weights = || hosts.iter().map(|host| host.weight()).collect::<Vec<_>>();
         let report = |at: usize, utilization: &str, now: u64| {
-            let text = format!("TEXT cpu_utilization:{utilization},rps_fractional:100");
-            assert!(hosts[at].reported().unwrap().read(&headers("endpoint-load-metrics", &text), now));
+            let text = format!("cpu_utilization:{utilization},rps_fractional:100");
+            assert!(hosts[at].reported().unwrap().take(&LoadReport::text(&text).unwrap(), now));
         };
         report(0, "0.5", 1_000);
         report(1, "0.25", 1_000);

@@ -18,8 +18,8 @@ pub(crate) fn stats() -> ClusterStats {
     ClusterStats::new(&Registry::new(1, StatsConfig::default()), "a")
 }
 
-pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host> {
-    Arc::new(Host::new(HostDescription {
+fn description(port: u16, weight: u32, locality: &Arc<Locality>) -> HostDescription {
+    HostDescription {
         address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))),
         additional_addresses: Vec::new(),
         hostname: "".into(),
@@ -30,7 +30,15 @@ pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host
         metadata: None,
         transport_socket_match: None,
         own_health_check: None,
-    }))
+    }
+}
+
+pub(crate) fn host(port: u16, weight: u32, locality: &Arc<Locality>) -> Arc<Host> {
+    Arc::new(Host::new(description(port, weight, locality)))
+}
+
+pub(crate) fn named_host(port: u16, name: &str) -> Arc<Host> {
+    Arc::new(Host::new(HostDescription { hostname: name.into(), ..description(port, 1, &Arc::default()) }))
 }
 
 /// One priority whose hosts have these weights and the ports 0, 1, ...
@@ -38,7 +46,7 @@ pub(crate) fn weighted_set(weights: &[u32]) -> PrioritySet {
     let locality = Arc::default();
     let hosts = weights.iter().enumerate().map(|(port, weight)| host(port as u16, *weight, &locality)).collect();
     let groups = vec![HostGroup { priority: 0, locality, weight: None, hosts }];
-    HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
+    HostGroups { groups, overprovisioning_factor: 140, weighted_health: false, grouping: Grouping::None }.priority_set()
 }
 
 /// Priorities of (healthy, degraded, unhealthy) hosts; ports count on from 0 in this order.
@@ -61,5 +69,11 @@ pub(crate) fn priority_set(levels: &[(usize, usize, usize)]) -> PrioritySet {
         }
         HostGroup { priority: level as u32, locality: locality.clone(), weight: None, hosts }
     });
-    HostGroups { groups: groups.collect(), overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
+    HostGroups {
+        groups: groups.collect(),
+        overprovisioning_factor: 140,
+        weighted_health: false,
+        grouping: Grouping::None,
+    }
+    .priority_set()
 }

@@ -2,7 +2,7 @@
 
 use envoy_types::pb::envoy::extensions::load_balancing_policies::client_side_weighted_round_robin::v3 as pb;
 
-use crate::decode::Context;
+use crate::decode::{Context, json};
 use std::time::Duration;
 
 /// How reports of hosts become their weights.
@@ -18,6 +18,37 @@ pub struct ClientWeightsConfig {
     pub error_utilization_penalty: f64,
     /// Metrics that are the utilization, before that of the application and of the CPU.
     pub metric_names: Box<[Box<str>]>,
+    /// Hosts report on streams of their own, too; None where they do not.
+    pub oob: Option<OobReporting>,
+}
+
+/// `enable_oob_load_report`, `oob_reporting_period` and `oob_reporting_config`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OobReporting {
+    /// How often hosts are asked to report; default 10 s, not zero.
+    pub period: Duration,
+    /// The port instead of that of the host.
+    pub port: Option<u16>,
+    /// The authority instead of the host's name or address; empty for none.
+    pub authority: Box<str>,
+    /// Labels that choose the transport socket match, as JSON; None for that of the host.
+    pub transport_socket_match: Option<serde_json::Value>,
+}
+
+impl OobReporting {
+    fn decode(cx: &mut Context, message: &pb::ClientSideWeightedRoundRobin) -> Option<Self> {
+        if !message.enable_oob_load_report.as_ref().is_some_and(|enabled| enabled.value) {
+            return None;
+        }
+        let period = cx.duration("oob_reporting_period", &message.oob_reporting_period);
+        let own = message.oob_reporting_config.clone().unwrap_or_default();
+        Some(OobReporting {
+            period: period.filter(|period| period.as_millis() > 0).unwrap_or(Duration::from_secs(10)),
+            port: u16::try_from(own.port_value).ok().filter(|port| *port != 0),
+            authority: own.authority.as_str().into(),
+            transport_socket_match: own.transport_socket_match_criteria.as_ref().map(json::from_struct),
+        })
+    }
 }
 
 impl Default for ClientWeightsConfig {
@@ -28,6 +59,7 @@ impl Default for ClientWeightsConfig {
             weight_update_period: Duration::from_secs(1),
             error_utilization_penalty: 1.0,
             metric_names: Box::default(),
+            oob: None,
         }
     }
 }
@@ -53,6 +85,7 @@ impl ClientWeightsConfig {
                 .iter()
                 .map(|name| name.as_str().into())
                 .collect(),
+            oob: OobReporting::decode(cx, message),
         }
     }
 }
@@ -60,7 +93,24 @@ impl ClientWeightsConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use envoy_types::pb::google::protobuf::Duration as Message;
+    use envoy_types::pb::google::protobuf::{BoolValue, Duration as Message};
+
+    #[test]
+    fn hosts_report_on_their_own_where_that_is_enabled() {
+        use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::OrcaOobReportingConfig;
+        let decode = |enabled, seconds| {
+            let message = pb::ClientSideWeightedRoundRobin {
+                enable_oob_load_report: Some(BoolValue { value: enabled }),
+                oob_reporting_period: Some(Message { seconds, nanos: 0 }),
+                oob_reporting_config: Some(OrcaOobReportingConfig { port_value: 9, ..Default::default() }),
+                ..Default::default()
+            };
+            ClientWeightsConfig::decode(&mut Context::default(), &message).oob
+        };
+        let oob = |seconds| decode(true, seconds).map(|oob| (oob.period.as_secs(), oob.port));
+        assert_eq!((oob(3), oob(0)), (Some((3, Some(9))), Some((10, Some(9)))));
+        assert_eq!(decode(false, 3), None);
+    }
 
     #[test]
     fn weights_are_computed_ten_times_a_second_at_most() {

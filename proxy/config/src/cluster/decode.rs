@@ -107,6 +107,11 @@ impl ClusterConfig {
             metadata: json::metadata(&message.metadata),
             connection_pool_per_downstream_connection: message.connection_pool_per_downstream_connection,
             per_upstream_preconnect_ratio: ratio.map_or(1000, |ratio| (ratio.value * 1000.0).round() as u32),
+            lrs_report_endpoint_metrics: message
+                .lrs_report_endpoint_metrics
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
             track_timeout_budgets: message.track_timeout_budgets || stats.is_some_and(|stats| stats.timeout_budgets),
             added_via_api: false,
             path: cx.path_text(),
@@ -193,6 +198,10 @@ fn lb_common(cx: &mut Context, message: &pb::Cluster) -> CommonLbConfig {
                 common.update_merge_window = window;
             }
         });
+        let hashing = config.consistent_hashing_lb_config.as_ref();
+        if hashing.is_some_and(|hashing| hashing.use_hostname_for_hashing) {
+            check_hostname_hashing(cx, message);
+        }
         common.ignore_new_hosts_until_first_hc = config.ignore_new_hosts_until_first_hc;
         common.close_connections_on_host_set_change = config.close_connections_on_host_set_change;
         match &config.locality_config_specifier {
@@ -208,7 +217,28 @@ fn lb_common(cx: &mut Context, message: &pb::Cluster) -> CommonLbConfig {
     if let Some(factor) = policy.and_then(|policy| u32_value(&policy.overprovisioning_factor)) {
         common.overprovisioning_factor = factor;
     }
+    common.weighted_priority_health = policy.is_some_and(|policy| policy.weighted_priority_health);
     common
+}
+
+/// Names can be hashed where each stands for its hosts.
+fn check_hostname_hashing(cx: &mut Context, message: &pb::Cluster) {
+    use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
+    let kind = match message.cluster_discovery_type {
+        Some(ClusterDiscoveryType::ClusterType(_)) => "",
+        Some(ClusterDiscoveryType::Type(kind)) => match DiscoveryType::try_from(kind) {
+            Ok(DiscoveryType::StrictDns) => return,
+            Ok(DiscoveryType::LogicalDns) => "envoy.cluster.logical_dns",
+            Ok(DiscoveryType::Eds) => "envoy.cluster.eds",
+            Ok(DiscoveryType::OriginalDst) => "envoy.cluster.original_dst",
+            Ok(DiscoveryType::Static) | Err(_) => "envoy.cluster.static",
+        },
+        None => "envoy.cluster.static",
+    };
+    cx.error_at(
+        "common_lb_config",
+        format!("Cannot use hostname for consistent hashing loadbalancing for cluster of type: '{kind}'"),
+    );
 }
 
 /// TLS, plain text (`raw_buffer`), or a socket that the registry knows.

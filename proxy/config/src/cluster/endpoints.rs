@@ -42,6 +42,7 @@ impl ClusterLoadAssignment {
             stale_after,
             localities,
             overprovisioning_factor: u32_value(&policy.overprovisioning_factor),
+            weighted_priority_health: policy.weighted_priority_health,
             drop_per_million,
             drop_category: policy.drop_overloads.first().map(|drop| drop.category.as_str().into()),
         })

@@ -9,9 +9,11 @@ use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
 use super::{
-    ClientWeightsConfig, CommonLbConfig, LbPolicy, OverrideSource, SlowStartConfig, SubsetConfig, ZoneAwareConfig,
+    ClientWeightsConfig, CommonLbConfig, HashingConfig, LbPolicy, MetadataKey, OverrideSource, SlowStartConfig,
+    SubsetConfig, ZoneAwareConfig,
 };
 use crate::decode::{Context, type_name, u32_value, u64_value};
+use crate::route::HashPolicy;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +63,14 @@ impl LbPolicy {
 
 fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) -> Option<LbPolicy> {
     use pb::cluster::{LbConfig, LbPolicy as Policy};
+    let hashing = message.common_lb_config.as_ref().and_then(|config| config.consistent_hashing_lb_config.as_ref());
+    if let Some(config) = hashing.filter(|_| matches!(message.lb_policy(), Policy::RingHash | Policy::Maglev)) {
+        common.hashing = HashingConfig {
+            use_hostname: config.use_hostname_for_hashing,
+            balance_factor: u32_value(&config.hash_balance_factor),
+            policies: Arc::default(),
+        };
+    }
     Some(match message.lb_policy() {
         Policy::RoundRobin => {
             if let Some(LbConfig::RoundRobinLbConfig(config)) = &message.lb_config {
@@ -127,6 +137,14 @@ fn slow_start_of(window: Duration, aggression: Option<f64>, least: Option<f64>) 
         aggression: aggression.filter(|aggression| *aggression > 0.0).unwrap_or(1.0),
         min_weight_percent: least.unwrap_or(10.0),
     })
+}
+
+fn hashing(cx: &mut Context, message: &policies::common::v3::ConsistentHashingLbConfig) -> HashingConfig {
+    HashingConfig {
+        use_hostname: message.use_hostname_for_hashing,
+        balance_factor: u32_value(&message.hash_balance_factor),
+        policies: cx.each("hash_policy", &message.hash_policy, HashPolicy::decode).into(),
+    }
 }
 
 fn ring_hash(cx: &mut Context, min: Option<u64>, max: Option<u64>, murmur: bool) -> LbPolicy {
@@ -227,12 +245,21 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             use policies::ring_hash::v3::ring_hash::HashFunction;
             let config: policies::ring_hash::v3::RingHash = cx.unpack(any)?;
             common.locality_weighted |= config.locality_weighted_lb_config.is_some();
+            #[allow(deprecated, reason = "configurations still say it this way")]
+            let own = (config.use_hostname_for_hashing, u32_value(&config.hash_balance_factor));
+            common.hashing = match &config.consistent_hashing_lb_config {
+                Some(config) => cx.at("consistent_hashing_lb_config", |cx| hashing(cx, config)),
+                None => HashingConfig { use_hostname: own.0, balance_factor: own.1, policies: Arc::default() },
+            };
             let murmur = config.hash_function() == HashFunction::MurmurHash2;
             ring_hash(cx, u64_value(&config.minimum_ring_size), u64_value(&config.maximum_ring_size), murmur)
         }
         "maglev.v3.Maglev" => {
             let config: policies::maglev::v3::Maglev = cx.unpack(any)?;
             common.locality_weighted |= config.locality_weighted_lb_config.is_some();
+            if let Some(config) = &config.consistent_hashing_lb_config {
+                common.hashing = cx.at("consistent_hashing_lb_config", |cx| hashing(cx, config));
+            }
             maglev(cx, u64_value(&config.table_size))
         }
         "wrr_locality.v3.WrrLocality" => {
@@ -246,6 +273,7 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             let config: policies::override_host::v3::OverrideHost = cx.unpack(any)?;
             let sources = cx.each("override_host_sources", &config.override_host_sources, OverrideSource::decode);
             common.override_host = Some(sources.into());
+            common.selected_host_key = config.selected_host_key.as_ref().map(MetadataKey::decode);
             cx.required("fallback_policy", &config.fallback_policy, |cx, list| from_list(cx, list, common))?
         }
         "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {

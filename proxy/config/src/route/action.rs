@@ -373,7 +373,7 @@ impl MirrorPolicy {
 }
 
 impl HashPolicy {
-    fn decode(cx: &mut Context, message: &action::HashPolicy) -> Option<Self> {
+    pub(crate) fn decode(cx: &mut Context, message: &action::HashPolicy) -> Option<Self> {
         use action::hash_policy::PolicySpecifier as Specifier;
         let kind = match message.policy_specifier.as_ref()? {
             Specifier::Header(header) => {

@@ -88,6 +88,8 @@ const CLUSTERS: &[&str] = &[
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev,
       consistent_hashing_lb_config: {}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.ring_hash.v3.RingHash}}}]}}",
+    "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality,
       endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
@@ -98,6 +100,7 @@ const CLUSTERS: &[&str] = &[
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin,
+      enable_oob_load_report: true, oob_reporting_config: {},
       slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.subset.v3.Subset,
@@ -108,7 +111,6 @@ const CLUSTERS: &[&str] = &[
 
 /// Fields of the decoded configuration that nothing uses yet.
 const CARRIED: &[&str] = &[
-    "envoy.config.cluster.v3.Cluster.CommonLbConfig.update_merge_window",
     "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",

@@ -17,6 +17,7 @@ use nuncio_config::tcp_proxy::TcpProxyConfig;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::formatter::{AccessLogType, FormatContext};
+use nuncio_http::headers::Headers;
 use nuncio_http::stream_info::{ResponseFlags, StreamInfo};
 use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, DetectedClose};
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
@@ -249,11 +250,17 @@ impl TcpProxy {
             upstream.cluster = Some(cluster.name().clone());
             upstream.cluster_alt_name = Some(cluster.observability_name.clone());
         }
-        let hash = self.config.hash_source_ip.then(|| connection.info.remote_address.ip()).flatten();
+        let hash = match cluster.hash_policies() {
+            Some(policies) => policies.hash(&Headers::default(), &info.borrow(), None),
+            None => {
+                let address = self.config.hash_source_ip.then(|| connection.info.remote_address.ip()).flatten();
+                address.map(|ip| xxh64(ip.to_string().as_bytes(), 0))
+            }
+        };
         let criteria = chosen.and_then(|at| self.config.metadata_match.get(at)?.as_deref());
         let dynamic = info.borrow().dynamic_metadata.as_ref().and_then(|all| all.get("envoy.lb")?.as_object().cloned());
         let context = LbContext {
-            hash: hash.map(|ip| xxh64(ip.to_string().as_bytes(), 0)),
+            hash,
             metadata_match: criteria.and_then(|criteria| criteria.as_object()),
             dynamic_metadata: dynamic.as_ref(),
             ..LbContext::default()
@@ -292,6 +299,7 @@ impl TcpProxy {
             info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return Err(Failed::Final);
         };
+        cluster.note_selected(&host, &mut info.borrow_mut().dynamic_metadata);
         let result = self.open(cluster, &host, info).await;
         report(&host, result.as_ref().err());
         let mut info = info.borrow_mut();

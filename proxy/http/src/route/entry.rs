@@ -664,7 +664,7 @@ impl Forward {
                 out.weighted = list.into();
             }
         }
-        out.hash = HashPolicies::build(&action.hash_policy, path, errors);
+        out.hash = HashPolicies::build(&action.hash_policy, &format!("{path}.route"), errors);
         out.mirrors = Mirror::build_all(&action.request_mirror_policies, errors);
         let redirect = action.internal_redirect_policy.as_ref();
         out.redirect = redirect.map(|policy| Box::new(InternalRedirect::build(policy, path, errors)));

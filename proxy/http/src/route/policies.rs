@@ -79,10 +79,11 @@ enum HashKind {
 }
 
 impl HashPolicies {
-    pub(super) fn build(policies: &[HashPolicy], path: &str, errors: &mut Vec<BuildError>) -> Self {
+    /// `policies`, found at `path` in the configuration.
+    pub fn build(policies: &[HashPolicy], path: &str, errors: &mut Vec<BuildError>) -> Self {
         let mut list = Vec::with_capacity(policies.len());
         for (at, policy) in policies.iter().enumerate() {
-            let path = format!("{path}.route.hash_policy[{at}]");
+            let path = format!("{path}.hash_policy[{at}]");
             let kind = match &policy.kind {
                 HashPolicyKind::Header(name, rewrite) => {
                     let Some(name) = parse_name(name, || format!("{path}.header.header_name"), errors) else {

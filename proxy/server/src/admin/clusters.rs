@@ -99,6 +99,7 @@ fn health_text(flags: &HealthFlags) -> String {
         (flags.excluded_via_immediate_hc_fail, "/excluded_via_immediate_hc_fail"),
         (flags.active_hc_timeout, "/active_hc_timeout"),
         (flags.eds == EdsHealth::Draining, "/eds_status_draining"),
+        (flags.degraded_outlier_detection, "/degraded_outlier_detection"),
     ];
     let text: String = list.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
     if text.is_empty() { "healthy".to_owned() } else { text }
@@ -224,6 +225,7 @@ fn health_json(flags: &HealthFlags) -> Value {
     set("pending_active_hc", flags.pending_active_hc);
     set("excluded_via_immediate_hc_fail", flags.excluded_via_immediate_hc_fail);
     set("active_hc_timeout", flags.active_hc_timeout);
+    set("failed_degraded_outlier_detection", flags.degraded_outlier_detection);
     Value::Object(out)
 }
 
@@ -301,9 +303,11 @@ mod tests {
             pending_active_hc: true,
             excluded_via_immediate_hc_fail: true,
             active_hc_timeout: true,
+            degraded_outlier_detection: true,
         };
         let expected = "/failed_active_hc/failed_outlier_check/failed_eds_health/degraded_active_hc\
-                        /pending_dynamic_removal/pending_active_hc/excluded_via_immediate_hc_fail/active_hc_timeout";
+                        /pending_dynamic_removal/pending_active_hc/excluded_via_immediate_hc_fail/active_hc_timeout\
+                        /degraded_outlier_detection";
         assert_eq!(health_text(&flags), expected);
         assert_eq!(health_text(&HealthFlags::default()), "healthy");
     }

@@ -413,6 +413,8 @@ pub struct HealthFlags {
     pub excluded_via_immediate_hc_fail: bool,
     /// Its last active health check timed out.
     pub active_hc_timeout: bool,
+    /// Outlier detection says degraded.
+    pub degraded_outlier_detection: bool,
 }
 
 /// A listener in `/listeners`.

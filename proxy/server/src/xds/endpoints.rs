@@ -6,7 +6,6 @@ use nuncio_config::cluster::{ClusterConfig, Discovery};
 use nuncio_config::config_source::ConfigSource;
 use nuncio_config::paths::FieldPath;
 use nuncio_upstream::Cluster;
-use nuncio_upstream::endpoints::EndpointsOutcome;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -107,10 +106,7 @@ impl EndpointsHandler {
         };
         let assignment = Arc::new(inner.decoder.endpoints(resource)?);
         let stale_after = assignment.stale_after;
-        let in_use = !cluster.waits_for_endpoints();
-        if cluster.set_endpoints(assignment) == EndpointsOutcome::Rebuilt && in_use {
-            inner.server.context.clusters.count_update();
-        }
+        cluster.set_endpoints(assignment);
         inner.server.resources.set_endpoints_version(cluster.name(), &resource.version);
         let timer = stale_after.map(|time| {
             let cluster = self.cluster.clone();

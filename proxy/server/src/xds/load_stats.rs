@@ -8,10 +8,12 @@ use super::{Inner, node};
 use crate::server::Server;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::cluster_stats::DroppedRequests;
-use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamEndpointStats, UpstreamLocalityStats};
+use envoy_types::pb::envoy::config::endpoint::v3::{
+    ClusterStats, EndpointLoadMetricStats, UpstreamEndpointStats, UpstreamLocalityStats,
+};
 use nuncio_config::cluster::{Discovery, Locality};
 use nuncio_config::config_source::ApiConfigSource;
-use nuncio_upstream::{Cluster, Host};
+use nuncio_upstream::{Cluster, Host, Metric};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -167,6 +169,7 @@ fn localities(cluster: &Cluster, before: &Reported, now: &Reported, endpoints: b
             let (sum, stats) = groups.entry((&locality.region, &locality.zone, &locality.sub_zone)).or_default();
             stats.locality.get_or_insert_with(|| proto_locality(locality));
             sum.add(counts);
+            let metrics = host.take_load_metrics();
             if endpoints {
                 stats.upstream_endpoint_stats.push(UpstreamEndpointStats {
                     address: Some(crate::config_dump::proto_address(&host.address)),
@@ -174,8 +177,18 @@ fn localities(cluster: &Cluster, before: &Reported, now: &Reported, endpoints: b
                     total_error_requests: counts.error,
                     total_requests_in_progress: counts.active,
                     total_issued_requests: counts.issued,
+                    load_metric_stats: metrics.iter().map(proto_metric).collect(),
                     ..UpstreamEndpointStats::default()
                 });
+            }
+            for metric in metrics {
+                match stats.load_metric_stats.iter_mut().find(|known| known.metric_name == metric.name) {
+                    Some(known) => {
+                        known.num_requests_finished_with_metric += metric.requests;
+                        known.total_metric_value += metric.total;
+                    }
+                    None => stats.load_metric_stats.push(proto_metric(&metric)),
+                }
             }
         }
         for (sum, mut stats) in groups.into_values() {
@@ -188,6 +201,14 @@ fn localities(cluster: &Cluster, before: &Reported, now: &Reported, endpoints: b
         }
     }
     out
+}
+
+fn proto_metric(metric: &Metric) -> EndpointLoadMetricStats {
+    EndpointLoadMetricStats {
+        metric_name: metric.name.clone(),
+        num_requests_finished_with_metric: metric.requests,
+        total_metric_value: metric.total,
+    }
 }
 
 fn proto_locality(locality: &Locality) -> core::Locality {

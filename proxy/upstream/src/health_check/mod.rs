@@ -70,6 +70,8 @@ pub(crate) enum Job {
     Publisher(Weak<Cluster>),
     /// Checks one host.
     Session(Weak<Cluster>, Arc<Host>),
+    /// Reads the load that one host reports.
+    Reports(crate::orca_oob::Session),
 }
 
 /// Runs the health checks of all clusters; ends when the cluster manager is gone. Needs a local task set.
@@ -79,6 +81,7 @@ pub(crate) async fn run(mut jobs: UnboundedReceiver<Job>) {
         match job {
             Job::Publisher(cluster) => tasks.spawn_local(publish(cluster)),
             Job::Session(cluster, host) => tasks.spawn_local(session(cluster, host)),
+            Job::Reports(session) => tasks.spawn_local(session.run()),
         };
         while tasks.try_join_next().is_some() {}
     }

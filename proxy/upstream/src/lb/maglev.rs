@@ -26,8 +26,9 @@ struct Build {
 const EMPTY: u32 = u32::MAX;
 
 impl MaglevTable {
-    /// The table of `size` slots (a prime) over hosts whose weights sum to one.
-    pub fn new(hosts: &[(Arc<Host>, f64)], size: u64, stats: &ClusterStats) -> Self {
+    /// The table of `size` slots (a prime) over hosts whose weights sum to one. `by_name` hashes their names instead of
+    /// their addresses.
+    pub fn new(hosts: &[(Arc<Host>, f64)], size: u64, by_name: bool, stats: &ClusterStats) -> Self {
         if hosts.is_empty() || size < 2 {
             return MaglevTable { slots: Box::default(), hosts: Box::default() };
         }
@@ -35,7 +36,7 @@ impl MaglevTable {
         let mut builds: Vec<Build> = hosts
             .iter()
             .map(|(host, weight)| {
-                let key = hash_key(host);
+                let key = hash_key(host, by_name);
                 let key = key.as_bytes();
                 let (offset, skip) = (xxh64(key, 0) % size, xxh64(key, 1) % (size - 1) + 1);
                 Build { offset, skip, weight: *weight, target: 0.0, next: 0, count: 0 }
@@ -93,7 +94,7 @@ mod tests {
     fn slots_are_shared_by_weight() {
         let set = weighted_set(&[1, 3]);
         let hosts: Vec<_> = set.host_sets[0].hosts.iter().cloned().zip([0.25, 0.75]).collect();
-        let table = MaglevTable::new(&hosts, 401, &stats());
+        let table = MaglevTable::new(&hosts, 401, false, &stats());
         let count = |host| table.slots.iter().filter(|slot| **slot == host).count();
         assert!(count(0).abs_diff(100) <= 1, "{}", count(0));
         assert_eq!(count(0) + count(1), 401);
@@ -104,7 +105,8 @@ mod tests {
         let set = weighted_set(&[1; 5]);
         let all: Vec<_> = set.host_sets[0].hosts.iter().map(|host| (host.clone(), 0.2)).collect();
         let four: Vec<_> = all[..4].iter().map(|(host, _)| (host.clone(), 0.25)).collect();
-        let (before, after) = (MaglevTable::new(&all, 65537, &stats()), MaglevTable::new(&four, 65537, &stats()));
+        let table = |hosts: &[_]| MaglevTable::new(hosts, 65537, false, &stats());
+        let (before, after) = (table(&all), table(&four));
         let moved = (0..65537)
             .filter(|key| {
                 let (old, new) = (before.pick(*key, 0), after.pick(*key, 0));

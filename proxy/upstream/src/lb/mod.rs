@@ -5,9 +5,12 @@
 //! chosen (`priority`), then the locality where localities are weighted, then the host by the cluster's policy.
 
 mod aggregate;
+mod bounded;
+#[cfg(test)]
+mod distribution;
 pub mod edf;
 pub mod maglev;
-mod override_host;
+pub(crate) mod override_host;
 pub mod priority;
 pub mod ring_hash;
 mod slow_start;
@@ -19,6 +22,7 @@ use crate::host::{Health, Host, now_ms};
 use crate::host_set::{Grouping, HostSet, LocalityHosts, PrioritySet};
 use crate::original_dst::{DestinationTable, Destinations, Made};
 use crate::stats::ClusterStats;
+use bounded::Bounds;
 use edf::EdfScheduler;
 use nuncio_base::random;
 use nuncio_config::cluster::{ClusterConfig, LbPolicy};
@@ -91,7 +95,15 @@ enum Policy {
     /// Members pick.
     Aggregate(aggregate::Row),
     /// By priority.
-    Hash(Box<[Box<dyn HashTable>]>),
+    Hash(Box<[HashLevel]>),
+}
+
+/// What a hashing policy knows of one priority.
+#[derive(Debug)]
+struct HashLevel {
+    table: Box<dyn HashTable>,
+    /// There where no host may have more than its share.
+    bounds: Option<Bounds>,
 }
 
 /// Everything about a cluster that a pick reads.
@@ -184,15 +196,23 @@ impl LbTables {
             set.hosts().filter(|host| host.health() == Health::Healthy).for_each(|host| host.enter_service());
         }
         let load = PriorityLoad::new(set, config.lb_common.healthy_panic_threshold);
+        let hashing = &config.lb_common.hashing;
         let tables = |build: &BuildTable<'_>| {
-            set.host_sets.iter().zip(&load.panic).map(|(set, panic)| build(&normalized_weights(set, *panic))).collect()
+            let level = |(set, panic): (&HostSet, &bool)| {
+                let hosts = normalized_weights(set, *panic);
+                let bounds = hashing.balance_factor.map(|factor| Bounds::new(&hosts, factor));
+                HashLevel { table: build(&hosts), bounds }
+            };
+            set.host_sets.iter().zip(&load.panic).map(level).collect()
         };
+        let by_name = hashing.use_hostname;
         let policy = match &config.lb_policy {
             LbPolicy::RingHash { minimum_ring_size, maximum_ring_size, murmur } => Policy::Hash(tables(&|hosts| {
-                Box::new(ring_hash::Ring::new(hosts, *minimum_ring_size, *maximum_ring_size, *murmur, stats))
+                let sizes = *minimum_ring_size..=*maximum_ring_size;
+                Box::new(ring_hash::Ring::new(hosts, sizes, *murmur, by_name, stats))
             })),
             LbPolicy::Maglev { table_size } => {
-                Policy::Hash(tables(&|hosts| Box::new(maglev::MaglevTable::new(hosts, *table_size, stats))))
+                Policy::Hash(tables(&|hosts| Box::new(maglev::MaglevTable::new(hosts, *table_size, by_name, stats))))
             }
             LbPolicy::LeastRequest { choice_count, active_request_bias, full_scan } => Policy::LeastRequest {
                 choice_count: (*choice_count).max(1),
@@ -450,7 +470,11 @@ impl WorkerLb {
             if tables.load.panic.get(priority).copied().unwrap_or(false) {
                 stats.lb_healthy_panic().inc();
             }
-            return by_priority.get(priority)?.pick(hash, attempt);
+            let HashLevel { table, bounds } = by_priority.get(priority)?;
+            return match bounds {
+                None => table.pick(hash, attempt),
+                Some(bounds) => bounds.pick(&**table, hash, attempt, stats.upstream_rq_active().value()),
+            };
         }
         let (priority, availability) = if load.healthy.len() == 1 && load.healthy[0] == 100 {
             (0, Availability::Healthy)
@@ -724,6 +748,7 @@ mod tests {
         let groups = crate::host_set::HostGroups {
             groups: vec![group("a", 0, Some(1)), group("b", 1, Some(3)), group("c", 2, None)],
             overprovisioning_factor: 140,
+            weighted_health: false,
             grouping: Grouping::Weighted,
         };
         let picks = picks(&config(), &groups.priority_set(), &mut WorkerLb::with_seed(0), 400);

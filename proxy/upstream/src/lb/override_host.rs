@@ -6,10 +6,11 @@
 use super::LbContext;
 use crate::host::Host;
 use crate::host_set::PrioritySet;
-use nuncio_config::cluster::{MetadataKey, OverrideSource};
+use nuncio_config::cluster::{MetadataKey, MetadataStep, OverrideSource};
 use nuncio_http::headers::HeaderName;
 use nuncio_net::address::Address;
 use rustc_hash::FxHashMap;
+use serde_json::{Map, Value};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -68,6 +69,23 @@ impl Overrides {
     }
 }
 
+/// Writes the address of `host` where `key` says; other values of the namespace stay.
+#[cold]
+pub(crate) fn note_selected(key: &MetadataKey, host: &Host, metadata: &mut Option<Box<Map<String, Value>>>) {
+    let mut names = key.path.iter().filter_map(|step| match step {
+        MetadataStep::Key(name) => Some(name),
+        MetadataStep::Index(_) => None,
+    });
+    let Some(first) = names.next() else { return };
+    let value = names.rev().fold(Value::from(&*host.address_text), |inner, name| {
+        Value::Object(Map::from_iter([(name.to_string(), inner)]))
+    });
+    let namespace = metadata.get_or_insert_default().entry(&*key.key).or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(namespace) = namespace {
+        namespace.insert(first.to_string(), value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +117,22 @@ mod tests {
         assert_eq!(picks("127.0.0.1:2, 127.0.0.1:0", 3), [Some(2), Some(0), None]);
         assert_eq!(picks("127.0.0.1:77,127.0.0.1:1", 2), [Some(1), None]);
         assert_eq!(picks("nonsense", 1), [None]);
+    }
+
+    #[test]
+    fn the_host_that_was_picked_is_told() {
+        let path = ["a", "b"].map(|name| MetadataStep::Key(name.into())).into();
+        let key = MetadataKey { key: "envoy.lb".into(), path };
+        let host = crate::testing::host(7, 1, &Arc::default());
+        let mut metadata = None;
+        note_selected(&key, &host, &mut metadata);
+        let expected = serde_json::json!({"envoy.lb": {"a": {"b": "127.0.0.1:7"}}});
+        assert_eq!(metadata.map(|map| Value::Object(*map)), Some(expected));
+        let before = serde_json::json!({"envoy.lb": {"a": 1, "c": 2}, "d": {}});
+        let mut metadata = before.as_object().cloned().map(Box::new);
+        note_selected(&key, &host, &mut metadata);
+        let expected = serde_json::json!({"envoy.lb": {"a": {"b": "127.0.0.1:7"}, "c": 2}, "d": {}});
+        assert_eq!(metadata.map(|map| Value::Object(*map)), Some(expected));
     }
 
     #[test]

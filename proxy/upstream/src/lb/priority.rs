@@ -1,7 +1,9 @@
 //! How load spreads over priorities: Envoy's health, overprovisioning and panic arithmetic. Pure functions.
 
+use crate::host::Host;
 use crate::host_set::{HostSet, PrioritySet};
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// What the arithmetic wants to know of one priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,14 +13,44 @@ pub struct Level {
     degraded: usize,
     /// Left out of the number of hosts.
     excluded: usize,
+    /// What availability is the share of: hosts, or their weights.
+    available: Available,
     /// In percent.
     overprovisioning_factor: u32,
+}
+
+/// Healthy, degraded and all hosts of a priority, those left out not counted; or the sums of their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Available {
+    healthy: u64,
+    degraded: u64,
+    all: u64,
+}
+
+impl Available {
+    fn of(set: &HostSet) -> Self {
+        if !set.weighted_health {
+            return Available {
+                healthy: set.healthy().len() as u64,
+                degraded: set.degraded.len() as u64,
+                all: set.hosts.len().saturating_sub(set.excluded) as u64,
+            };
+        }
+        let weigh = |hosts: &[Arc<Host>]| hosts.iter().map(|host| u64::from(host.weight())).sum();
+        let counted = set.hosts.iter().filter(|host| !host.excluded());
+        Available {
+            healthy: weigh(set.healthy()),
+            degraded: weigh(&set.degraded),
+            all: counted.map(|host| u64::from(host.weight())).sum(),
+        }
+    }
 }
 
 impl Level {
     /// Counts the hosts of a priority.
     pub fn of(set: &HostSet) -> Self {
         Level {
+            available: Available::of(set),
             hosts: set.hosts.len(),
             healthy: set.healthy().len(),
             degraded: set.degraded.len(),
@@ -28,10 +60,10 @@ impl Level {
     }
 
     /// Percentage that is available, with the overprovisioning factor, at most 100.
-    fn availability(&self, hosts: usize) -> u32 {
-        match self.hosts.saturating_sub(self.excluded) {
+    fn availability(&self, able: u64) -> u32 {
+        match self.available.all {
             0 => 0,
-            total => (u64::from(self.overprovisioning_factor) * hosts as u64 / total as u64).min(100) as u32,
+            all => (u64::from(self.overprovisioning_factor) * able / all).min(100) as u32,
         }
     }
 
@@ -113,12 +145,12 @@ impl PriorityLoad {
     /// The load that health alone gives, without panic, and how much of 100 there are hosts for.
     fn by_health(levels: &[Level], excluded: impl Fn(usize) -> bool) -> (Self, u32) {
         let mut load = Self::none(levels.len());
-        let share = |hosts: &dyn Fn(&Level) -> usize| -> Vec<u32> {
+        let share = |able: &dyn Fn(&Level) -> u64| -> Vec<u32> {
             let levels = levels.iter().enumerate();
-            levels.map(|(at, level)| if excluded(at) { 0 } else { level.availability(hosts(level)) }).collect()
+            levels.map(|(at, level)| if excluded(at) { 0 } else { level.availability(able(level)) }).collect()
         };
-        let health = share(&|level| level.healthy);
-        let degraded = share(&|level| level.degraded);
+        let health = share(&|level| level.available.healthy);
+        let degraded = share(&|level| level.available.degraded);
         let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
         if total > 0 {
             let (first_healthy, rest) = distribute(&mut load.healthy, &health, 100, total);
@@ -219,6 +251,29 @@ mod tests {
     fn degraded_hosts_take_what_the_healthy_cannot() {
         let (healthy, degraded, _) = load(&[(50, 50, 0)], 50.0);
         assert_eq!((healthy, degraded), (vec![70], vec![30]));
+    }
+
+    #[test]
+    fn health_may_be_counted_in_weights() {
+        let mut set = priority_set(&[(1, 0, 1), (1, 0, 0)]);
+        // Half of the hosts, but nine parts of ten of their weight; and the other way round.
+        let load = |set: &PrioritySet| PriorityLoad::new(set, 0.0).healthy.to_vec();
+        let weigh = |set: &PrioritySet, healthy, failing| {
+            set.host_sets[0].hosts[0].set_weight(healthy);
+            set.host_sets[0].hosts[1].set_weight(failing);
+        };
+        weigh(&set, 9, 1);
+        assert_eq!(load(&set), [70, 30]);
+        set.host_sets[0].weighted_health = true;
+        assert_eq!(load(&set), [100, 0]);
+        weigh(&set, 1, 9);
+        assert_eq!(load(&set), [14, 86]);
+        // Panic is a matter of hosts all the same.
+        assert_eq!(PriorityLoad::new(&set, 50.0).panic.to_vec(), [false, false]);
+        // Who is left out weighs nothing.
+        set.host_sets[0].hosts[1].set_flags(crate::host::health_flag::PENDING_ACTIVE_HC);
+        set = set.refreshed();
+        assert_eq!(load(&set), [100, 0]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::HashTable;
 use crate::host::Host;
 use crate::stats::{ClusterStats, RingHashStats};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// libstdc++'s seed of `std::hash`, which Envoy keeps for its MurmurHash2 ring.
@@ -15,16 +16,27 @@ pub struct Ring {
     hosts: Box<[Arc<Host>]>,
 }
 
-/// What a host is hashed by: metadata `envoy.lb` `hash_key`, else its address.
-pub(super) fn hash_key(host: &Host) -> Arc<str> {
+/// What a host is hashed by: metadata `envoy.lb` `hash_key`, else its name or its address.
+pub(super) fn hash_key(host: &Host, by_name: bool) -> Arc<str> {
     let metadata = host.metadata();
     let key = metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb")?.get("hash_key")?.as_str());
-    key.map_or_else(|| host.address_text.clone(), Arc::from)
+    match key.filter(|key| !key.is_empty()) {
+        Some(key) => key.into(),
+        None if by_name => host.hostname.clone(),
+        None => host.address_text.clone(),
+    }
 }
 
 impl Ring {
-    /// The ring over hosts whose weights sum to one.
-    pub fn new(hosts: &[(Arc<Host>, f64)], min_size: u64, max_size: u64, murmur: bool, stats: &ClusterStats) -> Self {
+    /// The ring over hosts whose weights sum to one. `by_name` hashes their names instead of their addresses.
+    pub fn new(
+        hosts: &[(Arc<Host>, f64)],
+        sizes: RangeInclusive<u64>,
+        murmur: bool,
+        by_name: bool,
+        stats: &ClusterStats,
+    ) -> Self {
+        let (min_size, max_size) = sizes.into_inner();
         let least = hosts.iter().map(|(_, weight)| *weight).fold(1.0, f64::min);
         // Scaled so that the host of least weight has a whole number of hashes.
         let scale = ((least * min_size as f64).ceil() / least).min(max_size as f64);
@@ -35,10 +47,11 @@ impl Ring {
         for (index, (host, weight)) in hosts.iter().enumerate() {
             target += scale * weight;
             let mut count = 0u64;
+            let name = hash_key(host, by_name);
             // Running sums over all hosts, so that fractions are not lost.
             while (hashes.len() as f64) < target {
                 key.clear();
-                key.push_str(&hash_key(host));
+                key.push_str(&name);
                 key.push('_');
                 key.push_str(&count.to_string());
                 let hash = if murmur {
@@ -108,7 +121,7 @@ mod tests {
         let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
         let hosts: Vec<_> =
             set.host_sets[0].hosts.iter().map(|host| (host.clone(), f64::from(host.weight()) / sum)).collect();
-        Ring::new(&hosts, min, max, false, &stats())
+        Ring::new(&hosts, min..=max, false, false, &stats())
     }
 
     #[test]
@@ -136,6 +149,16 @@ mod tests {
         assert_eq!(port(ring.pick(first.0, 1)), Some(ring.hashes[1].1));
     }
 
+    #[test]
+    fn a_host_is_hashed_by_its_key_its_name_or_its_address() {
+        let host = crate::testing::named_host(1, "one.example");
+        assert_eq!((&*hash_key(&host, false), &*hash_key(&host, true)), ("127.0.0.1:1", "one.example"));
+        host.set_metadata(Some(Arc::new(serde_json::json!({"envoy.lb": {"hash_key": "k"}}))));
+        assert_eq!(&*hash_key(&host, true), "k");
+        host.set_metadata(Some(Arc::new(serde_json::json!({"envoy.lb": {"hash_key": ""}}))));
+        assert_eq!(&*hash_key(&host, false), "127.0.0.1:1");
+    }
+
     /// Hosts that Envoy 1.40 picks for the header values `key0` to `key39`, by the last digit of their port.
     const RING: &str = "2211222323232123223221222212211222312212";
     const MURMUR: &str = "1222213233312233211223132212131212313212";
@@ -153,8 +176,8 @@ mod tests {
             let ports = keys.filter_map(|hash| table.pick(hash, 0)?.address.port());
             ports.map(|port| char::from(b'0' + (port % 10) as u8)).collect()
         };
-        assert_eq!(picked(&Ring::new(&hosts, 1024, 8 << 20, false, &stats())), RING);
-        assert_eq!(picked(&Ring::new(&hosts, 1024, 8 << 20, true, &stats())), MURMUR);
-        assert_eq!(picked(&super::super::maglev::MaglevTable::new(&hosts, 65537, &stats())), MAGLEV);
+        assert_eq!(picked(&Ring::new(&hosts, 1024..=8 << 20, false, false, &stats())), RING);
+        assert_eq!(picked(&Ring::new(&hosts, 1024..=8 << 20, true, false, &stats())), MURMUR);
+        assert_eq!(picked(&super::super::maglev::MaglevTable::new(&hosts, 65537, false, &stats())), MAGLEV);
     }
 }

@@ -406,7 +406,8 @@ fn filtered(config: &SubsetConfig, original: &PrioritySet, levels: &[Vec<Arc<Hos
             Grouping::Weighted if weights.is_none() => &Grouping::None,
             grouping => grouping,
         };
-        HostSet::new(hosts.clone(), grouping, weights.as_deref().unwrap_or_default(), set.overprovisioning_factor)
+        let weights = weights.as_deref().unwrap_or_default();
+        HostSet::new(hosts.clone(), grouping, weights, set.overprovisioning_factor, set.weighted_health)
     };
     PrioritySet { host_sets: original.host_sets.iter().zip(levels).map(level).collect() }
 }
@@ -446,7 +447,8 @@ mod tests {
 
     fn set_of(hosts: Vec<Arc<Host>>) -> PrioritySet {
         let groups = vec![HostGroup { priority: 0, locality: Arc::default(), weight: None, hosts }];
-        HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::None }.priority_set()
+        HostGroups { groups, overprovisioning_factor: 140, weighted_health: false, grouping: Grouping::None }
+            .priority_set()
     }
 
     fn selector(keys: &[&str], fallback: Option<SelectorFallback>) -> SubsetSelector {
@@ -690,7 +692,8 @@ mod tests {
         let set = || {
             let groups =
                 vec![group("a", 10, vec![(0, "1")]), group("b", 10, vec![(1, "1"), (2, "2"), (3, "2"), (4, "2")])];
-            HostGroups { groups, overprovisioning_factor: 140, grouping: Grouping::Weighted }.priority_set()
+            HostGroups { groups, overprovisioning_factor: 140, weighted_health: false, grouping: Grouping::Weighted }
+                .priority_set()
         };
         let shares = |locality_weight_aware, scale_locality_weight| {
             let config = SubsetConfig {

@@ -214,7 +214,8 @@ mod tests {
             HostGroup { priority: 0, hosts: hosts.collect(), locality: locality.clone(), weight: None }
         });
         let grouping = Grouping::Zones(zone("a"));
-        HostGroups { groups: groups.collect(), overprovisioning_factor: 140, grouping }.priority_set()
+        HostGroups { groups: groups.collect(), overprovisioning_factor: 140, weighted_health: false, grouping }
+            .priority_set()
     }
 
     fn routing(

@@ -78,8 +78,6 @@ pub(crate) struct Attempt {
     delivers: bool,
     /// Another try has taken this one's place.
     retried: bool,
-    /// The head of the response told the load of the host.
-    reported: bool,
 }
 
 /// What the phase before the response's head ends with.
@@ -125,7 +123,6 @@ impl Attempt {
             ended: false,
             delivers: false,
             retried: false,
-            reported: false,
         };
         attempt.note_connection(stream);
         let outcome = attempt.exchange(config, stream, request).await;
@@ -388,7 +385,7 @@ impl Attempt {
                     self.answered = true;
                     self.ended = end;
                     outlier::answered(&self.host, &head, stream.is_grpc());
-                    self.reported = self.host.read_load_report(&head);
+                    request.load_reported = request.load_reported || self.host.read_load_report(&head);
                     return Poll::Ready(Head::Response(head, end));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Head::Outcome(self.failed(&error))),
@@ -551,7 +548,7 @@ impl Attempt {
                     match frame {
                         Frame::Data(data, end) => stream.send_response_data(data, end),
                         Frame::Trailers(trailers) => {
-                            if !self.reported {
+                            if !request.load_reported {
                                 self.host.read_load_report(&trailers);
                             }
                             stream.send_response_trailers(trailers);

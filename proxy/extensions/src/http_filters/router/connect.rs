@@ -47,6 +47,8 @@ pub(crate) fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, ho
     info.host = Some(host.address_text.clone());
     info.host_name = Some(host.hostname.clone());
     info.host_metadata = host.metadata();
+    request.cluster.note_selected(host, &mut stream.info.dynamic_metadata);
+    let info = &mut stream.info.upstream;
     // That of a try before.
     info.transport_failure_reason = None;
     if request.retry.is_some() || !info.hosts_attempted.is_empty() {

@@ -97,6 +97,8 @@ pub(crate) struct Request {
     pub(crate) hash: Option<u64>,
     /// How many of the hosts that the request names were tried.
     pub(crate) overrides_used: Cell<u32>,
+    /// A response to it has told the load of its host.
+    pub(crate) load_reported: bool,
     /// Of the request's dynamic metadata, what the choice of a subset reads.
     pub(crate) metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     pub(crate) set_cookie: Vec<HeaderValue>,
@@ -243,7 +245,7 @@ impl Router {
             stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let mut set_cookie = Vec::new();
-        let hash = entry.hash_policies().and_then(|policies| {
+        let hash = cluster.hash_policies().or_else(|| entry.hash_policies()).and_then(|policies| {
             policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
         });
         route.finalize_request_headers(&mut stream.request, &FormatContext::new(&stream.info), !suppress);
@@ -265,6 +267,7 @@ impl Router {
             canary: false,
             hash,
             overrides_used: Cell::new(0),
+            load_reported: false,
             set_cookie,
             hosts: SmallVec::new(),
             timeout_at: None,
