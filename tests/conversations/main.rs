@@ -10,6 +10,7 @@ mod failures;
 mod integration;
 mod modes;
 mod sovereign;
+mod transports;
 
 #[test]
 fn every_script_is_a_test() {
@@ -28,7 +29,15 @@ fn every_script_is_a_test() {
 #[test]
 fn every_known_difference_is_explained() {
     let differences = include_str!("../../docs/differences.md");
-    for file in ["clusters.yaml", "extensions.yaml", "files.yaml", "listeners.yaml", "loads.yaml", "scopes.yaml"] {
+    for file in [
+        "clusters.yaml",
+        "extensions.yaml",
+        "files.yaml",
+        "listeners.yaml",
+        "loads.yaml",
+        "on_demand.yaml",
+        "scopes.yaml",
+    ] {
         let file = nuncio_tests::conversation::load(&nuncio_tests::conversation::dir().join(file));
         for script in file.unwrap_or_else(|e| panic!("{e:#}")).conversations {
             let Some(known) = script.known_difference else { continue };

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
+    DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource, ResourceError, ResourceName,
 };
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
+use envoy_types::pb::google::rpc::Status;
 use nuncio_config::descriptors;
 use nuncio_config::ingest::{Syntax, parse};
 use prost::Message as _;
@@ -178,6 +179,8 @@ pub struct Send {
     pub resources: Vec<Value>,
     /// Delta: what is removed.
     pub removed: Vec<String>,
+    /// Names for which there is an error, `NOT_FOUND`, in place of a resource.
+    pub errors: Vec<String>,
 }
 
 /// Reads a file of scripts.
@@ -451,8 +454,11 @@ impl Talk<'_> {
                 self.open.push_back(tokio::spawn(async move { once(port, &path, &host).await }));
             }
             Step::Answer => {
-                let answer = self.open.pop_front().context("no request was left open")?.await??;
-                self.record.push(json!({"status": answer.0, "body": answer.1}));
+                let answer = self.open.pop_front().context("no request was left open")?.await?;
+                self.record.push(match answer {
+                    Ok((status, body)) => json!({"status": status, "body": body}),
+                    Err(_) => json!("closed"),
+                });
             }
             Step::Stats(names) => {
                 let port = self.ports["admin"];
@@ -491,9 +497,8 @@ impl Talk<'_> {
             names.sort();
             names
         };
-        let error = |status: &Option<envoy_types::pb::google::rpc::Status>| {
-            status.as_ref().map(|s| format!("{}: {}", s.code, without_paths(&s.message)))
-        };
+        let error =
+            |status: &Option<Status>| status.as_ref().map(|s| format!("{}: {}", s.code, without_paths(&s.message)));
         let mut entry = match &asked.request {
             Request::Sotw(r) => json!({
                 "type": kind, "version": r.version_info, "nonce": r.response_nonce, "names": sorted(&r.resource_names),
@@ -534,6 +539,11 @@ impl Talk<'_> {
         for resource in &mut resources {
             fill(resource, self.folder.path(), &mut self.ports, self.script)?;
         }
+        let error = |name: &String| ResourceError {
+            resource_name: Some(ResourceName { name: name.clone(), ..ResourceName::default() }),
+            error_detail: Some(Status { code: 5, message: "there is none".to_owned(), ..Status::default() }),
+        };
+        let resource_errors: Vec<ResourceError> = send.errors.iter().map(error).collect();
         let message = if self.script.mode.delta() {
             let mut list = Vec::new();
             for resource in &resources {
@@ -545,6 +555,7 @@ impl Talk<'_> {
                 type_url,
                 resources: list,
                 removed_resources: send.removed.clone(),
+                resource_errors,
                 ..DeltaDiscoveryResponse::default()
             }
             .encode_to_vec()
@@ -566,6 +577,7 @@ impl Talk<'_> {
                 nonce: send.nonce.clone(),
                 type_url,
                 resources: list,
+                resource_errors,
                 ..DiscoveryResponse::default()
             }
             .encode_to_vec()

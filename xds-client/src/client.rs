@@ -292,11 +292,7 @@ impl Client {
                 subscribe(channel, options, consumer)
             }
             Source::Grpc(source) => {
-                let path = match source.protocol {
-                    Protocol::Sotw => type_url.sotw_path(),
-                    Protocol::Delta => type_url.delta_path(),
-                };
-                let path = path.ok_or_else(no_service)?;
+                let path = path_of(&type_url, source.protocol).ok_or_else(no_service)?;
                 let channel = Channel::grpc(&self.shared, "grpc", source);
                 let task = driver::grpc::run(client, Rc::downgrade(&channel), source.clone(), path);
                 let subscription = subscribe(channel, options, consumer);
@@ -315,11 +311,7 @@ impl Client {
             Source::Path(source) => {
                 let options_of_mux = MuxOptions { deliver_all: true, ..MuxOptions::new(Protocol::Sotw) };
                 let name = source.path.display().to_string();
-                let watch = match &source.watched_directory {
-                    Some(directory) => FileWatch::directory(directory),
-                    None => FileWatch::file(&source.path),
-                };
-                let watch = watch.map_err(|e| SubscribeError::Watch { path: name.clone(), reason: e.to_string() })?;
+                let watch = watch_of(source)?;
                 let channel = Channel::new(&self.shared, "path", name, options_of_mux);
                 // A file is there or it is not: there is nothing to wait for.
                 let options = SubscriptionOptions { initial_fetch_timeout: Duration::ZERO, ..options };
@@ -329,6 +321,20 @@ impl Client {
                 subscription
             }
         })
+    }
+
+    /// Whether resources of a type can be subscribed to at a source, as far as that can be known without doing it.
+    ///
+    /// # Errors
+    /// As [`Client::subscribe`].
+    pub fn check(&self, source: &Source, type_url: &TypeUrl) -> Result<(), SubscribeError> {
+        let no_service = || SubscribeError::NoService(type_url.clone());
+        match source {
+            Source::Ads => self.shared.ads.borrow().as_ref().map(|_| ()).ok_or(SubscribeError::NoAds),
+            Source::Grpc(source) => path_of(type_url, source.protocol).map(|_| ()).ok_or_else(no_service),
+            Source::Rest(_) => type_url.rest_path().map(|_| ()).ok_or_else(no_service),
+            Source::Path(source) => watch_of(source).map(|_| ()),
+        }
     }
 
     /// Holds back the requests of these types on the aggregated stream, acknowledgements included, until what is returned
@@ -353,6 +359,21 @@ impl Client {
     pub fn snapshot(&self) -> Vec<SourceState> {
         self.shared.channels.borrow().iter().filter_map(Weak::upgrade).map(|c| c.state()).collect()
     }
+}
+
+fn path_of(type_url: &TypeUrl, protocol: Protocol) -> Option<String> {
+    match protocol {
+        Protocol::Sotw => type_url.sotw_path(),
+        Protocol::Delta => type_url.delta_path(),
+    }
+}
+
+fn watch_of(source: &PathSource) -> Result<FileWatch, SubscribeError> {
+    let watch = match &source.watched_directory {
+        Some(directory) => FileWatch::directory(directory),
+        None => FileWatch::file(&source.path),
+    };
+    watch.map_err(|e| SubscribeError::Watch { path: source.path.display().to_string(), reason: e.to_string() })
 }
 
 fn subscribe(channel: Rc<Channel>, options: SubscriptionOptions, consumer: Consumer) -> Subscription {
@@ -383,6 +404,13 @@ impl Subscription {
     pub fn request_on_demand(&self, names: &[String]) {
         self.channel.mux.borrow_mut().request_on_demand(driver::now(), self.id, names);
         self.attempt();
+    }
+
+    /// Delta: ends what was asked for under these names, by [`Subscription::request_on_demand`] or at first. The server is
+    /// told.
+    pub fn release_on_demand(&self, names: &[String]) {
+        self.channel.mux.borrow_mut().release_on_demand(self.id, names);
+        self.channel.changed.notify_one();
     }
 
     /// The last good resource of that name, if its source keeps them.

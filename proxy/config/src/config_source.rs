@@ -5,12 +5,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources as PbDynamicResources;
 use envoy_types::pb::envoy::config::core::v3 as pb;
 use prost::Message as _;
 
 use crate::data_source::DataSource;
-use crate::decode::{Context, u32_value};
+use crate::decode::{Context, serialized, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::paths::FieldPath;
 
@@ -125,6 +126,32 @@ pub struct GoogleTls {
     pub private_key: Option<DataSource>,
     /// Own certificate.
     pub cert_chain: Option<DataSource>,
+}
+
+/// Clusters that are asked for when they are needed: `OnDemandCds`, and `on_demand` of the TCP proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnDemandClusters {
+    /// Serialized `ConfigSource`.
+    pub source: Bytes,
+    /// How long whoever needs one waits.
+    pub timeout: Duration,
+}
+
+impl OnDemandClusters {
+    /// Decodes the fields of such a message at the current path, of which the source is under the name `field`. None without
+    /// a source.
+    pub fn decode(
+        cx: &mut Context,
+        field: &'static str,
+        source: &Option<pb::ConfigSource>,
+        timeout: &Option<envoy_types::pb::google::protobuf::Duration>,
+        default: Duration,
+    ) -> Option<Self> {
+        let source = source.as_ref()?;
+        cx.at(field, |cx| ConfigSource::decode(cx, source));
+        let timeout = cx.duration("timeout", timeout).unwrap_or(default);
+        Some(OnDemandClusters { source: serialized(source), timeout })
+    }
 }
 
 /// `RateLimitSettings`.

@@ -4,10 +4,14 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use crate::access_log::AccessLogConfig;
+use crate::config_source::OnDemandClusters;
 use crate::decode::{Context, json, u32_value};
 use crate::header_mutation::HeaderValueOption;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a connection waits for a cluster on demand where nothing is said.
+const ON_DEMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// TCP proxy settings.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub struct TcpProxyConfig {
     pub hash_source_ip: bool,
     /// The bytes go to the upstream as the body of a request.
     pub tunneling: Option<TunnelingConfig>,
+    /// A cluster that is not there is asked for.
+    pub on_demand: Option<OnDemandClusters>,
     /// Path in the configuration.
     pub path: Box<str>,
 }
@@ -121,6 +127,12 @@ impl TcpProxyConfig {
                 .tunneling_config
                 .as_ref()
                 .map(|tunnel| cx.at("tunneling_config", |cx| TunnelingConfig::decode(cx, tunnel))),
+            on_demand: message.on_demand.as_ref().and_then(|on_demand| {
+                let (source, timeout) = (&on_demand.odcds_config, &on_demand.timeout);
+                let decode =
+                    |cx: &mut Context| OnDemandClusters::decode(cx, "odcds_config", source, timeout, ON_DEMAND_TIMEOUT);
+                cx.at("on_demand", decode)
+            }),
             path: cx.path_text(),
         })
     }

@@ -2,6 +2,7 @@
 //!
 //! Reading order: the registry, then what it lists. An extension uses the floors below and no other extension.
 
+pub mod on_demand;
 pub mod registry;
 
 pub mod access_loggers;

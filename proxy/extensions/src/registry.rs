@@ -4,6 +4,7 @@
 //! this table does not is refused by name, so that nobody believes a filter runs that does not.
 
 use crate::http_filters;
+use crate::on_demand::ClusterSources;
 use nuncio_base::stats::Registry as Stats;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
@@ -23,6 +24,8 @@ pub struct FactoryContext {
     pub clusters: Arc<ClusterManager>,
     /// Stats of the process.
     pub stats: Stats,
+    /// Where clusters are asked for that are not there.
+    pub on_demand: Arc<dyn ClusterSources>,
 }
 
 /// One HTTP filter of the list.
@@ -45,10 +48,13 @@ pub const HTTP_FILTERS: &[HttpFilterEntry] =
 pub type DecodePerRoute = fn(&TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String>;
 
 /// Messages of `typed_per_filter_config`, by their names.
-pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[(
-    "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
-    http_filters::dynamic_forward_proxy::per_route,
-)];
+pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[
+    (
+        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+        http_filters::dynamic_forward_proxy::per_route,
+    ),
+    ("envoy.extensions.filters.http.on_demand.v3.PerRouteConfig", http_filters::on_demand::per_route),
+];
 
 /// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of other filters are left alone.
 pub struct PerRouteDecoder;

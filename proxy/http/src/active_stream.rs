@@ -251,8 +251,8 @@ impl<'a> ActiveStream<'a> {
                         }
                         break;
                     }
-                    HeadersAction::OnDemand(clusters) => {
-                        if !self.on_demand(clusters).await {
+                    HeadersAction::OnDemand(cluster) => {
+                        if !self.on_demand(cluster).await {
                             return false;
                         }
                         break;

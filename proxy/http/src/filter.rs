@@ -54,16 +54,16 @@ pub enum HeadersAction {
     Buffer,
     /// Routes of a request that has none are asked for, then the cluster of its route if it is not there. The stream waits for
     /// the answer; then the next filter runs, with the route that the request has by then.
-    OnDemand(Option<Arc<dyn OnDemandClusters>>),
+    OnDemand(Option<Arc<dyn OnDemandCluster>>),
     /// The stream waits; what the future yields decides how it goes on.
     Wait(LocalFuture<'static, Resume>),
 }
 
-/// Fetches clusters when a request needs them.
-pub trait OnDemandClusters: Send + Sync {
-    /// Asks for a cluster; None if it is there. The future is ready once an answer has come, whatever it is, or has not come
-    /// in time.
-    fn fetch(&self, cluster: &Arc<str>) -> Option<LocalFuture<'static, ()>>;
+/// Fetches the cluster of a request's route.
+pub trait OnDemandCluster: Send + Sync {
+    /// Asks for the cluster of a route; None if it is there, or is not to be asked for. The future is ready once an answer
+    /// has come, whatever it is, or has not come in time.
+    fn fetch(&self, route: &ActiveRoute) -> Option<LocalFuture<'static, ()>>;
 }
 
 /// How a stream goes on after [`HeadersAction::Wait`]: applied to the stream when the future is ready.

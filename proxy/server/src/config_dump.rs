@@ -34,7 +34,9 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
         let mut origin = view.origin.clone()?;
         if !view.hosts.is_empty() {
             // What follows a message is added to its lists.
-            origin.bytes = [&origin.bytes[..], &view.hosts].concat().into();
+            let parts: Vec<&[u8]> =
+                std::iter::once(&origin.bytes).chain(view.hosts.values()).map(|part| &part[..]).collect();
+            origin.bytes = parts.concat().into();
         }
         if let Some((version, updated)) = view.hosts_version {
             (origin.version, origin.updated) = (version, updated);

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::LocalBoxFuture;
 use nuncio_config::access_log::AccessLogConfig;
 use nuncio_config::diagnostics::ConfigError;
-use nuncio_config::hcm::{HcmConfig, RouteSource};
+use nuncio_config::hcm::{HcmConfig, RouteSource, ScopeSource};
 use nuncio_config::paths::FieldPath;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::stats::CodecStats;
@@ -144,11 +144,19 @@ fn routes(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) 
             Some((Routes::Table(Arc::new(ArcSwap::from_pointee(table))), None, KeptRoutes::Own))
         }
         RouteSource::Rds { name, source } => {
+            let path = FieldPath::parse(&config.path).field("rds").field("config_source");
+            keep(context.sources.check(source, path), errors)?;
             let named = context.routes.get(name, source, &prefix)?;
             let on_demand = RoutesOnDemand::table(&named, &context.wants);
             Some((Routes::Table(named.table.clone()), Some(on_demand), KeptRoutes::Named(named)))
         }
         RouteSource::Scoped(scoped) => {
+            if let ScopeSource::Discovered(source) = &scoped.scopes {
+                let path = FieldPath::parse(&scoped.path);
+                let scopes = path.field("scoped_rds").field("scoped_rds_config_source");
+                keep(context.sources.check(source, scopes), errors)?;
+                keep(context.sources.check(&scoped.rds_source, path.field("rds_config_source")), errors)?;
+            }
             let (routes, kept) = scoped_routes::build(scoped, &prefix, context, errors)?;
             let on_demand = RoutesOnDemand::scoped(scoped, &kept, &context.wants);
             let on_demand = on_demand.map(|routes| routes as Arc<dyn OnDemandRoutes>);

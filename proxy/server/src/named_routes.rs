@@ -46,7 +46,6 @@ pub type VirtualHosts = BTreeMap<Arc<str>, Arc<RouteTable>>;
 /// What the table is put together from, where virtual hosts come beside the routes.
 #[derive(Default)]
 struct Parts {
-    base: Option<Arc<RouteTable>>,
     hosts: VirtualHosts,
 }
 
@@ -70,27 +69,34 @@ impl NamedRoutes {
         let vhds = routes.vhds.is_some();
         let base = Arc::new(build(routes, &self.registry)?);
         let mut parts = self.parts();
-        let hosts = hosts.unwrap_or_else(|| std::mem::take(&mut parts.hosts));
-        let hosts = if vhds { hosts } else { VirtualHosts::new() };
-        self.table.store(together(&base, &hosts)?);
-        *parts = Parts { base: vhds.then_some(base), hosts };
+        let none = VirtualHosts::new();
+        let used = if vhds { hosts.as_ref().unwrap_or(&parts.hosts) } else { &none };
+        self.table.store(joined(&base, std::iter::empty(), used.values())?);
+        match hosts {
+            _ if !vhds => parts.hosts.clear(),
+            Some(hosts) => parts.hosts = hosts,
+            None => {}
+        }
         self.vhds.store(vhds, Ordering::Release);
         self.loaded.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// Adds virtual hosts that came beside the routes, or takes them away. Others are not touched.
+    /// Adds virtual hosts that came beside the routes, or takes them away. Others are not touched, and cost nothing.
     ///
     /// # Errors
     /// A domain stands in two virtual hosts; the old ones stay.
     pub fn change_hosts(&self, added: VirtualHosts, removed: &[Arc<str>]) -> Result<(), Vec<ConfigError>> {
+        if !self.uses_vhds() {
+            return Ok(());
+        }
         let mut parts = self.parts();
-        let Some(base) = parts.base.clone() else { return Ok(()) };
-        let mut hosts = parts.hosts.clone();
-        removed.iter().for_each(|name| drop(hosts.remove(name)));
-        hosts.extend(added);
-        self.table.store(together(&base, &hosts)?);
-        parts.hosts = hosts;
+        // Those that come in place of others make room for themselves.
+        let leave = removed.iter().chain(added.keys()).filter_map(|name| parts.hosts.get(name));
+        let table = joined(&self.table.load_full(), leave, added.values())?;
+        self.table.store(table);
+        removed.iter().for_each(|name| drop(parts.hosts.remove(name)));
+        parts.hosts.extend(added);
         Ok(())
     }
 
@@ -122,12 +128,17 @@ impl NamedRoutes {
     }
 }
 
-/// Routes with the virtual hosts that came beside them.
-fn together(base: &Arc<RouteTable>, hosts: &VirtualHosts) -> Result<Arc<RouteTable>, Vec<ConfigError>> {
-    if hosts.is_empty() {
-        return Ok(base.clone());
+/// A table without some of the virtual hosts that came beside it, and with others.
+fn joined<'t>(
+    table: &Arc<RouteTable>,
+    leave: impl Iterator<Item = &'t Arc<RouteTable>>,
+    join: impl ExactSizeIterator<Item = &'t Arc<RouteTable>>,
+) -> Result<Arc<RouteTable>, Vec<ConfigError>> {
+    let mut leave = leave.map(|host| &**host).peekable();
+    if leave.peek().is_none() && join.len() == 0 {
+        return Ok(table.clone());
     }
-    base.with_virtual_hosts_of(hosts.values().map(|host| &**host)).map(Arc::new).map_err(errors)
+    table.with_virtual_hosts(leave, join.map(|host| &**host)).map(Arc::new).map_err(errors)
 }
 
 fn errors(found: Vec<(String, String)>) -> Vec<ConfigError> {

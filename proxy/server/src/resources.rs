@@ -6,7 +6,7 @@ use crate::discovered::Kind as ExtensionKind;
 use crate::listeners::Origin;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// The last try to apply a resource, which failed (`UpdateFailureState`).
@@ -106,8 +106,8 @@ pub struct RoutesView {
     pub origin: Option<Origin>,
     /// What was refused last.
     pub failure: Option<Failure>,
-    /// Virtual hosts that came beside it: a serialized `RouteConfiguration` of them alone.
-    pub hosts: Bytes,
+    /// Virtual hosts that came beside it, by name: each a serialized `RouteConfiguration` of it alone.
+    pub hosts: BTreeMap<Arc<str>, Bytes>,
     /// Version of the last of them and when it came.
     pub hosts_version: Option<(String, SystemTime)>,
 }
@@ -182,11 +182,18 @@ impl Resources {
         view.hosts_version = None;
     }
 
-    /// The table `id` has these virtual hosts beside its own.
-    pub fn set_virtual_hosts(&self, id: u64, version: &str, hosts: Bytes) {
+    /// The table `id` has virtual hosts beside its own: these come, those go, others stay.
+    pub fn change_virtual_hosts(
+        &self,
+        id: u64,
+        version: &str,
+        added: impl Iterator<Item = (Arc<str>, Bytes)>,
+        removed: &[Arc<str>],
+    ) {
         let mut routes = lock(&self.routes);
         let view = routes.entry(id).or_default();
-        view.hosts = hosts;
+        removed.iter().for_each(|name| drop(view.hosts.remove(name)));
+        view.hosts.extend(added);
         view.hosts_version = Some((version.to_owned(), SystemTime::now()));
     }
 
@@ -196,6 +203,21 @@ impl Resources {
         let view = routes.entry(id).or_default();
         view.name = name.to_owned();
         view.failure = Some(failure);
+    }
+
+    /// These virtual hosts beside the table `id` are not kept any more.
+    pub fn forget_some_virtual_hosts(&self, id: u64, gone: &[Arc<str>]) {
+        if let Some(view) = lock(&self.routes).get_mut(&id) {
+            gone.iter().for_each(|name| drop(view.hosts.remove(name)));
+        }
+    }
+
+    /// The table `id` has no virtual hosts beside its own any more.
+    pub fn forget_virtual_hosts(&self, id: u64) {
+        if let Some(view) = lock(&self.routes).get_mut(&id) {
+            view.hosts.clear();
+            view.hosts_version = None;
+        }
     }
 
     /// The table is gone.

@@ -59,6 +59,9 @@ struct Held {
     scopes: BTreeMap<Box<str>, HeldScope>,
     /// Names by key.
     keys: HashMap<Box<[Box<str>]>, Box<str>>,
+    /// How many of them are on demand, and how many have routes.
+    on_demand: usize,
+    active: usize,
     version: String,
     updated: Option<SystemTime>,
 }
@@ -127,9 +130,7 @@ impl DiscoveredScopes {
     /// How many scopes there are, how many wait for a request, and how many have routes.
     pub fn counts(&self) -> (usize, usize, usize) {
         let held = self.lock();
-        let active = held.scopes.values().filter(|scope| scope.routes.is_some()).count();
-        let on_demand = held.scopes.values().filter(|scope| scope.config.on_demand).count();
-        (held.scopes.len(), on_demand, active)
+        (held.scopes.len(), held.on_demand, held.active)
     }
 
     /// Adds a scope, in place of the one with its name.
@@ -144,7 +145,10 @@ impl DiscoveredScopes {
         };
         let seen = Scope { name: config.name.clone(), key: config.key.clone(), table };
         let mut held = self.lock();
+        held.on_demand += usize::from(config.on_demand);
+        held.active += usize::from(scope.routes.is_some());
         let old = held.scopes.insert(config.name.clone(), scope.clone());
+        held.uncount(old.as_ref());
         if let Some(old) = old.filter(|old| old.config.key != config.key) {
             held.forget_key(&old.config);
             self.scopes.remove(&old.config.key, &old.config.name);
@@ -158,6 +162,7 @@ impl DiscoveredScopes {
     pub fn remove(&self, name: &str) -> Option<HeldScope> {
         let mut held = self.lock();
         let old = held.scopes.remove(name)?;
+        held.uncount(Some(&old));
         held.forget_key(&old.config);
         drop(held);
         self.scopes.remove(&old.config.key, name);
@@ -185,6 +190,13 @@ impl DiscoveredScopes {
 }
 
 impl Held {
+    fn uncount(&mut self, gone: Option<&HeldScope>) {
+        if let Some(gone) = gone {
+            self.on_demand -= usize::from(gone.config.on_demand);
+            self.active -= usize::from(gone.routes.is_some());
+        }
+    }
+
     fn forget_key(&mut self, config: &ScopedRouteConfiguration) {
         // Another scope may have taken the key over.
         if self.keys.get(&config.key).is_some_and(|name| *name == config.name) {

@@ -15,16 +15,19 @@ use crate::listeners::{self, ListenerManager};
 use crate::loading::Bootstrap;
 use crate::log::Log;
 use crate::named_routes::RouteTables;
+use crate::on_demand_clusters::OnDemandSources;
 use crate::options::{DrainStrategy as Strategy, IpVersion, Options};
 use crate::resources::Resources;
 use crate::runtime::RuntimeLoader;
 use crate::scoped_routes::ScopeTables;
+use crate::source_check::SourceCheck;
 use crate::stats::{ListenerManagerStats, RuntimeStats, ServerStats};
 use crate::worker::{Worker, WorkerCommand};
 use crate::xds::Discovery;
 use crate::xds::wants::{Want, Wants};
 use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
+use nuncio_config::config_source::DynamicResources;
 use nuncio_config::diagnostics::{ConfigError, Report};
 use nuncio_config::listener::TrafficDirection;
 use nuncio_config::paths::FieldPath;
@@ -72,12 +75,20 @@ pub struct Context {
     pub extensions: ExtensionConfigs,
     /// Asks for what must be fetched.
     pub wants: Wants,
+    /// Tells what can be fetched.
+    pub sources: Arc<SourceCheck>,
+    /// Sources of clusters on demand.
+    pub on_demand: Arc<OnDemandSources>,
 }
 
 impl Context {
     /// What extensions get.
     pub fn factory_context(&self) -> FactoryContext {
-        FactoryContext { clusters: self.clusters.clone(), stats: self.registry.clone() }
+        FactoryContext {
+            clusters: self.clusters.clone(),
+            stats: self.registry.clone(),
+            on_demand: self.on_demand.clone(),
+        }
     }
 
     /// The process's own address as text.
@@ -214,6 +225,7 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     clusters.apply_runtime(&keys);
     let locality = Arc::new(config.node.locality.clone());
     clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
+    let sources = Arc::new(SourceCheck::new(&clusters, config.dynamic.ads.as_ref()));
     let context = Context {
         grpc_logs: GrpcLogs::new(registry.clone(), clusters.clone(), wants.clone()),
         access_logs,
@@ -224,8 +236,10 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         routes: RouteTables::new(wants.clone(), registry.clone()),
         scopes: ScopeTables::new(wants.clone(), registry.clone()),
         extensions: ExtensionConfigs::new(wants.clone(), registry.clone()),
+        on_demand: OnDemandSources::new(&clusters, &sources, &wants),
         wants,
         runtime: runtime.clone(),
+        sources,
         registry,
         clusters,
     };
@@ -244,6 +258,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
             }
         }
     }
+    errors.extend(config.clusters.iter().flat_map(|cluster| context.sources.cluster(cluster)));
+    errors.extend(check_sources(&config.dynamic, &runtime, &context.sources));
     let init = InitTargets::default();
     let mut listeners = Vec::new();
     for config in &config.listeners {
@@ -299,6 +315,20 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         server.listeners.add_static(listener);
     }
     Ok(Bound { server, admin, control, wanted })
+}
+
+/// Sources of what is fetched before listeners. As in Envoy, that of listeners is looked at when they are asked for.
+fn check_sources(dynamic: &DynamicResources, runtime: &RuntimeLoader, sources: &SourceCheck) -> Vec<ConfigError> {
+    let mut errors = Vec::new();
+    if let Some(Err(error)) = dynamic.cds.as_ref().map(|source| sources.usable(source)) {
+        errors.push(ConfigError::new(FieldPath::root().field("dynamic_resources").field("cds_config"), error));
+    }
+    for layer in runtime.fetched() {
+        let path = FieldPath::root().field("layered_runtime").field("layers").index(layer.index);
+        let path = path.field("rtds_layer").field("rtds_config");
+        errors.extend(sources.check(&layer.source, path).err().into_iter().flatten());
+    }
+    errors
 }
 
 fn local_info(config: &nuncio_config::bootstrap::BootstrapConfig, version: IpVersion) -> LocalInfo {

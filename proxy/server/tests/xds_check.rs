@@ -181,10 +181,54 @@ fn a_file_that_is_none_is_refused() {
     assert!(!good);
     assert_eq!(rows(&value)[0][..4], [CLUSTER, "*", "", "rejected"]);
     assert!(rows(&value)[0][4].contains("resources"), "{value}");
-    std::fs::remove_file(world.path().join("cds.yaml")).unwrap();
+    // That of listeners is looked at when they are asked for.
+    std::fs::remove_file(world.path().join("lds.yaml")).unwrap();
+    world.write("cds.yaml", "resources: []\n");
     let (good, value) = world.json(&[]);
     assert!(!good && rows(&value).is_empty());
-    assert!(value["error"].as_str().unwrap().starts_with("dynamic_resources.cds_config: paths must refer"), "{value}");
+    assert!(value["error"].as_str().unwrap().starts_with("dynamic_resources.lds_config: paths must refer"), "{value}");
+    std::fs::remove_file(world.path().join("cds.yaml")).unwrap();
+    let output = world.check(&["--output", "json"]);
+    let report: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &report["errors"][0]["path"]), (Some(1), &"dynamic_resources.cds_config".into()));
+}
+
+#[test]
+fn a_bootstrap_whose_files_of_resources_are_missing_does_not_start() {
+    let world = World::new();
+    let missing = "{resource_api_version: V3, path_config_source: {path: /nowhere/at/all}}";
+    let listener = listener("127.0.0.1", 0).replace("{path_config_source: {path: @DIR@/rds.yaml}}", missing);
+    let cluster = format!("name: c\n    type: EDS\n    eds_cluster_config: {{eds_config: {missing}}}");
+    let listener = listener.replace('\n', "\n  ").replace("{path_config_source: {path: @DIR@/sds.yaml}}", missing);
+    world.write(
+        "bootstrap.yaml",
+        &format!("node: {{id: test, cluster: test}}\nstatic_resources:\n  clusters:\n  - {cluster}\n  listeners:\n  - {listener}\n"),
+    );
+    for mode in ["validate", "serve"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_nuncio"))
+            .args(["--mode", mode, "--output", "json", "-c"])
+            .arg(world.path().join("bootstrap.yaml"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        let report: Value =
+            text.lines().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_else(|| panic!("{text}"));
+        let errors = report["errors"].as_array().unwrap();
+        let words = "paths must refer to an existing path in the system: '/nowhere/at/all' does not exist";
+        assert!(errors.iter().all(|error| error["message"] == words), "{report:#}");
+        let paths: Vec<&str> = errors.iter().map(|error| error["path"].as_str().unwrap()).collect();
+        let chain = "static_resources.listeners[0].filter_chains[0]";
+        let secret = "typed_config.common_tls_context.tls_certificate_sds_secret_configs[0].sds_config";
+        assert_eq!(
+            paths,
+            [
+                "static_resources.clusters[0].eds_cluster_config.eds_config",
+                &format!("{chain}.transport_socket.{secret}"),
+                &format!("{chain}.filters[0].typed_config.rds.config_source"),
+            ]
+        );
+        assert_eq!(output.status.code(), Some(1));
+    }
 }
 
 #[test]

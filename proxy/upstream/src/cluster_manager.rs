@@ -492,6 +492,14 @@ impl ClusterManager {
         waiting.primary == 0 && waiting.secondary == 0
     }
 
+    /// Waits until the cluster of this name is visible, or none of the name warms any more.
+    pub async fn warmed_up(&self, name: &str) {
+        let mut waiting = self.waiting.subscribe();
+        let over = |_: &Waiting| self.cluster(name).is_some() || !self.control().warming.contains_key(name);
+        // The sender lives as long as `self`.
+        let _ = waiting.wait_for(over).await;
+    }
+
     /// As [`ClusterManager::initialized`], for those clusters only that do not wait for endpoints from outside: what
     /// endpoints are fetched from must be among them.
     pub async fn primary_initialized(&self) {

@@ -70,6 +70,20 @@ impl Delta {
         }
     }
 
+    /// Names that were asked for on demand are not any more. Unless a wildcard may hold them, nothing of them is kept.
+    pub(crate) fn released(&mut self, names: Vec<String>, wildcard: bool) {
+        if wildcard {
+            return self.interest_changed(Change { added: Vec::new(), removed: names });
+        }
+        for name in names {
+            self.ambiguous.remove(&name);
+            if self.requested.shift_remove(&name).is_some() {
+                self.subscribe.shift_remove(&name);
+                self.unsubscribe.insert(name);
+            }
+        }
+    }
+
     pub(crate) fn stream_opened(&mut self) {
         self.asked = false;
     }

@@ -339,13 +339,29 @@ impl Mux {
         self.interest_changed(&type_url, change);
     }
 
+    /// Delta: ends what was asked for under these names, by [`Mux::request_on_demand`] or at first.
+    pub fn release_on_demand(&mut self, id: WatchId, names: &[String]) {
+        let Some(type_url) = self.watch_types.get(&id).cloned() else { return };
+        let Some(entry) = self.types.get_mut(&type_url) else { return };
+        let change = entry.watches.release(id, names);
+        // A namespace does not bring what is outside of what was asked for; a wildcard may hold it still.
+        let everything = !entry.watches.wildcards().is_empty();
+        for name in &change.removed {
+            entry.table.unrequested(name, everything && entry.table.holds(name));
+        }
+        if let Machine::Delta(delta) = &mut entry.machine {
+            delta.released(change.removed, everything);
+            self.enqueue(&type_url);
+        }
+    }
+
     /// Ends a subscription.
     pub fn unsubscribe(&mut self, id: WatchId) {
         self.first_fetches.clear(&id);
         let Some(type_url) = self.watch_types.remove(&id) else { return };
         let Some(entry) = self.types.get_mut(&type_url) else { return };
         let named = match entry.watches.interest(id) {
-            Some(Interest::Names(names)) => !names.is_empty(),
+            Some(Interest::Names(names)) if self.options.protocol == Protocol::Sotw => !names.is_empty(),
             _ => self.options.protocol == Protocol::Delta,
         };
         let change = entry.watches.remove(id);

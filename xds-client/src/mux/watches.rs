@@ -134,6 +134,19 @@ impl Watches {
         change
     }
 
+    /// Ends what was asked for under these names, on demand or at first.
+    pub(crate) fn release(&mut self, id: WatchId, names: &[String]) -> Change {
+        let mut change = Change::default();
+        let Some(watch) = self.by_id.get_mut(&id) else { return change };
+        let mut gone: Vec<String> = names.iter().filter(|name| watch.on_demand.remove(*name)).cloned().collect();
+        if let Interest::Names(own) = &mut watch.interest {
+            gone.extend(names.iter().filter(|name| own.contains(name)).cloned());
+            own.retain(|name| !names.contains(name));
+        }
+        self.unlink(id, gone, &mut change);
+        change
+    }
+
     pub(crate) fn remove(&mut self, id: WatchId) -> Change {
         let mut change = Change::default();
         if let Some(watch) = self.by_id.remove(&id) {

@@ -48,6 +48,7 @@ const LISTENERS: &[&str] = &[
 /// Fields of a TCP proxy.
 const TCP_PROXIES: &[&str] = &[
     "cluster: c, metadata_match: {filter_metadata: {envoy.lb: {a: b}}}, access_log_options: {}, tunneling_config: {hostname: h, headers_to_add: [{header: {key: a, value: b}}]}",
+    "cluster: c, on_demand: {odcds_config: {ads: {}, resource_api_version: V3}, timeout: 3s}",
     "weighted_clusters: {clusters: [{name: c, weight: 3, metadata_match: {filter_metadata: {envoy.lb: {a: b}}}}]}",
 ];
 

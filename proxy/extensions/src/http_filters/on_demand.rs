@@ -1,14 +1,75 @@
-//! `envoy.filters.http.on_demand`: a request that has no route waits until the routes for it have been asked for.
+//! `envoy.filters.http.on_demand`: a request that has no route, or whose cluster is not there, waits until they have been
+//! asked for.
 //!
-//! What there is to ask for (a virtual host, the routes of a scope) is known to the connection manager. The filter decides
-//! only that it is to be asked.
+//! What there is to ask for of routes (a virtual host, the routes of a scope) is known to the connection manager. Clusters are
+//! asked of the source in `odcds`, of the filter or of the route.
 
+use crate::on_demand::{ClusterSource, ClusterSources};
 use crate::registry::HttpFilterEntry;
-use envoy_types::pb::envoy::extensions::filters::http::on_demand::v3::OnDemand as Message;
-use nuncio_http::filter::{HeadersAction, Hooks, HttpFilter, StreamView};
+use envoy_types::pb::envoy::extensions::filters::http::on_demand::v3 as pb;
+use nuncio_config::config_source::OnDemandClusters;
+use nuncio_config::decode::Context;
+use nuncio_config::typed_config::TypedConfig;
+use nuncio_http::filter::{HeadersAction, Hooks, HttpFilter, LocalFuture, OnDemandCluster, StreamView};
+use nuncio_http::route::ActiveRoute;
+use nuncio_upstream::ClusterManager;
+use prost::Message as _;
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// How long a request waits where nothing is said.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The filter.
-pub struct OnDemand;
+struct OnDemand(Arc<Shared>);
+
+struct Shared {
+    name: Arc<str>,
+    clusters: Arc<ClusterManager>,
+    sources: Arc<dyn ClusterSources>,
+    /// Of the filter's own configuration.
+    source: Option<Arc<dyn ClusterSource>>,
+}
+
+/// What a route says in place of the filter.
+#[derive(Default)]
+struct PerRoute {
+    odcds: Option<OnDemandClusters>,
+    /// Made by the first request that needs it; None where it cannot be used.
+    source: OnceLock<Option<Arc<dyn ClusterSource>>>,
+}
+
+impl Shared {
+    /// The cluster of a route that is not there.
+    fn missing<'r>(&self, route: &'r ActiveRoute) -> Option<&'r Arc<str>> {
+        let cluster = route.cluster().filter(|name| !name.is_empty())?;
+        self.clusters.cluster(cluster).is_none().then_some(cluster)
+    }
+
+    fn source_of<'r>(&'r self, route: &'r ActiveRoute) -> Option<&'r Arc<dyn ClusterSource>> {
+        let Some(own) = route.filter_config(&self.name).and_then(|config| config.downcast_ref::<PerRoute>()) else {
+            return self.source.as_ref();
+        };
+        let make = || {
+            let found = self.sources.source(own.odcds.as_ref()?);
+            let told = |error| tracing::error!(target: "config", "clusters on demand of a route: {error}");
+            found.map_err(told).ok()
+        };
+        own.source.get_or_init(make).as_ref()
+    }
+}
+
+impl OnDemandCluster for Shared {
+    fn fetch(&self, route: &ActiveRoute) -> Option<LocalFuture<'static, ()>> {
+        let cluster = self.missing(route)?;
+        let answer = self.source_of(route)?.fetch(cluster)?;
+        // The router finds out what came of it.
+        Some(Box::pin(async move {
+            let _ = answer.await;
+        }))
+    }
+}
 
 impl HttpFilter for OnDemand {
     type State = ();
@@ -17,9 +78,29 @@ impl HttpFilter for OnDemand {
         Hooks { decode_headers: true, ..Hooks::default() }
     }
 
-    fn decode_headers(&self, _: &mut (), _: &mut StreamView<'_>, _: bool) -> HeadersAction {
-        HeadersAction::OnDemand(None)
+    fn decode_headers(&self, _: &mut (), view: &mut StreamView<'_>, _: bool) -> HeadersAction {
+        match view.route {
+            Some(route) if self.0.missing(route).is_none() => HeadersAction::Continue,
+            _ => HeadersAction::OnDemand(Some(self.0.clone())),
+        }
     }
+}
+
+fn decode(message: Option<pb::OnDemandCds>) -> Result<Option<OnDemandClusters>, String> {
+    let Some(message) = message else { return Ok(None) };
+    let decoded = Context::default().run(|cx| {
+        Some(cx.at("odcds", |cx| OnDemandClusters::decode(cx, "source", &message.source, &message.timeout, TIMEOUT)))
+    });
+    decoded.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+/// Decodes `PerRouteConfig`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn per_route(config: &TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String> {
+    let message = pb::PerRouteConfig::decode(config.value.clone()).map_err(|e| e.to_string())?;
+    Ok(Arc::new(PerRoute { odcds: decode(message.odcds)?, source: OnceLock::new() }))
 }
 
 /// The filter in the registry.
@@ -27,9 +108,15 @@ pub const ENTRY: HttpFilterEntry = HttpFilterEntry {
     name: "envoy.filters.http.on_demand",
     message: "envoy.extensions.filters.http.on_demand.v3.OnDemand",
     terminal: false,
-    build: |filter, _, chain| {
-        <Message as prost::Message>::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
-        chain.push(filter.name.clone(), OnDemand);
+    build: |filter, context, chain| {
+        let message = pb::OnDemand::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
+        let odcds = decode(message.odcds)?;
+        let source = odcds.map(|config| context.on_demand.source(&config)).transpose()?;
+        let (clusters, sources) = (context.clusters.clone(), context.on_demand.clone());
+        chain.push(
+            filter.name.clone(),
+            OnDemand(Arc::new(Shared { name: filter.name.clone(), clusters, sources, source })),
+        );
         Ok(())
     },
 };

@@ -10,6 +10,7 @@
 
 mod tunnel;
 
+use crate::on_demand::{ClusterAnswer, ClusterSource};
 use futures_util::future::LocalBoxFuture;
 use nuncio_base::stats::Registry;
 use nuncio_base::{clock, random, timer};
@@ -42,7 +43,8 @@ nuncio_base::stat_family! {
             downstream_cx_drain_close, downstream_cx_no_route, downstream_cx_overload_close,
             downstream_cx_rx_bytes_total, downstream_cx_total, downstream_cx_tx_bytes_total,
             downstream_flow_control_paused_reading_total, downstream_flow_control_resumed_reading_total,
-            early_data_received_count_total, idle_timeout, max_downstream_connection_duration, route_delayed_total,
+            early_data_received_count_total, idle_timeout, max_downstream_connection_duration, on_demand_cluster_attempt,
+            on_demand_cluster_missing, on_demand_cluster_success, on_demand_cluster_timeout, route_delayed_total,
             upstream_flush_total,
         }
         gauges { downstream_cx_rx_bytes_buffered, downstream_cx_tx_bytes_buffered, upstream_flush_active }
@@ -78,6 +80,8 @@ pub struct TcpProxy {
     logs: AccessLogs,
     total_weight: u64,
     tunnel: Option<Tunnel>,
+    /// Where clusters are asked for that are not there.
+    on_demand: Option<Arc<dyn ClusterSource>>,
 }
 
 /// The connection of a session towards its host.
@@ -101,10 +105,32 @@ impl TcpProxy {
             stats: TcpProxyStats::new(stats, &format!("tcp.{}.", config.stat_prefix)),
             total_weight: config.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
             tunnel: config.tunneling.as_ref().map(Tunnel::new).transpose()?,
+            on_demand: None,
             config,
             clusters,
             logs,
         })
+    }
+
+    /// Clusters that are not there are asked of this source, where there is one.
+    #[must_use]
+    pub fn with_source(self, on_demand: Option<Arc<dyn ClusterSource>>) -> Self {
+        TcpProxy { on_demand, ..self }
+    }
+
+    /// The cluster of this name, which is asked for if it is not there.
+    async fn cluster(&self, name: &Arc<str>) -> Option<Arc<Cluster>> {
+        let found = self.clusters.cluster(name);
+        let (None, Some(source)) = (&found, &self.on_demand) else { return found };
+        if let Some(answer) = source.fetch(name) {
+            self.stats.on_demand_cluster_attempt().inc();
+            match answer.await {
+                ClusterAnswer::Found => self.stats.on_demand_cluster_success().inc(),
+                ClusterAnswer::Missing => self.stats.on_demand_cluster_missing().inc(),
+                ClusterAnswer::TimedOut => self.stats.on_demand_cluster_timeout().inc(),
+            }
+        }
+        self.clusters.cluster(name)
     }
 
     /// The place of the cluster for one more connection, by weight.
@@ -239,7 +265,10 @@ impl TcpProxy {
     async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<Upstream> {
         let began = clock::now();
         let chosen = self.choose_cluster(random::below);
-        let named = chosen.and_then(|at| self.clusters.cluster(&self.config.clusters[at].0));
+        let named = match chosen {
+            Some(at) => self.cluster(&self.config.clusters[at].0).await,
+            None => None,
+        };
         let Some(cluster) = named else {
             self.stats.downstream_cx_no_route().inc();
             info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
@@ -484,6 +513,7 @@ mod tests {
             flush_access_log_on_connected: false,
             hash_source_ip: false,
             tunneling: None,
+            on_demand: None,
             path: "".into(),
         }
     }

@@ -1,15 +1,15 @@
 //! What a request needs and is not there yet: it waits until its routes, and its cluster, have been fetched.
 //!
 //! A filter asks for this with [`HeadersAction::OnDemand`]. Who fetches is known to the connection manager
-//! ([`crate::hcm::OnDemandRoutes`]) and to the filter ([`OnDemandClusters`]); nothing here knows how.
+//! ([`crate::hcm::OnDemandRoutes`]) and to the filter ([`OnDemandCluster`]); nothing here knows how.
 
 use super::*;
-use crate::filter::OnDemandClusters;
+use crate::filter::OnDemandCluster;
 use std::sync::Arc;
 
 impl ActiveStream<'_> {
     /// Fetches what is missing. False when the stream has ended.
-    pub(super) async fn on_demand(&mut self, clusters: Option<Arc<dyn OnDemandClusters>>) -> bool {
+    pub(super) async fn on_demand(&mut self, cluster: Option<Arc<dyn OnDemandCluster>>) -> bool {
         if self.route.is_none() && self.tls_redirect.is_none() {
             let connection = self.connection;
             let routes = connection.hcm.on_demand.as_ref();
@@ -19,13 +19,10 @@ impl ActiveStream<'_> {
             }
             self.refresh_route();
         }
-        let cluster = self.route.as_ref().and_then(|route| route.cluster()).filter(|name| !name.is_empty());
-        match (clusters, cluster) {
-            (Some(clusters), Some(cluster)) => match clusters.fetch(cluster) {
-                Some(fetch) => self.wait_and_read(fetch).await,
-                None => true,
-            },
-            _ => true,
+        let fetch = cluster.and_then(|cluster| cluster.fetch(self.route.as_ref()?));
+        match fetch {
+            Some(fetch) => self.wait_and_read(fetch).await,
+            None => true,
         }
     }
 

@@ -14,6 +14,31 @@ use super::trie::Trie;
 /// Below this number of routes a scan is faster than any index.
 const SCAN: usize = 6;
 
+/// What a request's host leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found<T> {
+    pub(super) host: T,
+    pub(super) rule: DomainRule,
+    /// Of the domain, without its star.
+    pub(super) length: usize,
+}
+
+impl<T> Found<T> {
+    /// Whether this comes before the other in Envoy's order.
+    pub(super) fn is_before<U>(&self, other: &Found<U>) -> bool {
+        (self.rule as u8, std::cmp::Reverse(self.length)) < (other.rule as u8, std::cmp::Reverse(other.length))
+    }
+}
+
+/// A host as it is looked up, in `buffer` where it is written otherwise.
+pub(super) fn lower<'a>(host: &'a [u8], buffer: &'a mut SmallVec<[u8; 128]>) -> &'a [u8] {
+    if !host.iter().any(u8::is_ascii_uppercase) {
+        return host;
+    }
+    buffer.extend(host.iter().map(u8::to_ascii_lowercase));
+    buffer
+}
+
 /// Domains of all virtual hosts, each mapped to the host's position.
 #[derive(Debug, Default)]
 pub(super) struct HostIndex {
@@ -57,37 +82,46 @@ impl HostIndex {
         if others { None } else { self.default }
     }
 
-    /// Exact, longest suffix, longest prefix, `*`.
-    pub(super) fn find(&self, host: &[u8]) -> Option<(u32, DomainRule)> {
-        let mut buffer = SmallVec::<[u8; 128]>::new();
-        let host = if host.iter().any(u8::is_ascii_uppercase) {
-            buffer.extend(host.iter().map(u8::to_ascii_lowercase));
-            &buffer[..]
-        } else {
-            host
-        };
+    /// Exact, longest suffix, longest prefix, `*`. `host` is lower-cased.
+    pub(super) fn find(&self, host: &[u8]) -> Option<Found<u32>> {
+        let found = |(host, length), rule| Found { host, rule, length };
         if let Some(at) = self.exact.get(host) {
-            return Some((*at, DomainRule::Exact));
+            return Some(found((*at, host.len()), DomainRule::Exact));
         }
         if !self.suffixes.is_empty() {
             let reversed: SmallVec<[u8; 128]> = host.iter().rev().copied().collect();
             if let Some(at) = longest(&self.suffixes, &reversed) {
-                return Some((at, DomainRule::Suffix));
+                return Some(found(at, DomainRule::Suffix));
             }
         }
         match longest(&self.prefixes, host) {
-            Some(at) => Some((at, DomainRule::Prefix)),
-            None => self.default.map(|at| (at, DomainRule::Any)),
+            Some(at) => Some(found(at, DomainRule::Prefix)),
+            None => self.default.map(|at| found((at, 0), DomainRule::Any)),
+        }
+    }
+
+    /// Whether this domain, lower-cased, is there as it is written.
+    pub(super) fn has(&self, lower: &str) -> bool {
+        let in_trie = |keys: &Trie, text: &[u8]| {
+            let mut has = false;
+            keys.visit(text, |depth, _| has |= depth == text.len());
+            has
+        };
+        match super::joined::parse(lower) {
+            (DomainRule::Exact, text) => self.exact.contains_key(text.as_bytes()),
+            (DomainRule::Suffix, text) => in_trie(&self.suffixes, &text.bytes().rev().collect::<Vec<u8>>()),
+            (DomainRule::Prefix, text) => in_trie(&self.prefixes, text.as_bytes()),
+            (DomainRule::Any, _) => self.default.is_some(),
         }
     }
 }
 
-/// The longest key that `text` begins with and does not equal: a wildcard stands for at least one character.
-fn longest(keys: &Trie, text: &[u8]) -> Option<u32> {
+/// The longest key that `text` begins with and does not equal, and its length: a wildcard stands for at least one character.
+fn longest(keys: &Trie, text: &[u8]) -> Option<(u32, usize)> {
     let mut best = None;
     keys.visit(text, |depth, values| {
         if depth < text.len() {
-            best = values.first().copied();
+            best = values.first().map(|value| (*value, depth));
         }
     });
     best
@@ -251,9 +285,19 @@ mod tests {
             ("q", 6),
         ];
         for (host, wanted) in table {
-            assert_eq!(index.find(host.as_bytes()).map(|found| found.0), Some(wanted), "{host}");
+            assert_eq!(
+                index.find(lower(host.as_bytes(), &mut SmallVec::new())).map(|found| found.host),
+                Some(wanted),
+                "{host}"
+            );
         }
         assert_eq!(index.only_default(), None);
+        for domain in ["a.com", "*.b.com", "a.*", "*"] {
+            assert!(index.has(domain), "{domain}");
+        }
+        for domain in ["b.com", "*om", "*.a.com", "a*", "a.b.c*"] {
+            assert!(!index.has(domain), "{domain}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Routes: which virtual host and route a request gets, and what the route does to it.
 //!
-//! Reading order: `table` (the one match function), `matching` (matcher trees), `index` and `trie` (how it avoids scanning), `entry` (a compiled
+//! Reading order: `table` (the one match function), `matching` (matcher trees), `index`, `joined` and `trie` (how it avoids scanning), `entry` (a compiled
 //! route), `scoped` (a table for each scope), `active` (a route pinned by a request, with its cluster), `policies` (what the router acts on), `rewrite`, `redirect`
 //! and `stats`. Built from
 //! [`nuncio_config::route`]; shared by all workers. Clusters are only names here.
@@ -8,6 +8,7 @@
 pub mod active;
 pub mod entry;
 mod index;
+mod joined;
 mod matching;
 pub mod policies;
 pub mod redirect;

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use nuncio_config::route::{RequireTls, RouteConfiguration};
 use nuncio_net::tls::info::TlsInfo;
+use smallvec::SmallVec;
 
 use super::active::ActiveRoute;
 use super::entry::{BuildContext, FilterConfigs, Global, LevelRules, Mismatch, RouteEntry, VirtualHostEntry};
-use super::index::{HostIndex, PathIndex};
+use super::index::{Found, HostIndex, PathIndex, lower};
+use super::joined::Joined;
 use super::matching::{self, RequestTree};
 use super::policies::Mirror;
 use super::redirect;
@@ -99,13 +101,15 @@ pub enum RouteOutcome<'t> {
 #[derive(Debug)]
 pub struct RouteTable {
     global: Arc<Global>,
-    hosts: Box<[Arc<Host>]>,
-    index: HostIndex,
+    hosts: Arc<[Arc<Host>]>,
+    index: Arc<HostIndex>,
+    /// Virtual hosts of other tables.
+    joined: Option<Arc<Joined>>,
     vhost_header: Option<HeaderName>,
 }
 
 #[derive(Debug)]
-struct Host {
+pub(super) struct Host {
     entry: Arc<VirtualHostEntry>,
     routes: Box<[Arc<RouteEntry>]>,
     index: PathIndex,
@@ -153,29 +157,53 @@ impl RouteTable {
                 entry,
             }));
         }
-        let index = index_of(&hosts, &config.name, &mut errors);
-        if errors.is_empty() { Ok(Self { hosts: hosts.into(), index, vhost_header, global }) } else { Err(errors) }
+        let index = Arc::new(index_of(&hosts, &config.name, &mut errors));
+        let table = Self { hosts: hosts.into(), index, joined: None, vhost_header, global };
+        if errors.is_empty() { Ok(table) } else { Err(errors) }
     }
 
-    /// This table and the virtual hosts of others, which are not compiled again.
+    /// This table, without the virtual hosts of the tables in `leave` that have joined it, and with those of the tables in
+    /// `join`. Nothing is compiled again; the cost is that of the virtual hosts named, however many there are beside them.
     ///
     /// # Errors
     /// A domain stands in two virtual hosts.
-    pub fn with_virtual_hosts_of<'t>(
+    pub fn with_virtual_hosts<'t>(
         &self,
-        others: impl Iterator<Item = &'t RouteTable>,
+        leave: impl Iterator<Item = &'t RouteTable>,
+        join: impl Iterator<Item = &'t RouteTable>,
     ) -> Result<Self, Vec<BuildError>> {
-        let mut hosts = self.hosts.to_vec();
-        hosts.extend(others.flat_map(|other| other.hosts.iter().cloned()));
+        let mut joined = self.joined.as_deref().cloned().unwrap_or_default();
+        for host in leave.flat_map(|other| other.hosts.iter()) {
+            for domain in &host.entry.config().domains {
+                joined.remove(&domain.to_ascii_lowercase(), host);
+            }
+        }
         let mut errors = Vec::new();
-        let index = index_of(&hosts, &self.global.config.name, &mut errors);
-        let (vhost_header, global) = (self.vhost_header.clone(), self.global.clone());
-        if errors.is_empty() { Ok(Self { hosts: hosts.into(), index, vhost_header, global }) } else { Err(errors) }
+        for host in join.flat_map(|other| other.hosts.iter()) {
+            for (number, domain) in host.entry.config().domains.iter().enumerate() {
+                let lower = domain.to_ascii_lowercase();
+                if self.index.has(&lower) || joined.has(&lower) {
+                    errors.push(duplicate(host, number, &lower, &self.global.config.name));
+                } else {
+                    joined.insert(&lower, host);
+                }
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            hosts: self.hosts.clone(),
+            index: self.index.clone(),
+            joined: (!joined.is_empty()).then(|| Arc::new(joined)),
+            vhost_header: self.vhost_header.clone(),
+            global: self.global.clone(),
+        })
     }
 
     /// Whether a request for `host` has a virtual host, whatever becomes of it there.
     pub fn has_virtual_host(&self, host: &[u8]) -> bool {
-        self.index.find(host).is_some()
+        self.look_up(host).is_some()
     }
 
     /// The configuration that the table was built from.
@@ -188,12 +216,12 @@ impl RouteTable {
         &self.global.internal_only
     }
 
-    /// All routes in order, for validation of clusters and for output.
+    /// All routes in order, for validation of clusters and for output; not those of virtual hosts that have joined.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<RouteEntry>> {
         self.hosts.iter().flat_map(|host| &host.routes)
     }
 
-    /// All virtual hosts in order.
+    /// All virtual hosts in order, but those that have joined.
     pub fn virtual_hosts(&self) -> impl Iterator<Item = &Arc<VirtualHostEntry>> {
         self.hosts.iter().map(|host| &host.entry)
     }
@@ -227,13 +255,26 @@ impl RouteTable {
     }
 
     fn find_host(&self, headers: &Headers) -> Option<(&Host, DomainRule)> {
-        if let Some(at) = self.index.only_default() {
+        if self.joined.is_none()
+            && let Some(at) = self.index.only_default()
+        {
             return Some((&self.hosts[at as usize], DomainRule::Any));
         }
         let host = headers.bytes(self.vhost_header.as_ref().unwrap_or(&names::AUTHORITY))?;
-        let host = if self.global.config.ignore_port_in_host_matching { without_port(host) } else { host };
-        let (at, rule) = self.index.find(host)?;
-        Some((&self.hosts[at as usize], rule))
+        self.look_up(if self.global.config.ignore_port_in_host_matching { without_port(host) } else { host })
+    }
+
+    fn look_up(&self, host: &[u8]) -> Option<(&Host, DomainRule)> {
+        let mut buffer = SmallVec::new();
+        let host = lower(host, &mut buffer);
+        let own = self.index.find(host);
+        let other = self.joined.as_ref().and_then(|joined| joined.find(host));
+        match (own, other) {
+            (Some(own), Some(other)) if other.is_before(&own) => Some((other.host, other.rule)),
+            (None, Some(other)) => Some((other.host, other.rule)),
+            (Some(Found { host, rule, .. }), _) => Some((&self.hosts[host as usize], rule)),
+            (None, None) => None,
+        }
     }
 
     fn find_route<'t>(
@@ -272,16 +313,19 @@ fn index_of(hosts: &[Arc<Host>], name: &str, errors: &mut Vec<BuildError>) -> Ho
         places().map(|(host, domain)| (&*hosts[host].entry.config().domains[domain], host as u32)),
         |number, domain_name| {
             let (host, domain) = places().nth(number).unwrap_or_default();
-            let text = if domain_name == "*" {
-                format!("Only a single wildcard domain is permitted in route {name}")
-            } else {
-                format!(
-                    "Only unique values for domains are permitted. Duplicate entry of domain {domain_name} in route {name}"
-                )
-            };
-            errors.push((format!("{}.domains[{domain}]", hosts[host].entry.config().path), text));
+            errors.push(duplicate(&hosts[host], domain, domain_name, name));
         },
     )
+}
+
+/// The domain with this number in `host` has a virtual host already.
+fn duplicate(host: &Host, number: usize, domain: &str, table: &str) -> BuildError {
+    let text = if domain == "*" {
+        format!("Only a single wildcard domain is permitted in route {table}")
+    } else {
+        format!("Only unique values for domains are permitted. Duplicate entry of domain {domain} in route {table}")
+    };
+    (format!("{}.domains[{number}]", host.entry.config().path), text)
 }
 
 /// A host without its port; brackets of an IPv6 address stay.

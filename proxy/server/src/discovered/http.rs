@@ -11,6 +11,7 @@ use nuncio_config::descriptors::type_name;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
 use nuncio_config::hcm::{HcmConfig, HttpFilterConfig};
+use nuncio_config::paths::FieldPath;
 use nuncio_extensions::registry;
 use nuncio_http::filter::FilterChain;
 use nuncio_http::filter_chains::{ChainSource, FilterChains, MissingConfig};
@@ -78,6 +79,13 @@ impl Builder<'_> {
             let known = |name: &str| registry::HTTP_FILTERS.iter().any(|entry| entry.message == name);
             if let Some(error) = registry::unknown_type(source, "HTTP filter", known) {
                 self.errors.push(ConfigError::new(registry::path_of(&filter.config), error));
+                continue;
+            }
+            // The configuration in the place of that which comes says where it is itself.
+            let place = filter.config.path.strip_suffix(".config_discovery.default_config");
+            let place = FieldPath::parse(place.unwrap_or(&filter.config.path));
+            if let Err(found) = super::check_source(source, &place, self.context) {
+                self.errors.extend(found);
                 continue;
             }
             let default = match source.has_default.then(|| registry::http_filter(filter, last, &factory)) {

@@ -26,6 +26,9 @@ pub(crate) fn build(
     if let Some(error) = registry::unknown_type(&filter.source, "listener filter", known) {
         return Err(ConfigError::new(FieldPath::parse(&filter.path), error));
     }
+    super::check_source(&filter.source, &FieldPath::parse(&filter.path), context).map_err(|found| {
+        found.into_iter().next().unwrap_or_else(|| ConfigError::new(FieldPath::root(), "no source"))
+    })?;
     let default = filter.default.as_ref().map(|default| made(default, context)).transpose()?;
     let current = Arc::new(ArcSwapOption::empty());
     let slot = Arc::new(Slot { filter: filter.clone(), default, current: current.clone() });

@@ -24,6 +24,7 @@ use nuncio_base::stats::Registry;
 use nuncio_config::decode::Context as DecodeContext;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
+use nuncio_config::paths::FieldPath;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -270,6 +271,11 @@ impl ExtensionConfigs {
     }
 }
 
+/// Whether what `source` says can be fetched from; `path` is that of the filter.
+fn check_source(source: &ExtensionSource, path: &FieldPath, context: &Context) -> Result<(), Vec<ConfigError>> {
+    context.sources.check(&source.source, path.field("config_discovery").field("config_source"))
+}
+
 /// What a configuration that has come is decoded with.
 fn decode_context(context: &Context) -> DecodeContext {
     let mut cx = DecodeContext::default();
@@ -281,7 +287,6 @@ fn decode_context(context: &Context) -> DecodeContext {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nuncio_config::paths::FieldPath;
 
     /// Takes configurations whose value is no `!`, and notes what it uses.
     struct Place {

@@ -33,6 +33,10 @@ pub(crate) fn build(
         errors.push(ConfigError::new(FieldPath::parse(&filter.path), error));
         return None;
     }
+    if let Err(found) = super::check_source(&filter.source, &FieldPath::parse(&filter.path), context) {
+        errors.extend(found);
+        return None;
+    }
     let before = errors.len();
     let default =
         filter.default.as_ref().and_then(|default| build::network_filter(default, place, context, targets, errors));

@@ -8,6 +8,7 @@ use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::listener::{ListenerConfig, ListenerFilterConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
 use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
+use nuncio_extensions::on_demand::ClusterSources as _;
 use nuncio_extensions::registry;
 use nuncio_http::matchers::in_runtime_fraction;
 use nuncio_net::chain_matcher::FractionCheck;
@@ -55,6 +56,7 @@ pub(super) fn with_parts<T>(
     let found = RefCell::new(Vec::new());
     let prefix = stat_prefix(config);
     let mut errors = Vec::new();
+    context.sources.listener(config, &mut errors);
     let access_logs = hcm_builder::access_logs(&config.access_logs, context, &mut errors);
     let parts = ListenerParts {
         registry: &context.registry,
@@ -180,8 +182,17 @@ pub(crate) fn network_filter(
         }
         NetworkFilterConfig::TcpProxy(config) => {
             let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
+            let source =
+                match config.on_demand.as_ref().map(|on_demand| context.on_demand.source(on_demand)).transpose() {
+                    Ok(source) => source,
+                    Err(message) => {
+                        let path = FieldPath::parse(&config.path).field("on_demand").field("odcds_config");
+                        errors.push(ConfigError::new(path, message));
+                        return None;
+                    }
+                };
             match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
-                Ok(filter) => Some(Arc::new(TcpProxyFactory::new(filter))),
+                Ok(filter) => Some(Arc::new(TcpProxyFactory::new(filter.with_source(source)))),
                 Err(message) => {
                     let path = FieldPath::parse(&config.path).field("tunneling_config");
                     errors.push(ConfigError::new(path, message));

@@ -1,8 +1,8 @@
 //! CDS: clusters come, change and go.
 
-use super::decode::fingerprint;
+use super::decode::{fingerprint, text};
 use super::stats::Reloads;
-use super::{Inner, endpoints};
+use super::{Inner, endpoints, on_demand_clusters};
 use crate::init::InitTarget;
 use crate::listeners::Origin;
 use crate::resources::Failure;
@@ -29,26 +29,15 @@ impl ResourceHandler for ClusterHandler {
         let mut seen = HashSet::new();
         for resource in &update.added {
             let done = match seen.insert(resource.name.as_str()) {
-                true => apply(&inner, resource),
-                false => Err(format!("duplicate cluster {} found", resource.name)),
+                true => take(&inner, resource),
+                false => Err(refused(&inner, resource, format!("duplicate cluster {} found", resource.name))),
             };
-            if let Err(message) = done {
-                inner
-                    .server
-                    .resources
-                    .clusters()
-                    .fail(&resource.name, Failure::new(&message, &resource.version, &resource.body));
-                errors.push(ResourceError { name: resource.name.clone(), message });
+            match done {
+                Ok(()) => on_demand_clusters::came(&inner, &resource.name),
+                Err(error) => errors.push(error),
             }
         }
-        for name in &update.removed {
-            if inner.server.context.clusters.remove(name) {
-                tracing::debug!(target: "upstream", "cluster '{name}' was removed");
-            }
-            inner.server.resources.clusters().remove(name);
-            endpoints::forget(&inner, name);
-            inner.server.resources.forget_endpoints(name);
-        }
+        update.removed.iter().for_each(|name| remove(&inner, name));
         inner.server.resources.clusters().version = update.version.clone();
         // The secrets of new clusters are asked for before this is acknowledged.
         inner.take_wants();
@@ -76,6 +65,30 @@ impl ResourceHandler for ClusterHandler {
     }
 }
 
+/// Adds a cluster, or puts it in the place of the one with its name.
+///
+/// # Errors
+/// Why it is refused; what was there stays.
+pub(super) fn take(inner: &Rc<Inner>, resource: &Resource) -> Result<(), ResourceError> {
+    apply(inner, resource).map_err(|message| refused(inner, resource, message))
+}
+
+fn refused(inner: &Inner, resource: &Resource, message: String) -> ResourceError {
+    let failure = Failure::new(&message, &resource.version, &resource.body);
+    inner.server.resources.clusters().fail(&resource.name, failure);
+    ResourceError { name: resource.name.clone(), message }
+}
+
+/// Removes a cluster, if there is one of this name that is not of the bootstrap.
+pub(super) fn remove(inner: &Inner, name: &str) {
+    if inner.server.context.clusters.remove(name) {
+        tracing::debug!(target: "upstream", "cluster '{name}' was removed");
+    }
+    inner.server.resources.clusters().remove(name);
+    endpoints::forget(inner, name);
+    inner.server.resources.forget_endpoints(name);
+}
+
 fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
     let hash = fingerprint(&resource.body);
     let clusters = &inner.server.context.clusters;
@@ -89,6 +102,10 @@ fn apply(inner: &Rc<Inner>, resource: &Resource) -> Result<(), String> {
     }
     let config = inner.decoder.cluster(resource)?;
     // Before anything changes: what cannot be filled must not take the place of what serves.
+    let unusable = inner.server.context.sources.cluster(&config);
+    if !unusable.is_empty() {
+        return Err(text(&unusable));
+    }
     let from = endpoints::source(inner, &config)?;
     let (outcome, cluster) = clusters.add_or_update(Arc::new(config), hash).map_err(|error| error.to_string())?;
     if outcome == AddOutcome::Unchanged {

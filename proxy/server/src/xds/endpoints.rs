@@ -37,7 +37,7 @@ pub(super) fn source(inner: &Inner, config: &ClusterConfig) -> Result<Option<Fro
     let source = ConfigSource::parse(source, path).map_err(|errors| text(&errors))?;
     let name = config.alt_stat_name.as_deref().unwrap_or(&config.name);
     let prefix = format!("cluster.{}.", name.replace(':', "_"));
-    let from = inner.sources.resolve(&source, &prefix, inner.origin_of_clusters())?;
+    let from = inner.source(&source, &TypeUrl::CLUSTER_LOAD_ASSIGNMENT, &prefix, inner.origin_of_clusters())?;
     Ok(Some(From { initial_fetch_timeout: source.initial_fetch_timeout, source: from }))
 }
 

@@ -18,8 +18,11 @@ mod files;
 mod listeners;
 mod load_stats;
 mod logs;
+mod names;
 mod node;
+mod on_demand_clusters;
 mod rest;
+mod rest_h2;
 mod routes;
 mod runtime;
 mod scopes;
@@ -99,6 +102,8 @@ pub(crate) struct Inner {
     virtual_hosts: RefCell<HashMap<u64, virtual_hosts::Hosts>>,
     /// Requests that wait for a table, by its id: for which host, and who.
     waiting: RefCell<HashMap<u64, Vec<Waiting>>>,
+    /// By id of the source.
+    on_demand: RefCell<HashMap<u64, on_demand_clusters::Clusters>>,
     /// By id of the configuration.
     extensions: RefCell<HashMap<u64, Subscription>>,
     /// By id of the secret.
@@ -194,6 +199,9 @@ impl Inner {
                     scopes::fetch(self, &scopes, &scope, host, answer);
                 }
             }
+            Want::OnDemand(OnDemand::Cluster { source, cluster, answer }) => {
+                on_demand_clusters::fetch(self, &source, &cluster, answer);
+            }
             Want::Extension(config) => {
                 if let Some(config) = config.upgrade() {
                     extensions::watch(self, &config);
@@ -263,6 +271,19 @@ impl Inner {
         }
     }
 
+    /// A source of resources of a type, which can be subscribed to.
+    fn source(
+        &self,
+        config: &ConfigSource,
+        type_url: &TypeUrl,
+        prefix: &str,
+        own: Option<Source>,
+    ) -> Result<Source, String> {
+        let source = self.sources.resolve(config, prefix, own)?;
+        self.client.check(&source, type_url).map_err(|error| error.to_string())?;
+        Ok(source)
+    }
+
     fn subscribe_wildcard(
         &self,
         source: &ConfigSource,
@@ -312,6 +333,7 @@ impl Discovery {
             scopes: RefCell::default(),
             virtual_hosts: RefCell::default(),
             waiting: RefCell::default(),
+            on_demand: RefCell::default(),
             extensions: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),

@@ -1,8 +1,11 @@
-//! Polls over HTTP/1.1 through the proxy's clusters. A connection is kept for the next poll as long as the server keeps it.
+//! Polls through the proxy's clusters, over HTTP/1.1 or, where the cluster speaks that (`rest_h2`), over HTTP/2. A connection
+//! is kept for the next poll as long as the server keeps it.
 
+use super::rest_h2::{self, Poll};
 use super::transport::{Counted, Protocol, connect_cluster};
 use crate::server::Server;
 use bytes::{Buf as _, Bytes, BytesMut};
+use nuncio_config::cluster::UpstreamProtocol;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
@@ -11,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use xds_client::transport::{LocalFuture, RestResponse, RestTransport};
 
 /// Largest answer to a poll.
-const MAX_RESPONSE: usize = 256 << 20;
+pub(super) const MAX_RESPONSE: usize = 256 << 20;
 /// Largest head of an answer, and largest line of a chunk.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -21,16 +24,50 @@ pub(crate) struct ClusterRest {
     cluster: Box<str>,
     /// A connection between two polls.
     idle: Rc<RefCell<Option<Counted>>>,
+    /// The connection of a cluster that speaks HTTP/2.
+    h2: Rc<RefCell<Option<rest_h2::Connection>>>,
 }
 
 impl ClusterRest {
     pub(crate) fn new(server: &Arc<Server>, cluster: &str) -> ClusterRest {
-        ClusterRest { server: server.clone(), cluster: cluster.into(), idle: Rc::default() }
+        ClusterRest { server: server.clone(), cluster: cluster.into(), idle: Rc::default(), h2: Rc::default() }
+    }
+}
+
+impl ClusterRest {
+    fn post_h2(&self, path: &str, body: Bytes) -> LocalFuture<Result<RestResponse, String>> {
+        let (server, cluster, kept, path) =
+            (self.server.clone(), self.cluster.clone(), self.h2.clone(), path.to_owned());
+        Box::pin(async move {
+            let secure = server.context.clusters.cluster(&cluster).is_some_and(|cluster| cluster.config.tls.is_some());
+            let address = server.context.local_address();
+            let poll = Poll { authority: &cluster, secure, path: &path, address: &address, body };
+            let old = kept.take();
+            let connection = match old {
+                Some(connection) if connection.is_ready().await => connection,
+                _ => {
+                    let stream = connect_cluster(&server, &cluster, Protocol::Http2).await;
+                    let stream = stream.map_err(|error| error.to_string())?;
+                    rest_h2::Connection::new(stream).await.map_err(|error| error.to_string())?
+                }
+            };
+            let answer = connection.post(&poll).await?;
+            kept.replace(Some(connection));
+            Ok(answer)
+        })
+    }
+
+    fn speaks_h2(&self) -> bool {
+        let cluster = self.server.context.clusters.cluster(&self.cluster);
+        cluster.is_some_and(|cluster| cluster.config.http.protocol == UpstreamProtocol::Http2)
     }
 }
 
 impl RestTransport for ClusterRest {
     fn post(&self, path: &str, body: Bytes) -> LocalFuture<Result<RestResponse, String>> {
+        if self.speaks_h2() {
+            return self.post_h2(path, body);
+        }
         let (server, cluster, idle) = (self.server.clone(), self.cluster.clone(), self.idle.clone());
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: {cluster}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\

@@ -79,7 +79,14 @@ pub(super) fn fetch(
     if routes.is_loaded() {
         virtual_hosts::fetch(inner, &routes, &host, answer);
     } else {
-        inner.waiting.borrow_mut().entry(routes.id).or_default().push((host, answer));
+        let mut waiting = inner.waiting.borrow_mut();
+        let list = waiting.entry(routes.id).or_default();
+        // Who has left does not wait any more. The cost is shared by those who came since.
+        if list.len() >= 64 && list.len() == list.capacity() {
+            list.retain(|(_, answer)| !answer.is_closed());
+            list.reserve(list.len());
+        }
+        list.push((host, answer));
     }
 }
 

@@ -32,12 +32,7 @@ impl Sources {
             SourceKind::Ads => Ok(Source::Ads),
             SourceKind::SelfSource => own.ok_or_else(|| "self is used in a resource that was not fetched".to_owned()),
             SourceKind::Path { path, watched_directory } => {
-                if !path.exists() {
-                    return Err(format!(
-                        "paths must refer to an existing path in the system: '{}' does not exist",
-                        path.display()
-                    ));
-                }
+                self.server.context.sources.usable(config)?;
                 Ok(Source::Path(Rc::new(PathSource {
                     path: path.clone(),
                     watched_directory: watched_directory.clone(),
@@ -146,18 +141,7 @@ impl Sources {
         Some((http2.keepalive_interval?, http2.keepalive_timeout))
     }
 
-    /// What configuration is fetched from must be there before any configuration is fetched.
     fn check_cluster(&self, name: &str) -> Result<(), String> {
-        let found = self.server.context.clusters.cluster(name).is_some_and(|cluster| {
-            let eds = matches!(cluster.config.discovery, nuncio_config::cluster::Discovery::Eds { .. });
-            !cluster.config.added_via_api && !eds
-        });
-        if found {
-            return Ok(());
-        }
-        Err(format!(
-            "envoy.config.core.v3.ApiConfigSource must have a statically defined non-EDS cluster: '{name}' does not exist, \
-             was added via api, or is an EDS cluster"
-        ))
+        self.server.context.sources.cluster_is_asked(name)
     }
 }

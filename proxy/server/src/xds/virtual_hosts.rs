@@ -1,20 +1,21 @@
 //! VHDS: virtual hosts that come beside those of a route configuration, all at once or when a request asks for its host.
 //!
-//! A virtual host is compiled on its own and joins the table of its routes; the others are not compiled again. Delta
-//! only, as the service is.
+//! A virtual host is compiled on its own and joins the table of its routes; the others are not touched. Names that requests
+//! bring are bounded ([`Names`]). Delta only, as the service is.
 
+use super::names::{Limits, Names};
 use super::routes;
 use super::stats::{Counted, Reloads, VirtualHostsFamily};
 use super::{Inner, text};
 use crate::named_routes::{NamedRoutes, VirtualHosts};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use nuncio_config::config_source::{Api, ConfigSource, SourceKind};
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
 use prost::Message as _;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -30,20 +31,49 @@ pub(super) struct Hosts {
     state: Rc<RefCell<State>>,
 }
 
-#[derive(Default)]
 struct State {
     /// The route configuration without its virtual hosts.
     shell: pb::RouteConfiguration,
     /// What came, by the name in the message.
-    hosts: BTreeMap<Arc<str>, Host>,
-    /// Requests that wait, with the name of the resource that they wait for.
-    waiting: Vec<(String, oneshot::Sender<()>)>,
+    hosts: HashMap<Arc<str>, Host>,
+    /// Names in messages by names of resources.
+    by_resource: HashMap<Box<str>, Arc<str>>,
+    /// What requests have asked for.
+    asked: Names,
 }
 
 struct Host {
     /// The name of the resource.
     resource: Box<str>,
-    message: pb::VirtualHost,
+    /// The message.
+    body: Bytes,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            shell: pb::RouteConfiguration::default(),
+            hosts: HashMap::new(),
+            by_resource: HashMap::new(),
+            asked: Names::new(Limits::default()),
+        }
+    }
+}
+
+impl State {
+    /// The virtual hosts that these names, of resources or of messages, stand for.
+    fn named<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<Arc<str>> {
+        let one =
+            |name: &str| self.by_resource.get(name).or_else(|| self.hosts.get_key_value(name).map(|(name, _)| name));
+        let found: HashSet<Arc<str>> = names.filter_map(|name| one(name).cloned()).collect();
+        found.into_iter().collect()
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        if let Some(old) = self.hosts.remove(name) {
+            self.by_resource.remove(&old.resource);
+        }
+    }
 }
 
 /// Takes a route configuration that has come into use, with the virtual hosts that belong to it. True if more are waited
@@ -56,8 +86,8 @@ pub(super) fn apply(
 ) -> Result<bool, String> {
     let Some(source) = config.vhds.clone() else {
         routes.set(Arc::new(config), None).map_err(|errors| text(&errors))?;
-        let gone = inner.virtual_hosts.borrow_mut().remove(&routes.id);
-        drop(gone);
+        forget(inner, routes.id);
+        inner.server.resources.forget_virtual_hosts(routes.id);
         return Ok(false);
     };
     let parsed = checked_source(inner, &source)?;
@@ -75,12 +105,17 @@ pub(super) fn apply(
     } else {
         None
     };
+    let prefix = format!("{}rds.vhds.{}.", routes.stat_prefix, routes.name.replace(':', "_"));
+    // Before anything changes: routes whose virtual hosts cannot be fetched are refused.
+    let from = match known {
+        Some((true, _)) => None,
+        _ => Some(inner.source(&parsed, &TypeUrl::VIRTUAL_HOST, &prefix, inner.origin_of_listeners())?),
+    };
     routes.set(Arc::new(config), hosts).map_err(|errors| text(&errors))?;
     state.borrow_mut().shell = shell;
-    if known.is_some_and(|(same, _)| same) {
-        return Ok(false);
-    }
-    let prefix = format!("{}rds.vhds.{}.", routes.stat_prefix, routes.name.replace(':', "_"));
+    let Some(from) = from else { return Ok(false) };
+    // Another server is asked: who waits for the old one's answer goes on without.
+    state.borrow_mut().asked = Names::new(Limits::default());
     let registry = &inner.server.context.registry;
     let handler = Rc::new(HostHandler {
         inner: Rc::downgrade(inner),
@@ -94,7 +129,6 @@ pub(super) fn apply(
         interest: Interest::Namespace(routes.name.to_string()),
         initial_fetch_timeout: parsed.initial_fetch_timeout,
     };
-    let from = inner.sources.resolve(&parsed, &prefix, inner.origin_of_listeners())?;
     let stats = Rc::new(Counted::new(registry, &prefix));
     let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
     let old = inner.virtual_hosts.borrow_mut().insert(routes.id, Hosts { source, subscription, state });
@@ -132,7 +166,8 @@ fn compiled_again(
     state: &State,
 ) -> Result<VirtualHosts, String> {
     let compile = |(name, host): (&Arc<str>, &Host)| {
-        let alone = inner.decoder.virtual_host(shell, host.message.clone())?;
+        let message = pb::VirtualHost::decode(host.body.clone()).map_err(|error| error.to_string())?;
+        let alone = inner.decoder.virtual_host(shell, message)?;
         let table = routes.compile_host(alone).map_err(|errors| text(&errors))?;
         Ok((name.clone(), table))
     };
@@ -153,12 +188,34 @@ pub(super) fn fetch(inner: &Rc<Inner>, routes: &NamedRoutes, host: &str, answer:
         return;
     }
     let name = format!("{}/{host}", routes.name);
+    if hosts.state.borrow().asked.is_settled(&name) {
+        // The server has none, or one for other hosts. As Envoy does, it is asked once: it says so if that changes.
+        return;
+    }
+    let asked = hosts.state.borrow_mut().asked.ask(&name, answer);
+    let Some(asked) = asked else {
+        tracing::debug!(target: "config", "routes '{}': no more virtual hosts are asked for", routes.name);
+        return;
+    };
+    // To ask again without a name is counted, as Envoy does.
+    let names = if asked.is_new { vec![name] } else { Vec::new() };
+    hosts.subscription.request_on_demand(&names);
+    give_up(inner, hosts, routes, &asked.given_up);
+}
+
+/// Names of resources are not asked for any more, and what they brought is let go of.
+fn give_up(inner: &Inner, hosts: &Hosts, routes: &NamedRoutes, names: &[Arc<str>]) {
+    if names.is_empty() {
+        return;
+    }
+    hosts.subscription.release_on_demand(&names.iter().map(|name| name.to_string()).collect::<Vec<_>>());
     let mut state = hosts.state.borrow_mut();
-    // Who has left does not wait any more.
-    state.waiting.retain(|(_, answer)| !answer.is_closed());
-    state.waiting.push((name.clone(), answer));
-    drop(state);
-    hosts.subscription.request_on_demand(&[name]);
+    let gone: Vec<Arc<str>> = names.iter().filter_map(|name| state.by_resource.get(&**name).cloned()).collect();
+    // Nothing is added: there is nothing that could be wrong.
+    if !gone.is_empty() && routes.change_hosts(VirtualHosts::new(), &gone).is_ok() {
+        gone.iter().for_each(|name| state.remove(name));
+        inner.server.resources.forget_some_virtual_hosts(routes.id, &gone);
+    }
 }
 
 struct HostHandler {
@@ -179,41 +236,53 @@ impl HostHandler {
             let name: Arc<str> = message.name.as_str().into();
             let alone = inner.decoder.virtual_host(&state.shell, message.clone())?;
             compiled.insert(name.clone(), routes.compile_host(alone).map_err(|errors| text(&errors))?);
-            messages.push((name, Host { resource: resource.name.as_str().into(), message }));
+            let body = message.encode_to_vec().into();
+            messages.push((name, Host { resource: resource.name.as_str().into(), body }));
         }
-        let leaving: HashSet<&str> = update.removed.iter().map(String::as_str).collect();
-        let leaves =
-            |(name, host): &(&Arc<str>, &Host)| leaving.contains(&***name) || leaving.contains(&*host.resource);
-        let gone: Vec<Arc<str>> = if leaving.is_empty() {
-            Vec::new()
-        } else {
-            state.hosts.iter().filter(leaves).map(|(name, _)| name.clone()).collect()
-        };
+        let gone = state.named(update.removed.iter().map(String::as_str));
         if update.added.is_empty() && gone.is_empty() {
             return Ok(());
         }
         routes.change_hosts(compiled, &gone).map_err(|errors| text(&errors))?;
-        gone.iter().for_each(|name| drop(state.hosts.remove(name)));
-        state.hosts.extend(messages);
-        let mut shown = Vec::new();
-        for host in state.hosts.values() {
-            // A field of a message that is not there: what follows another is added to its list.
-            let field = pb::RouteConfiguration { virtual_hosts: vec![host.message.clone()], ..Default::default() };
-            shown.extend(field.encode_to_vec());
+        gone.iter().for_each(|name| state.remove(name));
+        let shown = messages.iter().map(|(name, host)| (name.clone(), in_routes(&host.body)));
+        inner.server.resources.change_virtual_hosts(routes.id, &update.version, shown, &gone);
+        for (name, host) in messages {
+            state.remove(&name);
+            state.by_resource.insert(host.resource.clone(), name.clone());
+            state.hosts.insert(name, host);
         }
-        inner.server.resources.set_virtual_hosts(routes.id, &update.version, shown.into());
         self.stats.config_reload().inc();
         // The routes are others too.
         self.reloads.count();
         Ok(())
     }
 
-    fn answer(&self, update: &Update) {
-        let names = update.added.iter().flat_map(|resource| std::iter::once(&resource.name).chain(&resource.aliases));
-        let told: HashSet<&String> = names.chain(&update.removed).collect();
-        // Dropped, a sender is an answer too.
-        self.state.borrow_mut().waiting.retain(|(name, answer)| !told.contains(name) && !answer.is_closed());
+    /// Requests that waited for what an update speaks of go on. Returns what is asked for no longer.
+    fn answer(&self, update: &Update) -> Vec<Arc<str>> {
+        let asked = &mut self.state.borrow_mut().asked;
+        let mut given_up = Vec::new();
+        for resource in &update.added {
+            for name in std::iter::once(&resource.name).chain(&resource.aliases) {
+                given_up.extend(asked.answered(name, !resource.unresolved));
+            }
+        }
+        for name in &update.removed {
+            given_up.extend(asked.answered(name, false));
+        }
+        given_up
     }
+}
+
+/// A virtual host as the only field of a route configuration. What follows another such message is added to its list.
+fn in_routes(host: &Bytes) -> Bytes {
+    // `virtual_hosts`.
+    const FIELD: u32 = 2;
+    let mut out = BytesMut::with_capacity(host.len() + 8);
+    prost::encoding::encode_key(FIELD, prost::encoding::WireType::LengthDelimited, &mut out);
+    prost::encoding::encode_varint(host.len() as u64, &mut out);
+    out.extend_from_slice(host);
+    out.freeze()
 }
 
 impl ResourceHandler for HostHandler {
@@ -225,7 +294,10 @@ impl ResourceHandler for HostHandler {
         routes::ready(&inner, &routes);
         match done {
             Ok(()) => {
-                self.answer(&update);
+                let given_up = self.answer(&update);
+                if let Some(hosts) = inner.virtual_hosts.borrow().get(&routes.id) {
+                    give_up(&inner, hosts, &routes, &given_up);
+                }
                 Verdict::accept()
             }
             Err(message) => {

@@ -5,9 +5,10 @@
 use crate::discovered::ExtensionConfig;
 use crate::grpc_logs::LogStream;
 use crate::named_routes::NamedRoutes;
+use crate::on_demand_clusters::OnDemandSource;
 use crate::scoped_routes::DiscoveredScopes;
 use nuncio_net::tls::secrets::Secret;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use tokio::sync::{mpsc, oneshot};
 
 /// One thing that is wanted, or no longer.
@@ -34,7 +35,7 @@ pub enum Want {
     Logs(LogStream),
 }
 
-/// What a request needs and is not there. Whoever waits is answered once it has come, or known not to come.
+/// What a request, or a connection, needs and is not there. Whoever waits is answered once it has come, or known not to come.
 pub enum OnDemand {
     /// The virtual host of `host` in a route table.
     VirtualHost {
@@ -53,6 +54,15 @@ pub enum OnDemand {
         scope: Box<str>,
         /// `:authority`, lower-cased.
         host: Box<str>,
+        /// Who waits.
+        answer: oneshot::Sender<()>,
+    },
+    /// A cluster.
+    Cluster {
+        /// Who is asked.
+        source: Arc<OnDemandSource>,
+        /// Its name.
+        cluster: Arc<str>,
         /// Who waits.
         answer: oneshot::Sender<()>,
     },

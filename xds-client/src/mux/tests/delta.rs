@@ -164,3 +164,41 @@ fn virtual_hosts_reach_their_namespace_and_are_asked_for_on_demand() {
     assert!(updates[0].1.added[0].unresolved);
     assert_eq!(talk.sent(), ["VHDS n=2 +[] -[] {}"]);
 }
+
+#[test]
+fn names_on_demand_are_given_up_and_nothing_of_them_is_kept() {
+    let mut talk = Talk::delta();
+    let id = talk.mux.subscribe(talk.now, SubscriptionOptions::new(CDS, Interest::Namespace("r".into())));
+    talk.sent();
+    let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    talk.mux.request_on_demand(talk.now, id, &names(&["r/a", "r/b", "r/c"]));
+    assert_eq!(talk.sent(), ["CDS n= +[r/a r/b r/c] -[] {}"]);
+    talk.accept(delta(CDS, "1", &["r/a=1", "r/b"]));
+    talk.sent();
+    talk.mux.release_on_demand(id, &names(&["r/a", "r/b", "other"]));
+    assert_eq!(talk.sent(), ["CDS n= +[] -[r/a r/b] {}"]);
+    assert!(talk.status(&CDS, "r/a").is_none() && talk.status(&CDS, "r/b").is_none());
+    // The answer of the server to that is of no consequence, and another stream learns what is left.
+    talk.accept(delta(CDS, "2", &["r/a"]));
+    talk.sent();
+    talk.mux.stream_closed();
+    talk.mux.stream_opened();
+    assert_eq!(talk.sent(), ["CDS n= +[* r/c] -[] {}"]);
+    talk.mux.unsubscribe(id);
+    assert_eq!(talk.sent(), ["CDS n= +[] -[* r/c] {}"]);
+}
+
+#[test]
+fn names_beside_a_wildcard_that_are_given_up_are_held_by_it() {
+    let mut talk = Talk::delta();
+    talk.wildcard(CDS);
+    let id = talk.names(CDS, &[]);
+    talk.sent();
+    talk.mux.request_on_demand(talk.now, id, &["a".to_owned()]);
+    talk.accept(delta(CDS, "1", &["a=1", "b=1"]));
+    talk.sent();
+    talk.mux.release_on_demand(id, &["a".to_owned()]);
+    assert_eq!(talk.sent(), ["CDS n= +[] -[a] {}"]);
+    talk.mux.stream_opened();
+    assert_eq!(talk.sent(), ["CDS n= +[] -[] {a=1 b=1}"]);
+}

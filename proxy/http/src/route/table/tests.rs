@@ -475,13 +475,54 @@ fn virtual_hosts_of_other_tables_join_without_being_compiled_again() {
         |name: &str, domains: &[&str]| RouteTable::build(Arc::new(config(vec![host(name, domains, Vec::new())])));
     let base = table("static", &["a.example"]).unwrap();
     let (one, two) = (table("one", &["b.example"]).unwrap(), table("two", &["*.c.example", "d.example"]).unwrap());
-    let joined = base.with_virtual_hosts_of([&one, &two].into_iter()).unwrap();
-    let names: Vec<&str> = joined.virtual_hosts().map(|host| &**host.name()).collect();
-    assert_eq!(names, ["static", "one", "two"]);
-    assert!(Arc::ptr_eq(joined.virtual_hosts().nth(1).unwrap(), one.virtual_hosts().next().unwrap()));
-    for (host, known) in [("a.example", true), ("B.example", true), ("x.c.example", true), ("e.example", false)] {
-        assert_eq!(joined.has_virtual_host(host.as_bytes()), known, "{host}");
+    let none = || std::iter::empty();
+    let joined = base.with_virtual_hosts(none(), [&one, &two].into_iter()).unwrap();
+    for (host, name) in [
+        ("a.example", Some("static")),
+        ("B.example", Some("one")),
+        ("x.c.example", Some("two")),
+        ("e.example", None),
+        ("y.d.example", Some("wild")),
+    ] {
+        let known = joined.look_up(host.as_bytes()).map(|(host, _)| &**host.entry.name());
+        assert_eq!(known, name.filter(|name| *name != "wild"), "{host}");
+        assert_eq!(joined.has_virtual_host(host.as_bytes()), known.is_some());
     }
-    let error = joined.with_virtual_hosts_of([&one].into_iter()).unwrap_err();
+    let entry = |table: &RouteTable| table.look_up(b"b.example").map(|(host, _)| host.entry.clone()).unwrap();
+    assert!(Arc::ptr_eq(&entry(&joined), one.virtual_hosts().next().unwrap()));
+    let error = joined.with_virtual_hosts(none(), [&one].into_iter()).unwrap_err();
     assert!(error[0].1.contains("Duplicate entry of domain b.example in route rc"), "{error:?}");
+    let error = joined.with_virtual_hosts(none(), [&table("three", &["A.example"]).unwrap()].into_iter()).unwrap_err();
+    assert!(error[0].1.contains("Duplicate entry of domain a.example in route rc"), "{error:?}");
+    // The longest wildcard counts, whoever has it.
+    let wild = table("wild", &["*.example", "*", "b.*"]).unwrap();
+    let other = joined.with_virtual_hosts([&one].into_iter(), [&wild].into_iter()).unwrap();
+    for (host, name) in [("a.example", "static"), ("b.example", "wild"), ("x.c.example", "two"), ("b.org", "wild")] {
+        assert_eq!(&**other.look_up(host.as_bytes()).unwrap().0.entry.name(), name, "{host}");
+    }
+    let gone = other.with_virtual_hosts([&wild, &two, &one].into_iter(), none()).unwrap();
+    assert!(gone.joined.is_none() && gone.has_virtual_host(b"a.example") && !gone.has_virtual_host(b"b.example"));
+    assert!(joined.has_virtual_host(b"b.example"), "tables do not change");
+}
+
+#[test]
+fn the_cost_of_a_virtual_host_that_joins_does_not_grow_with_the_others() {
+    let one = |number: usize| {
+        let domain = format!("host-{number}.example.com");
+        RouteTable::build(Arc::new(config(vec![host("v", &[&domain], Vec::new())]))).unwrap()
+    };
+    // The time of a change in a table of so many; the least of some, for other work disturbs it.
+    let time = |count: usize| {
+        let all: Vec<RouteTable> = (0..count).map(one).collect();
+        let base = table(config(Vec::new())).with_virtual_hosts(std::iter::empty(), all.iter()).unwrap();
+        let more: Vec<RouteTable> = (count..count + 64).map(one).collect();
+        let measure = |new: &RouteTable| {
+            let start = std::time::Instant::now();
+            assert!(base.with_virtual_hosts(all.iter().take(1), std::iter::once(new)).is_ok());
+            start.elapsed().as_nanos()
+        };
+        more.iter().map(measure).min().unwrap()
+    };
+    let (small, large) = (time(100), time(10_000));
+    assert!(large < small * 8 + 20_000, "{large} ns among 10,000, {small} ns among 100");
 }
