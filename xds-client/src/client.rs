@@ -74,6 +74,8 @@ pub struct PathSource {
     pub path: PathBuf,
     /// Read the file again when something is moved into this directory, rather than into that of the file.
     pub watched_directory: Option<PathBuf>,
+    /// A file of the watched directory that is written in place is a change, too.
+    pub watch_modify: bool,
     /// Decodes the file, whatever its format.
     pub parse: Rc<ParseFile>,
 }
@@ -370,7 +372,7 @@ fn path_of(type_url: &TypeUrl, protocol: Protocol) -> Option<String> {
 
 fn watch_of(source: &PathSource) -> Result<FileWatch, SubscribeError> {
     let watch = match &source.watched_directory {
-        Some(directory) => FileWatch::directory(directory),
+        Some(directory) => FileWatch::directory(directory, source.watch_modify),
         None => FileWatch::file(&source.path),
     };
     watch.map_err(|e| SubscribeError::Watch { path: source.path.display().to_string(), reason: e.to_string() })

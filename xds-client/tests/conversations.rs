@@ -485,6 +485,7 @@ fn a_file_is_read_at_once_and_when_it_is_replaced() {
         let source = Source::Path(Rc::new(PathSource {
             path: path.clone(),
             watched_directory: None,
+            watch_modify: false,
             parse: Rc::new(|_, bytes| DiscoveryResponse::decode(bytes).map_err(|e| e.to_string())),
         }));
         let client = client();
@@ -503,6 +504,7 @@ fn a_file_is_read_at_once_and_when_it_is_replaced() {
         let nowhere = Source::Path(Rc::new(PathSource {
             path: dir.path().join("no/such"),
             watched_directory: None,
+            watch_modify: false,
             parse: Rc::new(|_, _| Err("never read".to_owned())),
         }));
         let options = SubscriptionOptions::new(CDS, Interest::Wildcard);

@@ -1,6 +1,7 @@
 //! Per-thread randomness for load balancing, jitter and request ids. Not for secrets.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use fastrand::Rng;
 
@@ -23,6 +24,16 @@ pub fn u64() -> u64 {
 #[inline]
 pub fn below(bound: u64) -> u64 {
     if bound == 0 { 0 } else { RNG.with_borrow_mut(|rng| rng.u64(..bound)) }
+}
+
+/// `length` made longer by up to `most` of itself; `random` says by how much.
+pub fn jittered(length: Duration, most: f64, random: u64) -> Duration {
+    if most <= 0.0 {
+        return length;
+    }
+    // The upper half of a mixed number is even where the numbers follow each other.
+    let share = (random.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as f64 / f64::from(u32::MAX);
+    Duration::try_from_secs_f64(length.as_secs_f64() * (1.0 + most * share)).unwrap_or(length)
 }
 
 /// A random (version 4) UUID in its 36-character form, for request ids.
@@ -56,6 +67,16 @@ mod tests {
         assert_eq!((u64(), below(10), uuid_v4()), first);
         assert!(first.1 < 10);
         assert_eq!(below(0), 0);
+    }
+
+    #[test]
+    fn jitter_makes_longer_by_a_share_at_most() {
+        let (length, most) = (Duration::from_secs(10), Duration::from_secs(15));
+        assert_eq!(jittered(length, 0.0, 77), length);
+        let all: Vec<_> = (0..1000).map(|random| jittered(length, 0.5, random)).collect();
+        assert!(all.iter().all(|one| (length..=most).contains(one)));
+        let mean: f64 = all.iter().map(Duration::as_secs_f64).sum::<f64>() / 1000.0;
+        assert!((12.0..13.0).contains(&mean), "{mean}");
     }
 
     #[test]

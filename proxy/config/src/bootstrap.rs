@@ -33,6 +33,10 @@ pub struct BootstrapConfig {
     pub stats_flush_interval: Duration,
     /// Flush only when the admin interface is asked (`stats_flush_on_admin`).
     pub stats_flush_on_admin: bool,
+    /// What `server.version` says, instead of 0 (`stats_server_version_override`).
+    pub stats_server_version: Option<u64>,
+    /// Where a file `drain` makes the health check fail from the start (`flags_path`).
+    pub flags_path: Option<Box<str>>,
     /// Runtime layers in order; later ones win.
     pub runtime: Vec<RuntimeLayer>,
     /// Overload manager, serialized.
@@ -107,6 +111,8 @@ pub struct StatsConfig {
     pub tags: Vec<TagSpecifier>,
     /// `use_all_default_tags`; default true.
     pub use_all_default_tags: bool,
+    /// A tag goes before the default one of its name.
+    pub allow_default_tag_overrides: bool,
     /// Which stats exist.
     pub matcher: StatsMatcher,
     /// Buckets by stat name.

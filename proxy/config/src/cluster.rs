@@ -1,6 +1,7 @@
 //! Clusters and their endpoints (`envoy.config.cluster.v3`, `envoy.config.endpoint.v3`).
 
 use crate::address::{Address, EndpointAddress};
+use crate::bootstrap::StatsMatcher;
 use crate::hcm::{Http1Options, Http2Options};
 use crate::listener::SocketOption;
 use crate::route::HashPolicy;
@@ -45,6 +46,8 @@ pub struct ClusterConfig {
     pub lb_policy: LbPolicy,
     /// Settings common to policies.
     pub lb_common: CommonLbConfig,
+    /// Which stats of the cluster exist, where that is not left to the bootstrap.
+    pub stats_matcher: Option<Arc<StatsMatcher>>,
     /// Endpoints written in the cluster.
     pub endpoints: ClusterLoadAssignment,
     /// Protocol toward the hosts.
@@ -98,6 +101,7 @@ impl ClusterConfig {
             per_connection_buffer_limit_bytes: 1 << 20,
             lb_policy: LbPolicy::RoundRobin,
             lb_common: CommonLbConfig::default(),
+            stats_matcher: None,
             endpoints: ClusterLoadAssignment::default(),
             http: UpstreamHttpOptions::default(),
             circuit_breakers: CircuitBreakers::default(),
@@ -225,6 +229,24 @@ pub struct CommonLbConfig {
     pub hashing: HashingConfig,
     /// Hosts are divided into subsets, and the policy picks within one; None for no division.
     pub subsets: Option<Arc<SubsetConfig>>,
+    /// Runtime keys of numbers above.
+    pub runtime_keys: LbRuntimeKeys,
+}
+
+/// Runtime keys that go before what the configuration says (`RuntimeDouble`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LbRuntimeKeys {
+    /// Of the bias of [`LbPolicy::LeastRequest`].
+    pub active_request_bias: Option<Box<str>>,
+    /// Of [`SlowStartConfig::aggression`].
+    pub aggression: Option<Box<str>>,
+}
+
+impl LbRuntimeKeys {
+    /// Whether there is any.
+    pub fn is_empty(&self) -> bool {
+        self.active_request_bias.is_none() && self.aggression.is_none()
+    }
 }
 
 impl Default for CommonLbConfig {
@@ -245,6 +267,7 @@ impl Default for CommonLbConfig {
             selected_host_key: None,
             hashing: HashingConfig::default(),
             subsets: None,
+            runtime_keys: LbRuntimeKeys::default(),
         }
     }
 }
@@ -386,7 +409,7 @@ pub enum HealthStatus {
 }
 
 /// `HttpProtocolOptions` of an upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamHttpOptions {
     /// Protocol choice.
     pub protocol: UpstreamProtocol,
@@ -398,6 +421,8 @@ pub struct UpstreamHttpOptions {
     pub idle_timeout: Option<Duration>,
     /// `max_connection_duration`.
     pub max_connection_duration: Option<Duration>,
+    /// It is longer by up to this share.
+    pub max_connection_duration_jitter: f64,
     /// `max_requests_per_connection`.
     pub max_requests_per_connection: Option<u32>,
     /// `max_headers_count` of responses; default 100.
@@ -424,6 +449,7 @@ impl Default for UpstreamHttpOptions {
             http2: Http2Options::default(),
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
+            max_connection_duration_jitter: 0.0,
             max_requests_per_connection: None,
             max_headers_count: 100,
             max_response_headers_kb: None,

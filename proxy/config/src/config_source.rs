@@ -38,6 +38,8 @@ pub enum SourceKind {
         path: PathBuf,
         /// The directory in which a move shows a change; the file's own otherwise.
         watched_directory: Option<PathBuf>,
+        /// A write in that directory shows one, too.
+        watch_modify: bool,
     },
     /// The aggregated stream of the bootstrap.
     Ads,
@@ -223,10 +225,13 @@ impl ConfigSource {
             cx.error_at("authorities", "xdstp authorities are not implemented yet");
         }
         let kind = match &message.config_source_specifier {
-            Some(Kind::Path(path)) => SourceKind::Path { path: path.into(), watched_directory: None },
+            Some(Kind::Path(path)) => {
+                SourceKind::Path { path: path.into(), watched_directory: None, watch_modify: false }
+            }
             Some(Kind::PathConfigSource(source)) => SourceKind::Path {
                 path: source.path.as_str().into(),
                 watched_directory: source.watched_directory.as_ref().map(|directory| directory.path.as_str().into()),
+                watch_modify: source.watched_directory.as_ref().is_some_and(|directory| directory.watch_modify),
             },
             Some(Kind::ApiConfigSource(source)) => {
                 SourceKind::Api(Box::new(cx.at("api_config_source", |cx| ApiConfigSource::decode(cx, source))?))
@@ -410,7 +415,7 @@ mod tests {
     fn every_kind_of_source_is_read() {
         use pb::config_source::ConfigSourceSpecifier as Kind;
         let path = parse(Kind::Path("/a".into())).unwrap();
-        assert_eq!(path.kind, SourceKind::Path { path: "/a".into(), watched_directory: None });
+        assert_eq!(path.kind, SourceKind::Path { path: "/a".into(), watched_directory: None, watch_modify: false });
         assert_eq!(path.initial_fetch_timeout, Duration::from_secs(15));
         assert_eq!(parse(Kind::Ads(Default::default())).unwrap().kind, SourceKind::Ads);
         let mut message = api(pb::api_config_source::ApiType::DeltaGrpc);

@@ -2,7 +2,9 @@
 
 use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
 use crate::discovered::ExtensionSource;
+use crate::header_mutation::HeaderMutation;
 use crate::matchers::{CidrRange, StringMatcher};
+use crate::matching::MatchTree;
 use crate::route::RouteConfiguration;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub struct HcmConfig {
     pub idle_timeout: Option<Duration>,
     /// `max_connection_duration`.
     pub max_connection_duration: Option<Duration>,
+    /// The duration is longer by up to this share (`max_connection_duration_jitter`).
+    pub max_connection_duration_jitter: f64,
     /// `http1_safe_max_connection_duration`.
     pub http1_safe_max_connection_duration: bool,
     /// `max_stream_duration` of common options.
@@ -55,20 +59,24 @@ pub struct HcmConfig {
     pub headers_with_underscores_action: UnderscoresAction,
     /// Default 5 min, None when 0.
     pub stream_idle_timeout: Option<Duration>,
-    /// Default: `stream_idle_timeout`.
-    pub stream_flush_timeout: Option<Duration>,
+    /// None: the idle timeout of the route or of streams; Some(None): off.
+    pub stream_flush_timeout: Option<Option<Duration>>,
     /// None: off.
     pub request_timeout: Option<Duration>,
     /// None: off.
     pub request_headers_timeout: Option<Duration>,
     /// Time between GOAWAY notices; default 5 s.
     pub drain_timeout: Duration,
+    /// It is longer by up to this share (`drain_timeout_jitter`).
+    pub drain_timeout_jitter: f64,
     /// Default 1 s.
     pub delayed_close_timeout: Duration,
     /// Access logs.
     pub access_logs: Vec<AccessLogConfig>,
     /// `access_log_options.access_log_flush_interval`.
     pub access_log_flush_interval: Option<Duration>,
+    /// A line of the access log when a tunnel is established.
+    pub flush_access_log_on_tunnel: bool,
     /// `flush_access_log_on_new_request`.
     pub flush_access_log_on_new_request: bool,
     /// Trust the connection's address instead of XFF.
@@ -77,10 +85,16 @@ pub struct HcmConfig {
     pub xff_num_trusted_hops: u32,
     /// `original_ip_detection_extensions`.
     pub original_ip_detection: Vec<OriginalIpDetection>,
+    /// Mutations of request headers before everything else looks at them, a list per extension.
+    pub early_header_mutations: Vec<Vec<HeaderMutation>>,
     /// Ranges that count as internal; default none (1.33+).
     pub internal_cidrs: Vec<CidrRange>,
     /// `internal_address_config.unix_sockets`.
     pub internal_unix_sockets: bool,
+    /// Say which cluster and node forwards (`add_user_agent`).
+    pub add_user_agent: bool,
+    /// Ports that say which scheme a client used that a PROXY header or the original destination speaks of.
+    pub forward_proto: Option<Box<ForwardProto>>,
     /// Leave XFF alone.
     pub skip_xff_append: bool,
     /// Value for `via`; empty adds none.
@@ -97,10 +111,10 @@ pub struct HcmConfig {
     pub forward_client_cert: ForwardClientCert,
     /// Fields for `x-forwarded-client-cert`.
     pub client_cert_details: ClientCertDetails,
+    /// What goes before the two above for some requests.
+    pub forward_client_cert_matcher: Option<Box<MatchTree<ClientCertForwarding>>>,
     /// Forward 100-continue instead of answering it here.
     pub proxy_100_continue: bool,
-    /// `represent_ipv4_remote_address_as_ipv4_mapped_ipv6`.
-    pub ipv4_mapped_remote: bool,
     /// Upgrades allowed by name, lower-cased, each with its own filters where given.
     pub upgrades: Vec<UpgradeConfig>,
     /// Default: runtime `http_connection_manager.normalize_path`, off.
@@ -111,6 +125,8 @@ pub struct HcmConfig {
     pub escaped_slashes_action: EscapedSlashesAction,
     /// Local reply rewriting.
     pub local_reply: Option<LocalReplyConfig>,
+    /// What `proxy-status` says of errors; None for no such header.
+    pub proxy_status: Option<Box<ProxyStatusConfig>>,
     /// What to do with a port in the host.
     pub strip_port: StripPort,
     /// Remove a trailing dot of the host.
@@ -383,10 +399,57 @@ pub struct ClientCertDetails {
     pub cert: bool,
     /// PEM chain.
     pub chain: bool,
+    /// Issuer.
+    pub issuer: bool,
     /// DNS SANs.
     pub dns: bool,
     /// URI SAN.
     pub uri: bool,
+}
+
+/// What is done with `x-forwarded-client-cert` (`ForwardClientCertConfig`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientCertForwarding {
+    /// How the header is handled.
+    pub mode: ForwardClientCert,
+    /// Its fields.
+    pub details: ClientCertDetails,
+}
+
+/// `forward_proto_config`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ForwardProto {
+    /// Destination ports of clients that spoke https.
+    pub https_ports: Box<[u32]>,
+    /// Destination ports of clients that spoke http.
+    pub http_ports: Box<[u32]>,
+}
+
+/// `proxy_status_config`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyStatusConfig {
+    /// Without the parameter `details`.
+    pub remove_details: bool,
+    /// Details without those of the connection's end.
+    pub remove_connection_termination_details: bool,
+    /// Details without response flags.
+    pub remove_response_flags: bool,
+    /// The status becomes what RFC 9209 recommends for the error.
+    pub set_recommended_response_code: bool,
+    /// Who says it.
+    pub name: ProxyStatusName,
+}
+
+/// The name that `proxy-status` begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ProxyStatusName {
+    /// The server name of the connection manager.
+    #[default]
+    ServerName,
+    /// The node's id.
+    NodeId,
+    /// This.
+    Literal(Box<str>),
 }
 
 /// `original_ip_detection_extensions`.

@@ -2,12 +2,14 @@
 
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
+use crate::bootstrap::StatsMatcher;
 use crate::cluster::TcpKeepalive;
 use crate::discovered::Discovered;
 use crate::matchers::CidrRange;
 use crate::matching::MatchTree;
 use crate::tls::DownstreamTlsContext;
 use crate::typed_config::TypedConfig;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,10 @@ pub struct ListenerConfig {
     pub per_connection_buffer_limit_bytes: u32,
     /// Filters that look at the first bytes.
     pub listener_filters: Vec<ListenerFilterConfig>,
+    /// Which stats of the listener exist, where that is not left to the bootstrap.
+    pub stats_matcher: Option<Arc<StatsMatcher>>,
+    /// By the place of a filter: connections that it does not look at (`filter_disabled`).
+    pub listener_filters_disabled: Vec<Option<ConnectionPredicate>>,
     /// Default 15 s; zero switches it off.
     pub listener_filters_timeout: Duration,
     /// Go on without the filters when they time out.
@@ -157,6 +163,34 @@ pub enum TrafficDirection {
     Inbound,
     /// Away from this host.
     Outbound,
+}
+
+/// `ListenerFilterChainMatchPredicate`: a condition on connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionPredicate {
+    /// One of them holds.
+    Or(Box<[ConnectionPredicate]>),
+    /// All of them hold.
+    And(Box<[ConnectionPredicate]>),
+    /// It does not hold.
+    Not(Box<ConnectionPredicate>),
+    /// Always.
+    Any,
+    /// The destination port, as far as filters before have restored it, is in here.
+    DestinationPort(Range<i32>),
+}
+
+impl ConnectionPredicate {
+    /// Whether it holds for a connection to `port`; None where there are no ports.
+    pub fn holds(&self, port: Option<u16>) -> bool {
+        match self {
+            Self::Or(rules) => rules.iter().any(|rule| rule.holds(port)),
+            Self::And(rules) => rules.iter().all(|rule| rule.holds(port)),
+            Self::Not(rule) => !rule.holds(port),
+            Self::Any => true,
+            Self::DestinationPort(range) => port.is_some_and(|port| range.contains(&i32::from(port))),
+        }
+    }
 }
 
 /// A listener filter.

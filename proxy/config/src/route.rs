@@ -360,6 +360,8 @@ pub struct RouteAction {
     pub timeout: Option<Duration>,
     /// Overrides the HCM's stream idle timeout: None not said, Some(None) off.
     pub idle_timeout: Option<Option<Duration>>,
+    /// Overrides the HCM's stream flush timeout, in the same way.
+    pub flush_timeout: Option<Option<Duration>>,
     /// Retries; None falls back to the virtual host's.
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// `priority: HIGH`.

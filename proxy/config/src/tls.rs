@@ -1,7 +1,7 @@
 //! TLS contexts (`envoy.extensions.transport_sockets.tls.v3`), reduced to what rustls can do.
 
 use crate::data_source::DataSource;
-use crate::matchers::StringMatcher;
+use crate::matchers::{CidrRange, StringMatcher};
 use std::time::Duration;
 
 mod decode;
@@ -23,8 +23,8 @@ pub struct CommonTlsContext {
     pub validation: Option<ValidationSource>,
     /// ALPN protocols in order of preference.
     pub alpn_protocols: Vec<Box<str>>,
-    /// `key_log.path`; secrets are written only when it is set.
-    pub key_log_path: Option<Box<str>>,
+    /// Where secrets of sessions are written, if they are.
+    pub key_log: Option<KeyLogConfig>,
     /// Path of the context in the configuration, for errors found when files are read.
     pub path: Box<str>,
 }
@@ -106,6 +106,19 @@ pub struct ValidationContext {
     pub only_verify_leaf_cert_crl: bool,
     /// `max_verify_depth`.
     pub max_verify_depth: Option<u32>,
+    /// Clients are not told which authorities are trusted.
+    pub suppress_client_ca_list: bool,
+}
+
+/// `TlsKeyLog`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyLogConfig {
+    /// The file.
+    pub path: Box<str>,
+    /// Only connections with a local address in one of these; empty for all.
+    pub local: Vec<CidrRange>,
+    /// Only connections with a remote address in one of these; empty for all.
+    pub remote: Vec<CidrRange>,
 }
 
 /// `SubjectAltNameMatcher`.

@@ -474,6 +474,9 @@ impl<'a> ActiveStream<'a> {
         let connection = self.connection;
         let hcm = &connection.hcm;
         header_rules::mutate_response(&mut response, &self.request, &hcm.config, &hcm.server_name);
+        if let Some(status) = hcm.rules.as_deref().and_then(|rules| rules.proxy_status.as_ref()) {
+            status.apply(&mut response, &self.info);
+        }
         let code = response.status();
         if self.upgrade && !(code == 101 || (code / 100 == 2 && self.request.method() == b"CONNECT")) {
             // The peer did not switch protocols: the codec must not take what follows for tunnelled bytes.
@@ -494,6 +497,9 @@ impl<'a> ActiveStream<'a> {
             self.abort = Some(Abort::Downstream(error));
         }
         self.response = response;
+        if self.upgrade && hcm.config.flush_access_log_on_tunnel && self.is_tunnel() {
+            self.log_tunnel();
+        }
         if end_stream {
             self.response_ended();
         }

@@ -39,6 +39,10 @@ pub(crate) fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
     if details.dns {
         parts.extend(peer.dns_sans().map(|dns| format!("DNS={dns}")));
     }
+    if details.issuer {
+        let escaped = peer.issuer.replace('\\', "\\\\").replace('"', "\\\"");
+        parts.push(format!("Issuer=\"{escaped}\""));
+    }
     neutral(parts.join(";"))
 }
 

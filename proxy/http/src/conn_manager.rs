@@ -17,9 +17,10 @@ use crate::headers::Headers;
 use bytes::BytesMut;
 use nuncio_base::clock;
 use nuncio_base::drain::DrainSignal;
+use nuncio_base::random;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_config::hcm::CodecType;
-use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, Io};
+use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, Io, Spoken};
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -49,6 +50,8 @@ pub struct ConnectionContext {
     drain_sequence: Cell<bool>,
     /// The peer left in the middle of a request.
     left_active: Cell<bool>,
+    /// The maximum duration is over, and the next response is the last one.
+    soft_drain: Cell<bool>,
     waker: Cell<Option<Waker>>,
     buffer_limit: usize,
 }
@@ -66,6 +69,7 @@ impl ConnectionContext {
             delay_close: Cell::new(false),
             drain_sequence: Cell::new(false),
             left_active: Cell::new(false),
+            soft_drain: Cell::new(false),
             waker: Cell::new(None),
             buffer_limit,
         }
@@ -78,12 +82,32 @@ impl ConnectionContext {
 
     /// What is left of `max_connection_duration`.
     pub(crate) fn duration_left(&self) -> Option<Duration> {
-        let limit = self.hcm.config.max_connection_duration?;
+        let config = &self.hcm.config;
+        let limit = random::jittered(
+            config.max_connection_duration?,
+            config.max_connection_duration_jitter,
+            // The same whenever it is asked for.
+            self.info.id,
+        );
         Some(limit.saturating_sub(clock::now().saturating_duration_since(self.info.start)))
     }
 
+    /// How long the connection is served once it drains.
+    pub(crate) fn drain_grace(&self) -> Duration {
+        let config = &self.hcm.config;
+        random::jittered(config.drain_timeout, config.drain_timeout_jitter, random::u64())
+    }
+
+    /// The next response is the last one, however long it takes until then.
+    fn begin_soft_drain(&self) {
+        if !self.soft_drain.replace(true) {
+            self.hcm.stats.downstream_cx_http1_soft_drain().inc();
+            self.set_closing();
+        }
+    }
+
     pub(crate) fn next_stream_id(&self) -> u64 {
-        nuncio_base::random::u64()
+        random::u64()
     }
 
     /// Whether the response at hand is the last one of the connection.
@@ -185,7 +209,6 @@ impl Drop for StreamGuard {
 struct ConnectionStats {
     hcm: Arc<Hcm>,
     info: Rc<ConnectionInfo>,
-    protocol: Option<Protocol>,
     active: Rc<ConnectionContext>,
     remote: Cell<bool>,
 }
@@ -201,19 +224,7 @@ impl ConnectionStats {
             stats.downstream_cx_ssl_active().inc();
         }
         info.bytes.attach(bytes.clone());
-        ConnectionStats { hcm, info, protocol: None, active: context.clone(), remote: Cell::new(false) }
-    }
-
-    fn protocol(&mut self, protocol: Protocol) {
-        let stats = &self.hcm.stats;
-        if protocol == Protocol::Http2 {
-            stats.downstream_cx_http2_total().inc();
-            stats.downstream_cx_http2_active().inc();
-        } else {
-            stats.downstream_cx_http1_total().inc();
-            stats.downstream_cx_http1_active().inc();
-        }
-        self.protocol = Some(protocol);
+        ConnectionStats { hcm, info, active: context.clone(), remote: Cell::new(false) }
     }
 
     /// The peer ended it.
@@ -242,10 +253,13 @@ impl Drop for ConnectionStats {
         if self.info.is_tls() {
             stats.downstream_cx_ssl_active().dec();
         }
-        match self.protocol {
-            Some(Protocol::Http2) => stats.downstream_cx_http2_active().dec(),
-            Some(_) => stats.downstream_cx_http1_active().dec(),
-            None => {}
+        if self.active.soft_drain.get() {
+            stats.downstream_cx_http1_soft_drain().dec();
+        }
+        match self.info.bytes.spoken() {
+            Spoken::Http2 => stats.downstream_cx_http2_active().dec(),
+            Spoken::Http1 => stats.downstream_cx_http1_active().dec(),
+            Spoken::Nothing => {}
         }
         self.info.bytes.detach();
         let length = clock::now().saturating_duration_since(self.info.start).as_millis() as u64;
@@ -271,6 +285,21 @@ impl ByteStats for HcmBytes {
 
     fn send_buffered(&self, change: u64) {
         self.0.stats.downstream_cx_tx_bytes_buffered().add(change);
+    }
+
+    fn spoken(&self, protocol: Spoken) {
+        let stats = &self.0.stats;
+        match protocol {
+            Spoken::Http2 => {
+                stats.downstream_cx_http2_total().inc();
+                stats.downstream_cx_http2_active().inc();
+            }
+            Spoken::Http1 => {
+                stats.downstream_cx_http1_total().inc();
+                stats.downstream_cx_http1_active().inc();
+            }
+            Spoken::Nothing => {}
+        }
     }
 }
 
@@ -317,7 +346,7 @@ impl HcmWorker {
     pub async fn serve(&self, connection: Connection) {
         let Connection { mut io, info, drain } = connection;
         let context = Rc::new(ConnectionContext::new(self.hcm.clone(), info, drain));
-        let mut stats = ConnectionStats::new(&context, &self.bytes);
+        let stats = ConnectionStats::new(&context, &self.bytes);
         let (protocol, head) = match self.choose_codec(&mut io, &context).await {
             Sniffed::Protocol(protocol, head) => (protocol, head),
             Sniffed::Closed => {
@@ -326,7 +355,8 @@ impl HcmWorker {
             }
             Sniffed::TimedOut => return,
         };
-        stats.protocol(protocol);
+        let spoken = if protocol == Protocol::Http2 { Spoken::Http2 } else { Spoken::Http1 };
+        context.info.bytes.expect(spoken);
         if protocol == Protocol::Http2 {
             // Boxed, so that HTTP/1 connections, idle ones above all, do not carry the size of this.
             let remote = Box::pin(crate::conn_manager_h2::serve(&context, io, self.h2.clone())).await;
@@ -634,11 +664,15 @@ fn poll_next(
         if context.requests.get() == 0 && !partial {
             return Poll::Ready(Wake::Close);
         }
-        begin_drain(idle, context);
+        if context.hcm.config.http1_safe_max_connection_duration {
+            context.begin_soft_drain();
+        } else {
+            begin_drain(idle, context);
+        }
     }
     if context.drain.is_draining() && idle.draining.is_none() {
         // A request may be on its way: it is answered with `connection: close`.
-        idle.draining = Some(timer::sleep(context.hcm.config.drain_timeout));
+        idle.draining = Some(timer::sleep(context.drain_grace()));
     }
     if let Some(sleep) = &mut idle.draining {
         ready!(Pin::new(sleep).poll(cx));
@@ -652,7 +686,7 @@ fn poll_next(
 fn begin_drain(idle: &mut Idle, context: &ConnectionContext) {
     context.closing.set(true);
     context.drain_sequence.set(true);
-    let grace = context.hcm.config.drain_timeout;
+    let grace = context.drain_grace();
     idle.draining.get_or_insert_with(|| timer::sleep(grace));
 }
 

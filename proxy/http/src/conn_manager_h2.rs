@@ -107,9 +107,11 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
                 if server.has_too_many_resets() {
                     hcm.stats.downstream_rq_too_many_premature_resets().inc();
                     hcm.stats.downstream_cx_protocol_error().inc();
+                    context.info.bytes.fail();
                     return false;
                 }
                 if !error.details.is_empty() {
+                    context.info.bytes.fail();
                     // Floods have counters of their own.
                     if !server.is_flooded() {
                         hcm.stats.downstream_cx_protocol_error().inc();
@@ -162,7 +164,7 @@ pub(crate) async fn serve(context: &Rc<ConnectionContext>, io: Io, config: Rc<Co
 fn begin_drain(context: &ConnectionContext, server: &mut H2Server<Io>, draining: &mut Option<Sleep>) {
     context.set_closing();
     server.graceful_shutdown();
-    let grace = context.hcm.config.drain_timeout.max(Duration::from_millis(1));
+    let grace = context.drain_grace().max(Duration::from_millis(1));
     draining.get_or_insert_with(|| timer::sleep(grace));
 }
 

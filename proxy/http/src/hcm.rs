@@ -5,6 +5,7 @@ use crate::access_log::AccessLogs;
 use crate::codec::stats::CodecStats;
 use crate::filter::LocalFuture;
 use crate::filter_chains::ChainSource;
+use crate::hcm_rules::HcmRules;
 use crate::header_rules::LocalInfo;
 use crate::headers::{HeaderValue, Headers};
 use crate::local_reply::LocalReplyRules;
@@ -140,6 +141,8 @@ pub struct Hcm {
     pub codec_stats: CodecStats,
     /// Access logs.
     pub access_logs: AccessLogs,
+    /// What few connection managers have; None where there is none of it.
+    pub rules: Option<Box<HcmRules>>,
     /// Rewriting of local replies.
     pub local_reply: LocalReplyRules,
     /// `server` header.

@@ -3,12 +3,13 @@
 //! One [`HeaderRules`] per level (route configuration, virtual host, route, weighted cluster) and direction; the route decides
 //! the order of levels. Within a level: removals first, then all values are formatted, then overwrites, then additions.
 
-use nuncio_config::header_mutation::{AppendAction, HeaderValueOption};
+use nuncio_config::header_mutation::{AppendAction, HeaderMutation, HeaderValueOption};
+use nuncio_config::matchers::StringMatcher;
 use smallvec::SmallVec;
 
 use crate::formatter::{FormatContext, HeaderFormatter};
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
-use crate::matchers::header_name;
+use crate::matchers::{header_name, string_matches};
 
 /// Mutations of one level in one direction.
 #[derive(Debug, Clone, Default)]
@@ -79,6 +80,13 @@ impl HeaderRules {
         self.add_to(headers, values);
     }
 
+    /// Applies them to the trailers of a response; `cx.trailers` is ignored.
+    fn apply_trailers(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.remove_from(headers);
+        let values = self.evaluate(headers, &FormatContext { trailers: Some(headers), ..*cx });
+        self.add_to(headers, values);
+    }
+
     fn remove_from(&self, headers: &mut Headers) {
         for name in &self.remove {
             headers.remove(name);
@@ -120,6 +128,76 @@ impl HeaderRules {
                 headers.append_joined(add.name.clone(), value.as_bytes(), ",");
             } else {
                 headers.append(add.name.clone(), value);
+            }
+        }
+    }
+}
+
+/// Which headers a [`MutationList`] changes: where its format strings find them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Those of the request.
+    Request,
+    /// Those of the response.
+    Response,
+    /// The trailers of either.
+    Trailers,
+}
+
+/// A list of mutations that are applied one after the other (`envoy.config.common.mutation_rules.v3.HeaderMutation`).
+#[derive(Debug, Clone, Default)]
+pub struct MutationList(Box<[Step]>);
+
+#[derive(Debug, Clone)]
+enum Step {
+    Remove(HeaderName),
+    RemoveOnMatch(StringMatcher),
+    Add(HeaderRules),
+}
+
+impl MutationList {
+    /// Compiles; errors come with the index of their entry.
+    ///
+    /// # Errors
+    /// Names and formats that are wrong.
+    pub fn build(mutations: &[HeaderMutation]) -> Result<Self, Vec<(usize, String)>> {
+        let (mut steps, mut errors) = (Vec::with_capacity(mutations.len()), Vec::new());
+        for (at, mutation) in mutations.iter().enumerate() {
+            match mutation {
+                HeaderMutation::Remove(name) => match HeaderName::parse(name) {
+                    // The line is the authority of the message.
+                    Some(name) if name == names::HOST => steps.push(Step::Remove(names::AUTHORITY)),
+                    Some(name) => steps.push(Step::Remove(name)),
+                    None => errors.push((at, format!("invalid header name: {name:?}"))),
+                },
+                HeaderMutation::RemoveOnMatch(matcher) => steps.push(Step::RemoveOnMatch(matcher.clone())),
+                HeaderMutation::Append(option) => match HeaderRules::build(std::slice::from_ref(option), &[]) {
+                    Ok(rules) => steps.push(Step::Add(rules)),
+                    Err(list) => errors.extend(list.into_iter().map(|(_, text)| (at, text))),
+                },
+            }
+        }
+        if errors.is_empty() { Ok(Self(steps.into())) } else { Err(errors) }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Applies them in their order.
+    pub fn apply(&self, side: Side, headers: &mut Headers, cx: &FormatContext<'_>) {
+        for step in &self.0 {
+            match (step, side) {
+                (Step::Remove(name), _) => {
+                    headers.remove(name);
+                }
+                (Step::RemoveOnMatch(matcher), _) => {
+                    headers.remove_if(|name, _| !name.is_pseudo() && string_matches(matcher, name.as_bytes()));
+                }
+                (Step::Add(rules), Side::Request) => rules.apply_request(headers, cx),
+                (Step::Add(rules), Side::Response) => rules.apply_response(headers, cx),
+                (Step::Add(rules), Side::Trailers) => rules.apply_trailers(headers, cx),
             }
         }
     }
@@ -255,6 +333,26 @@ mod tests {
     fn single_headers_are_joined() {
         let add = option("x-forwarded-for", "9", AppendAction::AppendIfExistsOrAdd);
         assert_eq!(applied(&[add], &[], &[("x-forwarded-for", "1")]), "{x-forwarded-for: 1,9}");
+    }
+
+    #[test]
+    fn a_list_is_applied_step_by_step() {
+        let steps = [
+            HeaderMutation::Append(option("x-a", "%REQ(x-b)%", AppendAction::AppendIfExistsOrAdd)),
+            HeaderMutation::Append(option("x-b", "3", AppendAction::OverwriteIfExistsOrAdd)),
+            HeaderMutation::Append(option("x-a", "%REQ(x-b)%", AppendAction::AppendIfExistsOrAdd)),
+            HeaderMutation::Remove("x-gone".into()),
+            HeaderMutation::RemoveOnMatch(StringMatcher::Prefix("x-z".into(), false)),
+            HeaderMutation::Remove("host".into()),
+        ];
+        let list = MutationList::build(&steps).unwrap();
+        let before = [(":authority", "h"), ("x-b", "2"), ("x-gone", "1"), ("x-zz", "1")];
+        let (mut headers, info) = (headers(&before), info());
+        list.apply(Side::Request, &mut headers, &FormatContext::new(&info));
+        assert_eq!(format!("{headers:?}"), "{x-a: 2, x-b: 3, x-a: 3}");
+        let bad = [HeaderMutation::Append(option(":path", "x", AppendAction::AddIfAbsent))];
+        let errors = MutationList::build(&bad).unwrap_err();
+        assert_eq!(errors, [(0, ":-prefixed or host headers may not be modified".to_owned())]);
     }
 
     #[test]

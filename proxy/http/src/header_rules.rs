@@ -3,7 +3,9 @@
 
 use crate::headers::{HeaderName, HeaderValue, Headers, NameSet, names};
 use nuncio_base::random;
-use nuncio_config::hcm::{ForwardClientCert, HcmConfig, OriginalIpDetection, ServerHeaderTransformation};
+use nuncio_config::hcm::{
+    ClientCertForwarding, ForwardClientCert, HcmConfig, OriginalIpDetection, ServerHeaderTransformation,
+};
 use nuncio_net::address::Address;
 use nuncio_net::connection::ConnectionInfo;
 use std::net::{IpAddr, SocketAddr};
@@ -116,7 +118,7 @@ pub fn mutate_request(
         }
         let untrusted_hop = config.xff_num_trusted_hops == 0;
         if untrusted_hop || !headers.contains(&names::X_FORWARDED_PROTO) {
-            headers.set(names::X_FORWARDED_PROTO, proto(tls));
+            headers.set(names::X_FORWARDED_PROTO, client_proto(connection, config));
         }
         if config.append_x_forwarded_port && (untrusted_hop || !headers.contains(&names::X_FORWARDED_PORT)) {
             set_forwarded_port(headers, connection);
@@ -135,7 +137,7 @@ pub fn mutate_request(
         }
     }
     if !headers.contains(&names::X_FORWARDED_PROTO) {
-        headers.set(names::X_FORWARDED_PROTO, proto(tls));
+        headers.set(names::X_FORWARDED_PROTO, client_proto(connection, config));
     }
     if config.append_x_forwarded_port && !headers.contains(&names::X_FORWARDED_PORT) {
         set_forwarded_port(headers, connection);
@@ -165,6 +167,15 @@ pub fn mutate_request(
             headers.remove(name);
         }
     }
+    if config.add_user_agent && !local.cluster.as_bytes().is_empty() {
+        headers.set(names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER, local.cluster.clone());
+        if headers.bytes(&names::USER_AGENT).is_none_or(<[u8]>::is_empty) {
+            headers.set(names::USER_AGENT, local.cluster.clone());
+        }
+        if !local.node.as_bytes().is_empty() {
+            headers.set(names::X_ENVOY_DOWNSTREAM_SERVICE_NODE, local.node.clone());
+        }
+    }
     if !config.via.is_empty() {
         headers.append_joined(names::VIA, config.via.as_bytes(), ", ");
     }
@@ -180,7 +191,6 @@ pub fn mutate_request(
                 .set(names::X_REQUEST_ID, HeaderValue::from_checked(bytes::Bytes::copy_from_slice(&random::uuid_v4())));
         }
     }
-    mutate_client_cert(headers, connection, config);
     facts
 }
 
@@ -213,6 +223,22 @@ pub fn mutate_response(response: &mut Headers, request: &Headers, config: &HcmCo
 
 fn proto(tls: bool) -> HeaderValue {
     HeaderValue::from_static(if tls { "https" } else { "http" })
+}
+
+/// The scheme that the client used: that of the port it meant, where the configuration says so, else that of the connection.
+fn client_proto(connection: &ConnectionInfo, config: &HcmConfig) -> HeaderValue {
+    let restored = connection.proxy_protocol.is_some() || connection.local_address != connection.direct_local_address;
+    if let Some(ports) = config.forward_proto.as_deref().filter(|_| restored)
+        && let Some(port) = connection.local_address.port().map(u32::from)
+    {
+        if ports.https_ports.contains(&port) {
+            return proto(true);
+        }
+        if ports.http_ports.contains(&port) {
+            return proto(false);
+        }
+    }
+    proto(connection.is_tls())
 }
 
 fn set_forwarded_port(headers: &mut Headers, connection: &ConnectionInfo) {
@@ -359,9 +385,10 @@ fn host_of(url: &[u8]) -> Option<&[u8]> {
     good.then_some(host)
 }
 
-fn mutate_client_cert(headers: &mut Headers, connection: &ConnectionInfo, config: &HcmConfig) {
+/// Removes, keeps or sets `x-forwarded-client-cert`, after [`mutate_request`].
+pub fn mutate_client_cert(headers: &mut Headers, connection: &ConnectionInfo, forwarding: ClientCertForwarding) {
     use ForwardClientCert as F;
-    let mode = config.forward_client_cert;
+    let mode = forwarding.mode;
     if mode == F::AlwaysForwardOnly {
         return;
     }
@@ -373,7 +400,7 @@ fn mutate_client_cert(headers: &mut Headers, connection: &ConnectionInfo, config
     if mode == F::ForwardOnly {
         return;
     }
-    let element = crate::client_cert::element(tls, &config.client_cert_details);
+    let element = crate::client_cert::element(tls, &forwarding.details);
     match mode {
         F::AppendForward => headers.append_joined(names::X_FORWARDED_CLIENT_CERT, element.as_bytes(), ","),
         _ => headers.set(names::X_FORWARDED_CLIENT_CERT, HeaderValue::from_checked(element.into())),

@@ -26,4 +26,6 @@ pub mod path;
 pub mod route;
 
 pub mod formatter;
+pub mod hcm_rules;
 pub mod header_mutation;
+mod proxy_status;

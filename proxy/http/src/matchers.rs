@@ -16,6 +16,11 @@ pub trait Runtime: Send + Sync {
     /// The value of an integer key, if any layer sets it.
     fn integer(&self, key: &str) -> Option<u64>;
 
+    /// The value of a key that is a number with decimals, if any layer sets it.
+    fn double(&self, key: &str) -> Option<f64> {
+        self.integer(key).map(|value| value as f64)
+    }
+
     /// The value of a fractional-percent key, if any layer sets one (an integer counts as percent).
     fn fraction(&self, key: &str) -> Option<FractionalPercent> {
         let percent = self.integer(key)?;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 pub use crate::address::Address;
 pub use crate::io::{Io, Plain};
-pub use crate::meter::{ByteMeter, ByteStats};
+pub use crate::meter::{ByteMeter, ByteStats, Spoken};
 pub use crate::tls::info::{CertificateInfo, TlsInfo};
 
 /// A connection that is ready for its network filters.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -44,6 +45,16 @@ enum Socket {
 }
 
 impl Plain {
+    /// Local and remote IP, as far as there are any.
+    pub(crate) fn ips(&self) -> (Option<IpAddr>, Option<IpAddr>) {
+        match &self.socket {
+            Socket::Tcp(stream) => {
+                (stream.local_addr().ok().map(|at| at.ip()), stream.peer_addr().ok().map(|at| at.ip()))
+            }
+            Socket::Unix(_) | Socket::Memory(_) => (None, None),
+        }
+    }
+
     /// A TCP socket.
     pub fn tcp(stream: TcpStream) -> Self {
         Self { prefix: Bytes::new(), socket: Socket::Tcp(stream) }

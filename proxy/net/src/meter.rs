@@ -18,6 +18,39 @@ pub trait ByteStats {
     fn receive_buffered(&self, change: u64);
     /// `*_cx_tx_bytes_buffered`
     fn send_buffered(&self, change: u64);
+    /// The first byte of a connection came, whose protocol was said to [`ByteMeter::expect`].
+    fn spoken(&self, _protocol: Spoken) {}
+}
+
+/// What an owner speaks over a connection.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken {
+    /// No HTTP, or nothing was received yet.
+    #[default]
+    Nothing,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// How far bytes that were put back have been read again.
+#[derive(Debug, Default, Clone, Copy)]
+enum Rejoin {
+    #[default]
+    No,
+    First,
+    Second,
+}
+
+/// Whether the peer broke the protocol.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    #[default]
+    None,
+    /// With the first bytes that came.
+    AtOnce,
+    Later,
 }
 
 /// Bytes that passed through a connection, after decryption.
@@ -29,8 +62,14 @@ pub struct ByteMeter {
     pub sent: Cell<u64>,
     /// What the last read brought: Envoy's gauge is of the moment between reading and working on it.
     last_read: Cell<u32>,
+    /// What was read to be looked at has been put back: two reads that follow are one.
+    rejoin: Cell<Rejoin>,
     /// What waits for the socket.
     waiting: Cell<u32>,
+    /// What is `spoken` once a byte comes.
+    awaited: Cell<Spoken>,
+    spoken: Cell<Spoken>,
+    failure: Cell<Failure>,
     stats: RefCell<Option<Rc<dyn ByteStats>>>,
 }
 
@@ -45,8 +84,13 @@ impl ByteMeter {
     pub fn attach(&self, stats: Rc<dyn ByteStats>) {
         stats.received(self.received.get());
         stats.sent(self.sent.get());
-        stats.receive_buffered(self.last_read.get().into());
-        stats.send_buffered(self.waiting.get().into());
+        // A gauge that never moves is not in use.
+        if self.last_read.get() > 0 {
+            stats.receive_buffered(self.last_read.get().into());
+        }
+        if self.waiting.get() > 0 {
+            stats.send_buffered(self.waiting.get().into());
+        }
         *self.stats.borrow_mut() = Some(stats);
     }
 
@@ -54,9 +98,50 @@ impl ByteMeter {
     pub fn detach(&self) {
         let (last_read, waiting) = (self.last_read.take(), self.waiting.take());
         if let Some(stats) = self.stats.take() {
-            stats.receive_buffered(u64::from(last_read).wrapping_neg());
-            stats.send_buffered(u64::from(waiting).wrapping_neg());
+            if last_read > 0 {
+                stats.receive_buffered(u64::from(last_read).wrapping_neg());
+            }
+            if waiting > 0 {
+                stats.send_buffered(u64::from(waiting).wrapping_neg());
+            }
         }
+    }
+
+    /// Says which protocol the connection is going to speak. As in Envoy it is spoken from the first byte on.
+    pub fn expect(&self, protocol: Spoken) {
+        self.awaited.set(protocol);
+        if self.received.get() > 0 {
+            self.begin();
+        }
+    }
+
+    fn begin(&self) {
+        let protocol = self.awaited.take();
+        self.spoken.set(protocol);
+        if let Some(stats) = &*self.stats.borrow() {
+            stats.spoken(protocol);
+        }
+    }
+
+    /// The protocol that is spoken.
+    pub fn spoken(&self) -> Spoken {
+        self.spoken.get()
+    }
+
+    /// The peer has broken the protocol.
+    pub fn fail(&self) {
+        let first = self.received.get() == u64::from(self.last_read.get());
+        self.failure.set(if first { Failure::AtOnce } else { Failure::Later });
+    }
+
+    /// Whether the peer has broken the protocol.
+    pub fn has_failed(&self) -> bool {
+        self.failure.get() != Failure::None
+    }
+
+    /// The protocol that the log of a listener tells: none where the first bytes were an error.
+    pub fn logged_protocol(&self) -> Spoken {
+        if self.failure.get() == Failure::AtOnce { Spoken::Nothing } else { self.spoken.get() }
     }
 
     #[inline]
@@ -65,7 +150,15 @@ impl ByteMeter {
             return;
         }
         self.received.set(self.received.get() + count as u64);
-        let now = u32::try_from(count).unwrap_or(u32::MAX);
+        if self.awaited.get() != Spoken::Nothing {
+            self.begin();
+        }
+        let mut now = u32::try_from(count).unwrap_or(u32::MAX);
+        match self.rejoin.take() {
+            Rejoin::No => {}
+            Rejoin::First => self.rejoin.set(Rejoin::Second),
+            Rejoin::Second => now = now.saturating_add(self.last_read.get()),
+        }
         let before = self.last_read.replace(now);
         if let Some(stats) = &*self.stats.borrow() {
             stats.received(count as u64);
@@ -77,6 +170,9 @@ impl ByteMeter {
 
     /// Takes back what was counted of bytes that will be read again.
     pub(crate) fn unread(&self, count: usize) {
+        if count > 0 {
+            self.rejoin.set(Rejoin::First);
+        }
         let left = self.received.get().saturating_sub(count as u64);
         let less = self.received.replace(left) - left;
         if let Some(stats) = &*self.stats.borrow() {

@@ -16,6 +16,7 @@ use nuncio_http::codec::stats::CodecStats;
 use nuncio_http::conn_manager::HcmWorker;
 use nuncio_http::filter_chains::ChainSource;
 use nuncio_http::hcm::{Hcm, HcmStats, ListenerHttpStats, OnDemandRoutes};
+use nuncio_http::hcm_rules::HcmRules;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::local_reply::LocalReplyRules;
 use nuncio_http::route::Routes;
@@ -108,6 +109,13 @@ fn finish(
             LocalReplyRules::default()
         }
     };
+    let rules = match HcmRules::build(config, &context.local) {
+        Ok(rules) => rules,
+        Err(found) => {
+            errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
+            None
+        }
+    };
     let prefix = format!("http.{}.", config.stat_prefix);
     let stats = HcmStats::new(&context.registry, &prefix);
     let listener_stats = ListenerHttpStats::new(&context.registry, &format!("{listener_prefix}{prefix}"));
@@ -121,6 +129,7 @@ fn finish(
         listener_stats: Some(listener_stats),
         codec_stats: CodecStats::server(&context.registry),
         access_logs,
+        rules,
         local_reply,
         server_name,
         runtime: context.runtime.clone(),

@@ -3,6 +3,7 @@
 //! Components are the crates' targets mapped to Envoy's logger names, so that `--component-log-level` and the admin's
 //! `/logging` work as agents expect. Levels live in atomics: changing one at run time costs nothing where it is off.
 
+use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -158,7 +159,7 @@ fn position(name: &str) -> usize {
 
 struct Shared {
     levels: Vec<AtomicU8>,
-    pattern: Vec<Piece>,
+    pattern: ArcSwap<Vec<Piece>>,
     escape: bool,
     out: Mutex<Box<dyn std::io::Write + Send>>,
 }
@@ -191,7 +192,7 @@ impl Log {
         };
         let log = Log(Arc::new(Shared {
             levels: COMPONENTS.iter().map(|_| AtomicU8::new(Level::Info as u8)).collect(),
-            pattern: parse_pattern(pattern),
+            pattern: ArcSwap::from_pointee(parse_pattern(pattern)),
             escape,
             out: Mutex::new(out),
         }));
@@ -209,6 +210,11 @@ impl Log {
         // Tests install more than one.
         let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Sink(log.0.clone())));
         Ok(log)
+    }
+
+    /// Lines look like this from now on (`application_log_config`).
+    pub fn set_pattern(&self, pattern: &str) {
+        self.0.pattern.store(Arc::new(parse_pattern(pattern)));
     }
 
     /// Loggers and their levels, in Envoy's order.
@@ -261,7 +267,7 @@ impl<S: Subscriber> Layer<S> for Sink {
         event.record(&mut message);
         let message = if self.0.escape { message.0.escape_default().to_string() } else { message.0 };
         let line = render(
-            &self.0.pattern,
+            &self.0.pattern.load(),
             &Line {
                 now: jiff::Zoned::now(),
                 level: Level::of(meta.level()),

@@ -241,6 +241,15 @@ impl Runtime for RuntimeLoader {
         }
     }
 
+    fn double(&self, key: &str) -> Option<f64> {
+        match self.snapshot.load().get(key)? {
+            Value::Number(number) => number.as_f64(),
+            Value::Bool(truth) => Some(f64::from(u8::from(*truth))),
+            Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
+            _ => None,
+        }
+    }
+
     fn fraction(&self, key: &str) -> Option<FractionalPercent> {
         let snapshot = self.snapshot.load();
         if let Some(Value::Object(o)) = snapshot.get(key) {
@@ -344,6 +353,8 @@ mod tests {
         assert_eq!(texts[..10], expected);
         assert_eq!(texts[10..], ["1e3", " 007 "]);
         assert_eq!(r.integer("x"), Some(1000));
+        let doubles = ["a", "b", "c", "j", "x", "none"].map(|key| r.double(key));
+        assert_eq!(doubles, [Some(1.0), Some(1.5), Some(0.5), Some(1e-7), Some(1000.0), None]);
     }
 
     #[test]

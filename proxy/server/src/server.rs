@@ -27,6 +27,7 @@ use crate::xds::Discovery;
 use crate::xds::wants::{Want, Wants};
 use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
+use nuncio_config::bootstrap::LogFormatChoice;
 use nuncio_config::config_source::DynamicResources;
 use nuncio_config::diagnostics::{ConfigError, Report};
 use nuncio_config::listener::TrafficDirection;
@@ -180,6 +181,16 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         .map_err(|e| StartError::Other(format!("cannot make the control runtime: {e}")))?;
     let concurrency = concurrency(&options);
     let config = &bootstrap.config;
+    if let Some(format) = &config.application_log_format {
+        if options.log_format != crate::log::DEFAULT_PATTERN {
+            let text = "Only one of ApplicationLogConfig.log_format or CLI option --log-format can be specified.";
+            return Err(StartError::Other(text.to_owned()));
+        }
+        match format {
+            LogFormatChoice::Text(pattern) => log.set_pattern(pattern),
+            LogFormatChoice::Json(format) => log.set_pattern(&format.to_string()),
+        }
+    }
     let stats_config = crate::stats_config::of(&config.stats)
         .map_err(|e| StartError::Other(format!("stats_config.stats_tags: {e}")))?;
     let registry = Registry::new(concurrency, stats_config);
@@ -301,6 +312,16 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         quit: Notify::new(),
         quit_asked: AtomicBool::new(false),
     });
+    if let Some(version) = server.bootstrap.config.stats_server_version {
+        server.stats.version().set(version);
+    }
+    if let Some(path) = &server.bootstrap.config.flags_path {
+        tracing::info!("server flags path: {path}");
+        if std::path::Path::new(&**path).join("drain").exists() {
+            tracing::info!("starting server in drain mode");
+            server.fail_health_check(true);
+        }
+    }
     let admin = admin.map(|pending| pending.finish(&server)).transpose().map_err(StartError::Other)?;
     if bind {
         let _control = control.enter();

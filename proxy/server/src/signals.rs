@@ -39,7 +39,9 @@ pub fn spawn_watchers(server: &Arc<Server>) {
         loop {
             tick.tick().await;
             flusher.update_gauges();
-            flusher.context.registry.merge_histograms();
+            if !flusher.bootstrap.config.stats_flush_on_admin {
+                flusher.context.registry.merge_histograms();
+            }
         }
     });
     on_signal(SignalKind::user_defined1(), "SIGUSR1", {

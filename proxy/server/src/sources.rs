@@ -52,6 +52,9 @@ impl AdminSources for Sources<'_> {
 
     fn prepare_stats(&self) {
         self.server.update_gauges();
+        if self.server.bootstrap.config.stats_flush_on_admin {
+            self.server.context.registry.merge_histograms();
+        }
     }
 
     fn server_state(&self) -> ServerState {

@@ -28,7 +28,10 @@ pub(crate) fn of(config: &StatsConfig) -> Result<RegistryConfig, TagError> {
     tags.extend(config.fixed_tags.iter().map(|(n, v)| specifier(n, TagValue::Fixed(v.to_string()))));
     Ok(RegistryConfig {
         matcher: matcher(&config.matcher),
-        tags: TagExtractor::new(config.use_all_default_tags, &tags)?,
+        tags: match config.use_all_default_tags && config.allow_default_tag_overrides {
+            true => TagExtractor::overriding(&tags)?,
+            false => TagExtractor::new(config.use_all_default_tags, &tags)?,
+        },
         histogram_buckets: config.histogram_buckets.iter().map(|(m, b)| (one(m.clone()), b.clone())).collect(),
     })
 }
@@ -38,17 +41,9 @@ fn one(matcher: StringMatcher) -> NameMatcher {
 }
 
 fn matcher(config: &StatsMatcher) -> Option<NameMatcher> {
-    let any = |list: &[StringMatcher]| {
-        let list = list.to_vec();
-        move |name: &str| list.iter().any(|m| string_matches(m, name.as_bytes()))
-    };
-    match config {
-        StatsMatcher::All => None,
-        StatsMatcher::None => Some(Box::new(|_| false)),
-        StatsMatcher::Inclusion(list) => Some(Box::new(any(list))),
-        StatsMatcher::Exclusion(list) => {
-            let any = any(list);
-            Some(Box::new(move |name| !any(name)))
-        }
+    if matches!(config, StatsMatcher::All) {
+        return None;
     }
+    let config = config.clone();
+    Some(Box::new(move |name| config.includes(name)))
 }

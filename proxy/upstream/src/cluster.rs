@@ -22,7 +22,7 @@ use crate::stats::{ClusterManagerStats, ClusterStats};
 use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
-use nuncio_base::stats::Registry;
+use nuncio_base::stats::{NameMatcher, Registry};
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, LbPolicy, Locality};
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
@@ -199,9 +199,9 @@ impl LbRuntime {
         }
     }
 
-    /// `config` with what the keys say.
-    fn applied(self, config: &Arc<ClusterConfig>) -> Arc<ClusterConfig> {
-        if self == LbRuntime::default() {
+    /// `config` with what the keys say, and those that it names itself.
+    fn applied(self, config: &Arc<ClusterConfig>, runtime: Option<&dyn Runtime>) -> Arc<ClusterConfig> {
+        if self == LbRuntime::default() && config.lb_common.runtime_keys.is_empty() {
             return config.clone();
         }
         let mut config = (**config).clone();
@@ -214,6 +214,15 @@ impl LbRuntime {
         }
         if let Some(size) = self.min_cluster_size {
             common.zone_aware.min_cluster_size = size;
+        }
+        let double = |key: &Option<Box<str>>| runtime?.double(key.as_ref()?);
+        if let (Some(slow_start), Some(value)) = (&mut common.slow_start, double(&common.runtime_keys.aggression)) {
+            slow_start.aggression = if value > 0.0 { value } else { 1.0 };
+        }
+        if let (LbPolicy::LeastRequest { active_request_bias, .. }, Some(value)) =
+            (&mut config.lb_policy, double(&common.runtime_keys.active_request_bias))
+        {
+            *active_request_bias = if value >= 0.0 { value } else { 1.0 };
         }
         Arc::new(config)
     }
@@ -265,6 +274,8 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) manager_stats: &'a ClusterManagerStats,
     /// Where what waits is handed on.
     pub(crate) control: &'a tokio::runtime::Handle,
+    /// Where those keys are that the configuration names.
+    pub(crate) runtime: Option<&'a dyn Runtime>,
 }
 
 impl Cluster {
@@ -287,6 +298,7 @@ impl Cluster {
             lb_runtime,
             manager_stats,
             control,
+            runtime,
         } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
@@ -294,11 +306,17 @@ impl Cluster {
             Some(name) => (**name).into(),
             None => config.name.clone(),
         };
+        let matcher = config.stats_matcher.clone();
+        let prefix = format!("cluster.{}.", observability_name.replace(':', "_"));
+        registry.set_matcher(
+            &prefix,
+            matcher.map(|matcher| Box::new(move |name: &str| matcher.includes(name)) as NameMatcher),
+        );
         let zone = zones.map_or("", |zones| &zones.locality.zone);
         let stats = Arc::new(ClusterStats::in_zone(registry, &observability_name.replace(':', "_"), zone));
         let transport = Transport::new(&config, &stats, secrets)?;
         let priority_set = Arc::new(PrioritySet::default());
-        let lb_config = lb_runtime.applied(&config);
+        let lb_config = lb_runtime.applied(&config, runtime);
         let tables = LbTables::new(&lb_config, &priority_set, &stats);
         let limits = [ResourcePriority::Default, ResourcePriority::High]
             .map(|priority| ResourceManager::new(priority, &config.circuit_breakers, stats.clone()));
@@ -640,10 +658,14 @@ impl Cluster {
         old.renewed(&self.lb_config.load(), set, &self.stats, self.local_cluster().as_ref())
     }
 
-    /// Runtime keys say something else of load balancing.
-    pub(crate) fn apply_runtime(&self, runtime: LbRuntime) {
-        self.lb_config.store(runtime.applied(&self.config));
-        self.follow();
+    /// Runtime keys may say something else of load balancing.
+    pub(crate) fn apply_runtime(&self, of_all: LbRuntime, runtime: &dyn Runtime) {
+        let new = of_all.applied(&self.config, Some(runtime));
+        let old = self.lb_config.load_full();
+        if (&new.lb_common, &new.lb_policy) != (&old.lb_common, &old.lb_policy) {
+            self.lb_config.store(new);
+            self.follow();
+        }
     }
 
     /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it.

@@ -170,8 +170,8 @@ impl ClusterManager {
         let changed = std::mem::replace(&mut control.lb_runtime, new) != new;
         drop(control);
         for cluster in self.clusters().into_iter().chain(self.warming()) {
-            if changed {
-                cluster.apply_runtime(new);
+            if changed || !cluster.config.lb_common.runtime_keys.is_empty() {
+                cluster.apply_runtime(new, &**runtime);
             }
             if let Some(outlier) = cluster.outlier_detection() {
                 outlier.apply_runtime(&**runtime);
@@ -268,6 +268,7 @@ impl ClusterManager {
             Some(path) => self.open_log(&config, path)?,
             None => None,
         };
+        let runtime = self.control().runtime.clone();
         let parts = ClusterParts {
             registry: &options.registry,
             upstream_bind: &options.upstream_bind,
@@ -282,13 +283,14 @@ impl ClusterManager {
             lb_runtime: self.control().lb_runtime,
             manager_stats: &self.stats,
             control: &options.control,
+            runtime: runtime.as_deref(),
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers, &self.dns_caches)?;
         for context in cluster.tls_contexts() {
             options.tls_contexts.add(context);
         }
-        if let (Some(outlier), Some(runtime)) = (cluster.outlier_detection(), &self.control().runtime) {
+        if let (Some(outlier), Some(runtime)) = (cluster.outlier_detection(), &runtime) {
             outlier.apply_runtime(&**runtime);
         }
         if cluster.tracks_remaining() {

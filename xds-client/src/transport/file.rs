@@ -26,18 +26,19 @@ impl FileWatch {
     /// Reports when `path`, or the `..data` link beside it, is moved into place.
     pub fn file(path: &Path) -> notify::Result<FileWatch> {
         let name = path.file_name().map(OsStr::to_owned);
-        FileWatch::new(directory_of(path), move |entry| {
+        FileWatch::new(directory_of(path), false, move |entry| {
             entry == name.as_deref() || entry == Some(OsStr::new(KUBERNETES_DATA))
         })
     }
 
-    /// Reports when anything is moved into `directory`.
-    pub fn directory(directory: &Path) -> notify::Result<FileWatch> {
-        FileWatch::new(directory.to_owned(), |_| true)
+    /// Reports when anything is moved into `directory`; where `modify` says so, also when something in it is written.
+    pub fn directory(directory: &Path, modify: bool) -> notify::Result<FileWatch> {
+        FileWatch::new(directory.to_owned(), modify, |_| true)
     }
 
     fn new(
         directory: PathBuf,
+        modify: bool,
         concerns: impl Fn(Option<&OsStr>) -> bool + Send + 'static,
     ) -> notify::Result<FileWatch> {
         // One place is enough: a change that is not yet taken stands for all that follow.
@@ -45,7 +46,8 @@ impl FileWatch {
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             let concerned = match &event {
                 Ok(event) => {
-                    event.need_rescan() || (moved(event.kind) && event.paths.iter().any(|p| concerns(p.file_name())))
+                    let change = moved(event.kind) || (modify && written(event.kind));
+                    event.need_rescan() || (change && event.paths.iter().any(|p| concerns(p.file_name())))
                 }
                 // Events may have been lost.
                 Err(_) => true,
@@ -68,6 +70,10 @@ impl FileWatch {
 
 fn moved(kind: EventKind) -> bool {
     matches!(kind, EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both | RenameMode::Any)))
+}
+
+fn written(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Modify(ModifyKind::Data(_)))
 }
 
 fn directory_of(path: &Path) -> PathBuf {
@@ -106,8 +112,10 @@ mod tests {
         let path = dir.path().join("a.yaml");
         std::fs::write(&path, "1").unwrap();
         let mut file = FileWatch::file(&path).unwrap();
-        let mut directory = FileWatch::directory(dir.path()).unwrap();
+        let mut directory = FileWatch::directory(dir.path(), false).unwrap();
+        let mut eager = FileWatch::directory(dir.path(), true).unwrap();
         std::fs::write(&path, "2").unwrap();
+        assert!(changes(&mut eager).await, "a write counts where it is asked for");
         std::fs::write(dir.path().join("x"), "2").unwrap();
         std::fs::rename(dir.path().join("x"), dir.path().join("b.yaml")).unwrap();
         assert!(changes(&mut directory).await);

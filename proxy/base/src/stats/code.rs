@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
 
 use super::block::bump;
-use super::registry::{Inner, Registry, StatValue};
+use super::registry::{Inner, NameMatcher, Registry, StatValue};
 use crate::worker;
 
 const CLASSES: usize = 5;
@@ -28,6 +28,8 @@ pub(super) struct CodeBody {
     baseline: OnceLock<Box<[AtomicU64]>>,
     /// The total is shown before anything was counted.
     total_shown: AtomicBool,
+    /// Says which of the names exist, before the configured matcher.
+    pub(super) matcher: Option<Arc<NameMatcher>>,
     registry: Weak<Inner>,
 }
 
@@ -64,12 +66,18 @@ impl CodeStats {
 }
 
 impl CodeBody {
-    pub(super) fn new(prefix: Arc<str>, shards: usize, registry: Weak<Inner>) -> Self {
+    pub(super) fn new(
+        prefix: Arc<str>,
+        shards: usize,
+        matcher: Option<Arc<NameMatcher>>,
+        registry: Weak<Inner>,
+    ) -> Self {
         Self {
             prefix,
             shards: std::iter::repeat_with(OnceLock::new).take(shards).collect(),
             baseline: OnceLock::new(),
             total_shown: AtomicBool::new(false),
+            matcher,
             registry,
         }
     }

@@ -68,6 +68,19 @@ struct Maps {
     blocks: FxHashMap<(usize, Arc<str>), Weak<Block>>,
     codes: FxHashMap<Arc<str>, Weak<CodeBody>>,
     texts: FxHashMap<Arc<str>, Weak<TextBody>>,
+    /// What goes before the configured matcher, by prefix.
+    matchers: FxHashMap<Box<str>, Arc<NameMatcher>>,
+}
+
+impl Maps {
+    /// The matcher for names that begin with `prefix`, which ends with a dot: that of its longest part that has one.
+    fn matcher_of(&self, prefix: &str) -> Option<Arc<NameMatcher>> {
+        if self.matchers.is_empty() {
+            return None;
+        }
+        let parts = prefix.match_indices('.').rev().map(|(at, _)| &prefix[..=at]);
+        parts.filter_map(|part| self.matchers.get(part)).next().cloned()
+    }
 }
 
 struct TextBody {
@@ -213,6 +226,17 @@ impl Registry {
         &self.inner.config
     }
 
+    /// Says which stats below `prefix` exist (`cluster.a.`), whatever the configured matcher says; None takes it back. Families
+    /// that are there already stay as they are.
+    pub fn set_matcher(&self, prefix: &str, matcher: Option<NameMatcher>) {
+        let prefix = sanitize(prefix);
+        let mut maps = lock(&self.inner.maps);
+        match matcher {
+            Some(matcher) => drop(maps.matchers.insert((*prefix).into(), Arc::new(matcher))),
+            None => drop(maps.matchers.remove(&*prefix)),
+        }
+    }
+
     /// The family `desc` under `prefix`; for [`stat_family!`](crate::stat_family).
     ///
     /// Colons in the prefix (of addresses, of names that are URLs) become underscores, and several dots at its end one, as
@@ -224,7 +248,7 @@ impl Registry {
         if let Some(block) = maps.blocks.get(&key).and_then(Weak::upgrade) {
             return block;
         }
-        let excluded = self.inner.excluded(desc, &prefix);
+        let excluded = self.inner.excluded(desc, &prefix, maps.matcher_of(&prefix).as_deref());
         let block = Arc::new(Block::new(desc, key.1.clone(), self.inner.shards, excluded, Arc::downgrade(&self.inner)));
         maps.blocks.insert(key, Arc::downgrade(&block));
         block
@@ -253,7 +277,7 @@ impl Registry {
         }
         let name = Arc::<str>::from(name);
         let body = Arc::new(TextBody {
-            excluded: !self.inner.wanted(&name),
+            excluded: !self.inner.wanted(&name, maps.matcher_of(&name).as_deref()),
             name: name.clone(),
             value: Mutex::default(),
             registry: Arc::downgrade(&self.inner),
@@ -269,7 +293,12 @@ impl Registry {
             return body;
         }
         let prefix = Arc::<str>::from(prefix);
-        let body = Arc::new(CodeBody::new(prefix.clone(), self.inner.shards, Arc::downgrade(&self.inner)));
+        let body = Arc::new(CodeBody::new(
+            prefix.clone(),
+            self.inner.shards,
+            maps.matcher_of(&prefix),
+            Arc::downgrade(&self.inner),
+        ));
         maps.codes.insert(prefix, Arc::downgrade(&body));
         body
     }
@@ -315,7 +344,7 @@ impl Registry {
             codes.visit(|suffix, value| {
                 let name = StatName::new(codes.prefix.clone(), suffix);
                 name.write_to(&mut full);
-                if self.inner.wanted(&full) {
+                if self.inner.wanted(&full, codes.matcher.as_deref()) {
                     out.counters.push((name, value));
                 }
             });
@@ -378,19 +407,19 @@ fn find(list: &[(StatName, StatValue)], name: &str) -> Option<u64> {
 }
 
 impl Inner {
-    fn wanted(&self, name: &str) -> bool {
-        self.config.matcher.as_ref().is_none_or(|matcher| matcher(name))
+    fn wanted(&self, name: &str, own: Option<&NameMatcher>) -> bool {
+        own.or(self.config.matcher.as_ref()).is_none_or(|matcher| matcher(name))
     }
 
     /// The bits of the stats that the matcher excludes; empty when it excludes none.
-    fn excluded(&self, desc: &FamilyDesc, prefix: &str) -> Box<[u64]> {
-        if self.config.matcher.is_none() {
+    fn excluded(&self, desc: &FamilyDesc, prefix: &str, own: Option<&NameMatcher>) -> Box<[u64]> {
+        if own.is_none() && self.config.matcher.is_none() {
             return Box::default();
         }
         let suffixes = desc.counters.iter().chain(desc.gauges).chain(desc.histograms.iter().map(|(name, _)| name));
         let mut bits = vec![0u64; (desc.counters.len() + desc.gauges.len() + desc.histograms.len()).div_ceil(64)];
         for (at, suffix) in suffixes.enumerate() {
-            if !self.wanted(&format!("{prefix}{suffix}")) {
+            if !self.wanted(&format!("{prefix}{suffix}"), own) {
                 bits[at / 64] |= 1 << (at % 64);
             }
         }

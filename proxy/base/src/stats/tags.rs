@@ -214,10 +214,20 @@ impl TagExtractor {
     /// # Errors
     /// The first entry that cannot be used.
     pub fn new(use_all_default_tags: bool, specifiers: &[TagSpecifier]) -> Result<Self, TagError> {
+        Self::with_defaults(specifiers, |_| use_all_default_tags)
+    }
+
+    /// As [`TagExtractor::new`] with all defaults but those whose name a specifier has (`allow_default_tag_overrides`).
+    ///
+    /// # Errors
+    /// The first entry that cannot be used.
+    pub fn overriding(specifiers: &[TagSpecifier]) -> Result<Self, TagError> {
+        Self::with_defaults(specifiers, |tag| specifiers.iter().all(|specifier| specifier.name != tag))
+    }
+
+    fn with_defaults(specifiers: &[TagSpecifier], wanted: impl Fn(&str) -> bool) -> Result<Self, TagError> {
         let mut extractor = Self { any_prefix: Vec::new(), by_prefix: FxHashMap::default() };
-        if use_all_default_tags {
-            extractor.add_well_known(|_| true);
-        }
+        extractor.add_well_known(wanted);
         for specifier in specifiers {
             let name = &specifier.name;
             match &specifier.value {

@@ -19,7 +19,7 @@ use crate::access_log::{AccessLogConfig, AccessLogSink, LogFormat, LogFormatKind
 use crate::address::Address;
 use crate::cluster::{BindConfig, ClusterConfig, DnsDefaults, Locality};
 use crate::config_source::{ApiConfigSource, ConfigSource, DynamicResources};
-use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted};
+use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted, u64_value};
 use crate::diagnostics::ConfigError;
 use crate::listener::{ListenerConfig, SocketOption};
 use crate::matchers::StringMatcher;
@@ -68,6 +68,8 @@ impl BootstrapConfig {
                 .duration("stats_flush_interval", &message.stats_flush_interval)
                 .unwrap_or(Duration::from_secs(5)),
             stats_flush_on_admin,
+            stats_server_version: u64_value(&message.stats_server_version_override),
+            flags_path: Some(message.flags_path.as_str()).filter(|path| !path.is_empty()).map(Into::into),
             runtime: cx.optional("layered_runtime", &message.layered_runtime, runtime_layers).unwrap_or_default(),
             overload_manager: message.overload_manager.as_ref().map(serialized),
             dynamic: cx
@@ -109,7 +111,7 @@ impl BootstrapConfig {
             bootstrap_extensions: cx.each("bootstrap_extensions", &message.bootstrap_extensions, |cx, extension| {
                 Some(cx.extension(extension))
             }),
-            application_log_format: log_format(message),
+            application_log_format: log_format(cx, message),
             default_socket_options: Vec::new(),
             message: if cx.encoded.is_empty() { serialized(message) } else { cx.encoded.clone() },
         })
@@ -228,6 +230,7 @@ impl StatsConfig {
         Some(StatsConfig {
             tags: cx.each("stats_tags", &message.stats_tags, TagSpecifier::decode),
             use_all_default_tags: bool_value(&message.use_all_default_tags).unwrap_or(true),
+            allow_default_tag_overrides: bool_value(&message.allow_default_tag_overrides).unwrap_or(false),
             matcher,
             histogram_buckets: cx.each("histogram_bucket_settings", &message.histogram_bucket_settings, |cx, m| {
                 let matcher = cx.required("match", &m.r#match, StringMatcher::decode)?;
@@ -241,7 +244,19 @@ impl StatsConfig {
 }
 
 impl StatsMatcher {
-    fn decode(cx: &mut Context, message: &metrics::StatsMatcher) -> Self {
+    /// Whether a stat of this name exists.
+    pub fn includes(&self, name: &str) -> bool {
+        let any = |list: &[StringMatcher]| list.iter().any(|matcher| matcher.matches(name.as_bytes()));
+        match self {
+            StatsMatcher::All => true,
+            StatsMatcher::None => false,
+            StatsMatcher::Inclusion(list) => any(list),
+            StatsMatcher::Exclusion(list) => !any(list),
+        }
+    }
+
+    /// Decodes the message at the current path; errors are reported to `cx`.
+    pub(crate) fn decode(cx: &mut Context, message: &metrics::StatsMatcher) -> Self {
         use metrics::stats_matcher::StatsMatcher as Kind;
         match &message.stats_matcher {
             Some(Kind::RejectAll(true)) => StatsMatcher::None,
@@ -354,11 +369,22 @@ fn is_fraction(fields: &HashMap<String, PbValue>) -> bool {
     fields.contains_key("numerator") && fields.keys().all(|key| key == "numerator" || key == "denominator")
 }
 
-fn log_format(message: &pb::Bootstrap) -> Option<LogFormatChoice> {
+fn log_format(cx: &mut Context, message: &pb::Bootstrap) -> Option<LogFormatChoice> {
     use pb::bootstrap::application_log_config::log_format::LogFormat;
     match message.application_log_config.as_ref()?.log_format.as_ref()?.log_format.as_ref()? {
         LogFormat::TextFormat(text) => Some(LogFormatChoice::Text(text.as_str().into())),
-        LogFormat::JsonFormat(format) => Some(LogFormatChoice::Json(json::from_struct(format))),
+        LogFormat::JsonFormat(format) => {
+            let format = json::from_struct(format);
+            let text = format.to_string();
+            if let Some(flag) = ["%v", "%_"].into_iter().find(|flag| text.contains(flag)) {
+                let text = format!(
+                    "setJsonLogFormat error: INVALID_ARGUMENT: Usage of {flag} is unavailable for JSON log formats"
+                );
+                cx.at("application_log_config", |cx| cx.error_at("log_format", text));
+                return None;
+            }
+            Some(LogFormatChoice::Json(format))
+        }
     }
 }
 

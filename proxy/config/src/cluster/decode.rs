@@ -16,9 +16,10 @@ use super::{
     Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig, discovery, dynamic_forward_proxy,
 };
 use crate::address::{Address, EndpointAddress};
+use crate::bootstrap::StatsMatcher;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
-use crate::hcm::decode::http_filters;
+use crate::hcm::decode::{http_filters, share};
 use crate::hcm::{Http1Options, Http2Options};
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
@@ -83,6 +84,11 @@ impl ClusterConfig {
             per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
                 .unwrap_or(DEFAULT_BUFFER_LIMIT),
             lb_common,
+            stats_matcher: cx
+                .optional("stats_matcher", &message.stats_matcher, |cx, matcher| {
+                    Some(StatsMatcher::decode(cx, matcher))
+                })
+                .map(Arc::new),
             endpoints,
             http,
             circuit_breakers: message.circuit_breakers.as_ref().map(CircuitBreakers::decode).unwrap_or_default(),
@@ -368,6 +374,7 @@ fn common_options(
             options.idle_timeout = cx.timeout("idle_timeout", &common.idle_timeout, options.idle_timeout);
             options.max_connection_duration =
                 cx.timeout("max_connection_duration", &common.max_connection_duration, None);
+            options.max_connection_duration_jitter = share(common.max_connection_duration_jitter.as_ref());
             options.max_stream_duration = cx.timeout("max_stream_duration", &common.max_stream_duration, None);
         });
         options.max_requests_per_connection = u32_value(&common.max_requests_per_connection);

@@ -1,7 +1,7 @@
 //! Load balancing policies decoded, from `lb_policy` and from `load_balancing_policy`.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
-use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
 use envoy_types::pb::envoy::extensions::load_balancing_policies as policies;
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use envoy_types::pb::google::protobuf as google;
@@ -9,8 +9,8 @@ use policies::common::v3::LocalityLbConfig;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as Locality;
 
 use super::{
-    ClientWeightsConfig, CommonLbConfig, HashingConfig, LbPolicy, MetadataKey, OverrideSource, SlowStartConfig,
-    SubsetConfig, ZoneAwareConfig,
+    ClientWeightsConfig, CommonLbConfig, HashingConfig, LbPolicy, LbRuntimeKeys, MetadataKey, OverrideSource,
+    SlowStartConfig, SubsetConfig, ZoneAwareConfig,
 };
 use crate::decode::{Context, type_name, u32_value, u64_value};
 use crate::route::HashPolicy;
@@ -71,11 +71,12 @@ fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) 
             policies: Arc::default(),
         };
     }
+    let keys = &mut common.runtime_keys;
     Some(match message.lb_policy() {
         Policy::RoundRobin => {
             if let Some(LbConfig::RoundRobinLbConfig(config)) = &message.lb_config {
                 common.slow_start =
-                    cx.at("round_robin_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config));
+                    cx.at("round_robin_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config, keys));
             }
             LbPolicy::RoundRobin
         }
@@ -84,10 +85,11 @@ fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) 
                 Some(LbConfig::LeastRequestLbConfig(config)) => config.clone(),
                 _ => Default::default(),
             };
-            common.slow_start = cx.at("least_request_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config));
+            common.slow_start =
+                cx.at("least_request_lb_config", |cx| legacy_slow_start(cx, &config.slow_start_config, keys));
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
-                active_request_bias: config.active_request_bias.map_or(1.0, |bias| bias.default_value),
+                active_request_bias: request_bias(config.active_request_bias.as_ref(), keys),
                 full_scan: false,
             }
         }
@@ -116,18 +118,38 @@ fn legacy(cx: &mut Context, message: &pb::Cluster, common: &mut CommonLbConfig) 
     })
 }
 
-fn legacy_slow_start(cx: &mut Context, message: &Option<pb::cluster::SlowStartConfig>) -> Option<SlowStartConfig> {
+fn legacy_slow_start(
+    cx: &mut Context,
+    message: &Option<pb::cluster::SlowStartConfig>,
+    keys: &mut LbRuntimeKeys,
+) -> Option<SlowStartConfig> {
     let message = message.as_ref()?;
     let (aggression, least) = (message.aggression.as_ref(), message.min_weight_percent.as_ref());
     let window = cx.at("slow_start_config", |cx| cx.duration("slow_start_window", &message.slow_start_window))?;
+    keys.aggression = key(aggression);
     slow_start_of(window, aggression.map(|value| value.default_value), least.map(|percent| percent.value))
 }
 
-fn slow_start(cx: &mut Context, message: &Option<policies::common::v3::SlowStartConfig>) -> Option<SlowStartConfig> {
+fn slow_start(
+    cx: &mut Context,
+    message: &Option<policies::common::v3::SlowStartConfig>,
+    keys: &mut LbRuntimeKeys,
+) -> Option<SlowStartConfig> {
     let message = message.as_ref()?;
     let (aggression, least) = (message.aggression.as_ref(), message.min_weight_percent.as_ref());
     let window = cx.at("slow_start_config", |cx| cx.duration("slow_start_window", &message.slow_start_window))?;
+    keys.aggression = key(aggression);
     slow_start_of(window, aggression.map(|value| value.default_value), least.map(|percent| percent.value))
+}
+
+/// As in Envoy, a bias below zero is one.
+fn request_bias(message: Option<&RuntimeDouble>, keys: &mut LbRuntimeKeys) -> f64 {
+    keys.active_request_bias = key(message);
+    message.map(|bias| bias.default_value).filter(|bias| *bias >= 0.0).unwrap_or(1.0)
+}
+
+fn key(message: Option<&RuntimeDouble>) -> Option<Box<str>> {
+    message.map(|message| message.runtime_key.as_str()).filter(|key| !key.is_empty()).map(Into::into)
 }
 
 /// None without a window. As in Envoy, an aggression that is not above zero is one.
@@ -222,17 +244,17 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
         "round_robin.v3.RoundRobin" => {
             let config: policies::round_robin::v3::RoundRobin = cx.unpack(any)?;
             locality(common, &config.locality_lb_config);
-            common.slow_start = slow_start(cx, &config.slow_start_config);
+            common.slow_start = slow_start(cx, &config.slow_start_config, &mut common.runtime_keys);
             LbPolicy::RoundRobin
         }
         "least_request.v3.LeastRequest" => {
             use policies::least_request::v3::least_request::SelectionMethod;
             let config: policies::least_request::v3::LeastRequest = cx.unpack(any)?;
             locality(common, &config.locality_lb_config);
-            common.slow_start = slow_start(cx, &config.slow_start_config);
+            common.slow_start = slow_start(cx, &config.slow_start_config, &mut common.runtime_keys);
             LbPolicy::LeastRequest {
                 choice_count: u32_value(&config.choice_count).unwrap_or(2),
-                active_request_bias: config.active_request_bias.as_ref().map_or(1.0, |bias| bias.default_value),
+                active_request_bias: request_bias(config.active_request_bias.as_ref(), &mut common.runtime_keys),
                 full_scan: config.selection_method() == SelectionMethod::FullScan,
             }
         }
@@ -280,7 +302,7 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             use policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
             let config: ClientSideWeightedRoundRobin = cx.unpack(any)?;
             common.client_weights = Some(Arc::new(ClientWeightsConfig::decode(cx, &config)));
-            common.slow_start = slow_start(cx, &config.slow_start_config);
+            common.slow_start = slow_start(cx, &config.slow_start_config, &mut common.runtime_keys);
             LbPolicy::RoundRobin
         }
         "subset.v3.Subset" => {
@@ -389,10 +411,7 @@ mod tests {
         let decode = |seconds, aggression| {
             let slow_start = pb::cluster::SlowStartConfig {
                 slow_start_window: Some(google::Duration { seconds, nanos: 0 }),
-                aggression: Some(envoy_types::pb::envoy::config::core::v3::RuntimeDouble {
-                    default_value: aggression,
-                    runtime_key: "r".into(),
-                }),
+                aggression: Some(RuntimeDouble { default_value: aggression, runtime_key: "r".into() }),
                 min_weight_percent: None,
             };
             let config = pb::cluster::RoundRobinLbConfig { slow_start_config: Some(slow_start) };

@@ -5,23 +5,32 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3 as early;
 use envoy_types::pb::envoy::extensions::http::original_ip_detection::{custom_header, xff};
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
 use pb::http_connection_manager as manager;
 
 use super::{
-    BodyFormat, ClientCertDetails, CodecType, EscapedSlashesAction, ForwardClientCert, HcmConfig, Http1Options,
-    Http2Options, HttpFilterConfig, LocalReplyConfig, LocalReplyMapper, OriginalIpDetection, RouteSource,
-    ScopedRoutesConfig, ServerHeaderTransformation, StripPort, UnderscoresAction, UpgradeConfig,
+    BodyFormat, ClientCertDetails, ClientCertForwarding, CodecType, EscapedSlashesAction, ForwardClientCert,
+    ForwardProto, HcmConfig, Http1Options, Http2Options, HttpFilterConfig, LocalReplyConfig, LocalReplyMapper,
+    OriginalIpDetection, ProxyStatusConfig, ProxyStatusName, RouteSource, ScopedRoutesConfig,
+    ServerHeaderTransformation, StripPort, UnderscoresAction, UpgradeConfig,
 };
 use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, lower, serialized, type_name, u32_value};
 use crate::discovered::ExtensionSource;
-use crate::header_mutation::HeaderValueOption;
+use crate::header_mutation::{HeaderMutation, HeaderValueOption};
 use crate::matchers::cidr_range;
+use crate::matching::{MatchInput, MatchTree};
 use crate::paths::Segment;
 use crate::route::RouteConfiguration;
+
+/// What a tree of client certificates leads to.
+const CLIENT_CERT_ACTION: &str =
+    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertConfig";
 
 /// Message of the router filter.
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
@@ -100,55 +109,59 @@ impl HcmConfig {
             max_headers_count: u32_value(&common.max_headers_count).unwrap_or(100),
             idle_timeout,
             max_connection_duration,
+            max_connection_duration_jitter: share(common.max_connection_duration_jitter.as_ref()),
             http1_safe_max_connection_duration: message.http1_safe_max_connection_duration,
             max_stream_duration,
             max_requests_per_connection: u32_value(&common.max_requests_per_connection).filter(|max| *max > 0),
             headers_with_underscores_action: underscores(&common),
             stream_idle_timeout,
-            stream_flush_timeout: cx.timeout(
-                "stream_flush_timeout",
-                &message.stream_flush_timeout,
-                stream_idle_timeout,
-            ),
+            stream_flush_timeout: cx
+                .duration("stream_flush_timeout", &message.stream_flush_timeout)
+                .map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
             request_timeout: cx.timeout("request_timeout", &message.request_timeout, None),
             request_headers_timeout: cx.timeout("request_headers_timeout", &message.request_headers_timeout, None),
             drain_timeout: cx.duration("drain_timeout", &message.drain_timeout).unwrap_or(Duration::from_secs(5)),
+            drain_timeout_jitter: share(message.drain_timeout_jitter.as_ref()),
             delayed_close_timeout: cx
                 .duration("delayed_close_timeout", &message.delayed_close_timeout)
                 .unwrap_or(Duration::from_secs(1)),
             access_logs: cx.each("access_log", &message.access_log, AccessLogConfig::decode),
             access_log_flush_interval,
+            flush_access_log_on_tunnel: log_options
+                .is_some_and(|options| options.flush_log_on_tunnel_successfully_established),
             flush_access_log_on_new_request: log_options
                 .map_or(message.flush_access_log_on_new_request, |options| options.flush_access_log_on_new_request),
             use_remote_address: bool_value(&message.use_remote_address).unwrap_or(false),
             xff_num_trusted_hops: message.xff_num_trusted_hops,
             original_ip_detection: original_ip_detection(cx, message),
+            early_header_mutations: early_header_mutations(cx, message),
             internal_cidrs,
             internal_unix_sockets: internal.is_some_and(|internal| internal.unix_sockets),
+            add_user_agent: bool_value(&message.add_user_agent).unwrap_or(false),
+            forward_proto: message.forward_proto_config.as_ref().map(|config| {
+                Box::new(ForwardProto {
+                    https_ports: config.https_destination_ports.as_slice().into(),
+                    http_ports: config.http_destination_ports.as_slice().into(),
+                })
+            }),
             skip_xff_append: message.skip_xff_append,
             via: message.via.as_str().into(),
             generate_request_id: bool_value(&message.generate_request_id).unwrap_or(true),
             preserve_external_request_id: message.preserve_external_request_id,
             always_set_request_id_in_response: message.always_set_request_id_in_response,
             request_id_pack_trace_reason: pack_trace_reason,
-            forward_client_cert: forward_client_cert(message),
-            client_cert_details: message.set_current_client_cert_details.as_ref().map_or_else(
-                ClientCertDetails::default,
-                |details| ClientCertDetails {
-                    subject: bool_value(&details.subject).unwrap_or(false),
-                    cert: details.cert,
-                    chain: details.chain,
-                    dns: details.dns,
-                    uri: details.uri,
-                },
-            ),
+            forward_client_cert: forward_client_cert(message.forward_client_cert_details()),
+            client_cert_details: client_cert_details(message.set_current_client_cert_details.as_ref()),
+            forward_client_cert_matcher: cx
+                .optional("forward_client_cert_matcher", &message.forward_client_cert_matcher, client_cert_tree)
+                .map(Box::new),
             proxy_100_continue: message.proxy_100_continue,
-            ipv4_mapped_remote: message.represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
             upgrades: upgrades(cx, &message.upgrade_configs),
             normalize_path: bool_value(&message.normalize_path).unwrap_or(false),
             merge_slashes: message.merge_slashes,
             escaped_slashes_action: escaped_slashes(message),
             local_reply: cx.optional("local_reply_config", &message.local_reply_config, LocalReplyConfig::decode),
+            proxy_status: message.proxy_status_config.as_ref().map(|config| Box::new(proxy_status(config))),
             strip_port: strip_port(cx, message),
             strip_trailing_host_dot: message.strip_trailing_host_dot,
             stream_error_on_invalid_http_message: invalid_message.unwrap_or(false),
@@ -173,9 +186,59 @@ fn underscores(common: &core::HttpProtocolOptions) -> UnderscoresAction {
     }
 }
 
-fn forward_client_cert(message: &pb::HttpConnectionManager) -> ForwardClientCert {
+/// A percentage as a share of one.
+pub(crate) fn share(percent: Option<&Percent>) -> f64 {
+    percent.map_or(0.0, |percent| percent.value / 100.0)
+}
+
+fn proxy_status(message: &manager::ProxyStatusConfig) -> ProxyStatusConfig {
+    use manager::proxy_status_config::ProxyName;
+    ProxyStatusConfig {
+        remove_details: message.remove_details,
+        remove_connection_termination_details: message.remove_connection_termination_details,
+        remove_response_flags: message.remove_response_flags,
+        set_recommended_response_code: message.set_recommended_response_code,
+        name: match &message.proxy_name {
+            Some(ProxyName::UseNodeId(true)) => ProxyStatusName::NodeId,
+            Some(ProxyName::LiteralProxyName(name)) => ProxyStatusName::Literal(name.as_str().into()),
+            Some(ProxyName::UseNodeId(false)) | None => ProxyStatusName::ServerName,
+        },
+    }
+}
+
+fn client_cert_details(message: Option<&manager::SetCurrentClientCertDetails>) -> ClientCertDetails {
+    message.map_or_else(ClientCertDetails::default, |details| ClientCertDetails {
+        subject: bool_value(&details.subject).unwrap_or(false),
+        cert: details.cert,
+        chain: details.chain,
+        issuer: details.issuer,
+        dns: details.dns,
+        uri: details.uri,
+    })
+}
+
+fn client_cert_tree(cx: &mut Context, matcher: &Matcher) -> Option<MatchTree<ClientCertForwarding>> {
+    MatchTree::decode(cx, matcher, &MatchInput::is_of_request, &mut |cx, action| {
+        let any = action.typed_config.as_ref();
+        cx.at("typed_config", |cx| match any.map_or("", |any| type_name(&any.type_url)) {
+            CLIENT_CERT_ACTION => {
+                let action: manager::ForwardClientCertConfig = cx.unpack(any?)?;
+                Some(ClientCertForwarding {
+                    mode: forward_client_cert(action.forward_client_cert_details()),
+                    details: client_cert_details(action.set_current_client_cert_details.as_ref()),
+                })
+            }
+            other => {
+                cx.error(format!("action '{other}' is not implemented: an action is a ForwardClientCertConfig"));
+                None
+            }
+        })
+    })
+}
+
+fn forward_client_cert(mode: manager::ForwardClientCertDetails) -> ForwardClientCert {
     use manager::ForwardClientCertDetails as Details;
-    match message.forward_client_cert_details() {
+    match mode {
         Details::Sanitize => ForwardClientCert::Sanitize,
         Details::ForwardOnly => ForwardClientCert::ForwardOnly,
         Details::AppendForward => ForwardClientCert::AppendForward,
@@ -240,6 +303,26 @@ fn pack_trace_reason(cx: &mut Context, message: &pb::HttpConnectionManager) -> b
         cx.at("typed_config", |cx| cx.unpack::<UuidRequestIdConfig>(any))
     });
     decoded.and_then(|config| bool_value(&config.pack_trace_reason)).unwrap_or(true)
+}
+
+fn early_header_mutations(cx: &mut Context, message: &pb::HttpConnectionManager) -> Vec<Vec<HeaderMutation>> {
+    let field = "early_header_mutation_extensions";
+    cx.each(field, &message.early_header_mutation_extensions, |cx, extension| {
+        let any = extension.typed_config.as_ref();
+        match any.map(|any| type_name(&any.type_url)) {
+            Some("envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation") => {
+                cx.at("typed_config", |cx| {
+                    let config: early::HeaderMutation = cx.unpack(any?)?;
+                    Some(cx.each("mutations", &config.mutations, HeaderMutation::decode))
+                })
+            }
+            other => {
+                let name = other.unwrap_or(&extension.name);
+                cx.error(format!("Didn't find a registered implementation for type: '{name}'"));
+                None
+            }
+        }
+    })
 }
 
 fn original_ip_detection(cx: &mut Context, message: &pb::HttpConnectionManager) -> Vec<OriginalIpDetection> {
@@ -463,7 +546,7 @@ mod tests {
         assert_eq!((hcm.max_request_headers_kb, hcm.max_headers_count), (60, 100));
         assert_eq!(hcm.idle_timeout, Some(Duration::from_secs(3600)));
         assert_eq!(hcm.stream_idle_timeout, Some(Duration::from_secs(300)));
-        assert_eq!(hcm.stream_flush_timeout, hcm.stream_idle_timeout);
+        assert_eq!(hcm.stream_flush_timeout, None);
         assert_eq!((hcm.request_timeout, hcm.request_headers_timeout), (None, None));
         assert_eq!((hcm.drain_timeout.as_secs(), hcm.delayed_close_timeout.as_secs()), (5, 1));
         assert!(hcm.generate_request_id && hcm.request_id_pack_trace_reason && !hcm.use_remote_address);

@@ -15,11 +15,12 @@ use rustc_hash::FxHashMap;
 
 use super::chain_match::check_overlaps;
 use super::{
-    FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig, NetworkFilterConfig,
-    ProxyProtocolConfig, SocketOption, TlsInspectorConfig, TrafficDirection,
+    ConnectionPredicate, FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig,
+    NetworkFilterConfig, ProxyProtocolConfig, SocketOption, TlsInspectorConfig, TrafficDirection,
 };
 use crate::access_log::AccessLogConfig;
 use crate::address::{Address, SocketAddress};
+use crate::bootstrap::StatsMatcher;
 use crate::cluster::{DEFAULT_BUFFER_LIMIT, TcpKeepalive};
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
@@ -65,7 +66,13 @@ impl ListenerConfig {
             use_original_dst: bool_value(&message.use_original_dst).unwrap_or(false),
             per_connection_buffer_limit_bytes: u32_value(&message.per_connection_buffer_limit_bytes)
                 .unwrap_or(DEFAULT_BUFFER_LIMIT),
+            stats_matcher: cx
+                .optional("stats_matcher", &message.stats_matcher, |cx, matcher| {
+                    Some(StatsMatcher::decode(cx, matcher))
+                })
+                .map(Arc::new),
             listener_filters: listener_filters(cx, message),
+            listener_filters_disabled: filters_disabled(cx, message),
             listener_filters_timeout: cx
                 .duration("listener_filters_timeout", &message.listener_filters_timeout)
                 .unwrap_or(Duration::from_secs(15)),
@@ -404,6 +411,29 @@ fn listener_filters(cx: &mut Context, message: &pb::Listener) -> Vec<ListenerFil
         filters.push(ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::default()));
     }
     filters
+}
+
+fn filters_disabled(cx: &mut Context, message: &pb::Listener) -> Vec<Option<ConnectionPredicate>> {
+    if message.listener_filters.iter().all(|filter| filter.filter_disabled.is_none()) {
+        return Vec::new();
+    }
+    cx.each("listener_filters", &message.listener_filters, |cx, filter| {
+        Some(cx.optional("filter_disabled", &filter.filter_disabled, predicate))
+    })
+}
+
+fn predicate(cx: &mut Context, message: &pb::ListenerFilterChainMatchPredicate) -> Option<ConnectionPredicate> {
+    use pb::listener_filter_chain_match_predicate::{MatchSet, Rule};
+    let set = |cx: &mut Context, field, set: &MatchSet| -> Box<[ConnectionPredicate]> {
+        cx.at(field, |cx| cx.each("rules", &set.rules, predicate)).into()
+    };
+    Some(match message.rule.as_ref()? {
+        Rule::OrMatch(rules) => ConnectionPredicate::Or(set(cx, "or_match", rules)),
+        Rule::AndMatch(rules) => ConnectionPredicate::And(set(cx, "and_match", rules)),
+        Rule::NotMatch(rule) => ConnectionPredicate::Not(Box::new(cx.at("not_match", |cx| predicate(cx, rule))?)),
+        Rule::AnyMatch(_) => ConnectionPredicate::Any,
+        Rule::DestinationPortRange(range) => ConnectionPredicate::DestinationPort(range.start..range.end),
+    })
 }
 
 impl ListenerFilterConfig {

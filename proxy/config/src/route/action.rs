@@ -81,6 +81,9 @@ impl RouteAction {
             idle_timeout: cx
                 .duration("idle_timeout", &message.idle_timeout)
                 .map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
+            flush_timeout: cx
+                .duration("flush_timeout", &message.flush_timeout)
+                .map(|timeout| Some(timeout).filter(|timeout| !timeout.is_zero())),
             retry_policy: retry_policy.map(Arc::new),
             high_priority: message.priority() == core::RoutingPriority::High,
             hash_policy,

@@ -10,6 +10,8 @@ mod effects;
 #[cfg(test)]
 mod everything;
 #[cfg(test)]
+mod protocols;
+#[cfg(test)]
 mod samples;
 
 use std::sync::LazyLock;

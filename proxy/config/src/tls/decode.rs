@@ -5,13 +5,13 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as pb;
 use pb::common_tls_context::ValidationContextType;
 
 use super::{
-    CertificateSource, CommonTlsContext, DownstreamTlsContext, SanMatcher, SanType, SdsSecretConfig, TlsCertificate,
-    TlsVersion, UpstreamTlsContext, ValidationContext, ValidationSource,
+    CertificateSource, CommonTlsContext, DownstreamTlsContext, KeyLogConfig, SanMatcher, SanType, SdsSecretConfig,
+    TlsCertificate, TlsVersion, UpstreamTlsContext, ValidationContext, ValidationSource,
 };
 use crate::data_source::DataSource;
 use crate::decode::{Context, StaticSecret, bool_value, boxed, serialized, u32_value};
 use crate::diagnostics::closest;
-use crate::matchers::StringMatcher;
+use crate::matchers::{StringMatcher, cidr_range};
 
 /// TLS 1.2 suites that rustls has, by their OpenSSL and IANA names.
 const SUITES: [(&str, &str); 6] = [
@@ -192,6 +192,14 @@ impl CommonTlsContext {
             },
         ));
         let before = cx.error_count();
+        let key_log = cx.optional("key_log", &message.key_log, |cx, log| {
+            Some(KeyLogConfig {
+                path: log.path.as_str().into(),
+                local: cx.each("local_address_range", &log.local_address_range, cidr_range),
+                remote: cx.each("remote_address_range", &log.remote_address_range, cidr_range),
+            })
+        });
+        let key_log = key_log.filter(|log| !log.path.is_empty());
         let validation = validation(cx, message);
         if cx.error_count() > before {
             return None;
@@ -211,11 +219,7 @@ impl CommonTlsContext {
                 .filter(|protocol| !protocol.is_empty())
                 .map(Into::into)
                 .collect(),
-            key_log_path: message
-                .key_log
-                .as_ref()
-                .filter(|log| !log.path.is_empty())
-                .map(|log| log.path.as_str().into()),
+            key_log,
             path: cx.path_text(),
         })
     }
@@ -430,6 +434,7 @@ impl ValidationContext {
                 == pb::certificate_validation_context::TrustChainVerification::AcceptUntrusted,
             only_verify_leaf_cert_crl: message.only_verify_leaf_cert_crl,
             max_verify_depth: u32_value(&message.max_verify_depth),
+            suppress_client_ca_list: message.suppress_client_ca_list,
         })
     }
 
@@ -444,6 +449,7 @@ impl ValidationContext {
         default.allow_expired_certificate |= self.allow_expired_certificate;
         default.accept_untrusted |= self.accept_untrusted;
         default.only_verify_leaf_cert_crl |= self.only_verify_leaf_cert_crl;
+        default.suppress_client_ca_list |= self.suppress_client_ca_list;
         default.max_verify_depth = self.max_verify_depth.or(default.max_verify_depth);
         default
     }

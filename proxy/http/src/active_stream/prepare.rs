@@ -2,7 +2,9 @@
 //! upgrades. A request that fails here has been answered.
 
 use super::*;
+use crate::header_mutation::Side;
 use nuncio_base::clock;
+use nuncio_config::hcm::ClientCertForwarding;
 
 impl ActiveStream<'_> {
     /// The checks before routing; false when the stream has been answered.
@@ -78,10 +80,32 @@ impl ActiveStream<'_> {
         self.connection.hcm.access_logs.log(&cx);
     }
 
+    /// Whether the response has made a tunnel of the stream.
+    pub(super) fn is_tunnel(&self) -> bool {
+        let code = self.response.status();
+        code == 101 || (code / 100 == 2 && self.request.method() == b"CONNECT")
+    }
+
+    /// The line of the access log that a tunnel has at its beginning.
+    pub(super) fn log_tunnel(&self) {
+        let cx = FormatContext {
+            request: Some(&self.request),
+            response: Some(&self.response),
+            log_type: AccessLogType::DownstreamTunnelSuccessfullyEstablished,
+            ..FormatContext::new(&self.info)
+        };
+        self.connection.hcm.access_logs.log(&cx);
+    }
+
     /// Forwarded headers, request id and the like; the status to reject the request with, if it is to be.
     fn sanitize(&mut self) -> Option<u16> {
         let connection = self.connection;
         let hcm = &connection.hcm;
+        if let Some(rules) = &hcm.rules {
+            for list in &rules.early {
+                list.apply(Side::Request, &mut self.request, &FormatContext::new(&self.info));
+            }
+        }
         let table = hcm.routes.load(&self.request);
         let facts = header_rules::mutate_request(
             &mut self.request,
@@ -96,7 +120,23 @@ impl ActiveStream<'_> {
         if let Some(id) = self.request.bytes(&names::X_REQUEST_ID) {
             self.info.request_id = id.try_into().ok();
         }
+        if facts.rejected.is_none() {
+            let forwarding = self.client_cert_forwarding();
+            header_rules::mutate_client_cert(&mut self.request, &connection.info, forwarding);
+        }
         facts.rejected
+    }
+
+    fn client_cert_forwarding(&self) -> ClientCertForwarding {
+        let hcm = &self.connection.hcm;
+        let by_tree = hcm.rules.as_deref().and_then(|rules| rules.client_cert.as_ref()).and_then(|tree| {
+            let random = nuncio_base::random::u64();
+            tree.find(&RouteRequest::new(&self.request, &self.info, random, &*hcm.runtime)).copied()
+        });
+        by_tree.unwrap_or(ClientCertForwarding {
+            mode: hcm.config.forward_client_cert,
+            details: hcm.config.client_cert_details,
+        })
     }
 
     fn send_continue(&mut self) {

@@ -123,6 +123,10 @@ impl ActiveStream<'_> {
     pub(super) fn answer_malformed(&mut self, error: &StreamError) {
         let hcm = &self.connection.hcm;
         hcm.stats.downstream_cx_protocol_error().inc();
+        if self.protocol() != Protocol::Http2 {
+            // It is the end of the connection.
+            self.connection.info.bytes.fail();
+        }
         if error.status != 0 && !self.response_started {
             // A reset counts it itself.
             hcm.stats.downstream_rq_rx_reset().inc();
@@ -211,13 +215,13 @@ impl ActiveStream<'_> {
                 stats.downstream_rq_rx_reset().inc();
             }
         }
-        let flush = poll_fn(|cx| self.downstream.poll_flush(cx));
         let config = &self.connection.hcm.config;
         let limit = match config.delayed_close_timeout {
             // What is left of a response that was cut short goes out with the close of the connection.
             delay if self.cut && !delay.is_zero() => Some(delay),
-            _ => config.stream_flush_timeout.or(config.idle_timeout),
+            _ => self.flush_timeout().or(config.idle_timeout),
         };
+        let flush = poll_fn(|cx| self.downstream.poll_flush(cx));
         let flushed = match limit {
             Some(limit) => timer::timeout(limit, flush).await.unwrap_or(Err(StreamError::new(ResetReason::LocalReset))),
             None => flush.await,
@@ -229,6 +233,18 @@ impl ActiveStream<'_> {
             }
         }
         self.complete();
+    }
+
+    /// How long a response may take to leave once it is complete: what the route says, the connection manager, or the
+    /// idle timeouts of either.
+    fn flush_timeout(&self) -> Option<Duration> {
+        let config = &self.connection.hcm.config;
+        let action = self.route.as_ref().and_then(|route| route.entry().route_action());
+        action
+            .and_then(|action| action.flush_timeout)
+            .or(config.stream_flush_timeout)
+            .or_else(|| action.and_then(|action| action.idle_timeout))
+            .unwrap_or(config.stream_idle_timeout)
     }
 
     /// The connection was closed under the stream, by this side: it is counted and logged all the same.

@@ -14,16 +14,16 @@ use crate::matchers::{header_name, in_runtime_fraction, metadata_value, query_pa
 
 /// An input of requests, ready to be looked up.
 #[derive(Debug, Clone)]
-pub(super) enum Input {
+pub(crate) enum Input {
     Header(HeaderName),
     Other(MatchInput),
 }
 
 /// A tree over requests.
-pub(super) type RequestTree<A> = MatchTree<A, Input>;
+pub(crate) type RequestTree<A> = MatchTree<A, Input>;
 
 /// The tree with its header names parsed; the error names one that is none.
-pub(super) fn compile<A: Clone>(tree: &MatchTree<A>) -> Result<RequestTree<A>, String> {
+pub(crate) fn compile<A: Clone>(tree: &MatchTree<A>) -> Result<RequestTree<A>, String> {
     let mut wrong = String::new();
     let compiled = tree.compile(&mut |input| match input {
         MatchInput::RequestHeader(name) => {

@@ -9,7 +9,7 @@ pub mod active;
 pub mod entry;
 mod index;
 mod joined;
-mod matching;
+pub(crate) mod matching;
 pub mod policies;
 pub mod redirect;
 pub mod rewrite;

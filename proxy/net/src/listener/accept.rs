@@ -380,7 +380,11 @@ async fn run_filters(
         listener.stats.extension_config_missing().inc();
         return false;
     }
-    for slot in &table.filters {
+    for (at, slot) in table.filters.iter().enumerate() {
+        let condition = table.config.listener_filters_disabled.get(at).and_then(Option::as_ref);
+        if condition.is_some_and(|condition| condition.holds(info.local_address.port())) {
+            continue;
+        }
         let Some(pinned) = slot.pin() else { return false };
         let filter = pinned.get();
         if !filter.on_accept(info, plain.tcp_stream()) {

@@ -47,6 +47,8 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
         default_filter_chain: None,
         use_original_dst: false,
         per_connection_buffer_limit_bytes: 1 << 20,
+        listener_filters_disabled: Vec::new(),
+        stats_matcher: None,
         listener_filters: filters,
         listener_filters_timeout: LONG,
         continue_on_listener_filters_timeout: false,

@@ -48,6 +48,7 @@ struct State {
     without_sni: Arc<ClientConfig>,
     verifier: Arc<Verifier>,
     own: Option<Arc<OwnCertificate>>,
+    key_log: Option<Arc<KeyLogFile>>,
     ca: Option<LoadedCertificate>,
     digest: [u8; 32],
 }
@@ -146,7 +147,11 @@ impl ClientTlsContext {
             None => (&state.without_sni, ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))),
         };
         let connector = TlsConnector::from(config.clone());
-        let mut record = Record { began: Some(clock::now()), ..Record::default() };
+        let logs_keys = state.key_log.as_ref().is_some_and(|log| {
+            let (local, remote) = plain.ips();
+            log.concerns(local, remote)
+        });
+        let mut record = Record { began: Some(clock::now()), logs_keys, ..Record::default() };
         let outcome = match target.alpn {
             Some(alpn) => {
                 let alpn = alpn.iter().map(|name| name.to_vec()).collect();
@@ -232,12 +237,13 @@ impl State {
             0 => Resumption::disabled(),
             keys => Resumption::in_memory_sessions(keys as usize),
         };
-        if let Some(path) = &common.key_log_path {
-            client.key_log = Arc::new(KeyLogFile::open(path).map_err(fail)?);
+        let key_log = common.key_log.as_ref().map(KeyLogFile::open).transpose().map_err(fail)?.map(Arc::new);
+        if let Some(key_log) = &key_log {
+            client.key_log = key_log.clone();
         }
         let mut without_sni = client.clone();
         without_sni.enable_sni = false;
-        Ok(Self { with_sni: Arc::new(client), without_sni: Arc::new(without_sni), verifier, own, ca, digest })
+        Ok(Self { with_sni: Arc::new(client), without_sni: Arc::new(without_sni), verifier, own, key_log, ca, digest })
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) peer: Vec<CertificateDer<'static>>,
     /// Signature algorithm of the peer.
     pub(super) sigalg: &'static str,
+    /// Its secrets go to the key log.
+    pub(super) logs_keys: bool,
     /// When it began.
     pub(super) began: Option<Instant>,
 }
@@ -41,6 +43,11 @@ thread_local! {
 /// Writes into the record of the handshake that is being polled.
 pub(super) fn note(write: impl FnOnce(&mut Record)) {
     CURRENT.with_borrow_mut(write);
+}
+
+/// Whether secrets of the handshake that is being polled go to the key log.
+pub(super) fn logs_keys() -> bool {
+    CURRENT.with_borrow(|record| record.logs_keys)
 }
 
 /// Polls `future` with `record` in place.

@@ -169,7 +169,7 @@ pub(super) mod tests {
             certificates: Vec::new(),
             validation: None,
             alpn_protocols: Vec::new(),
-            key_log_path: None,
+            key_log: None,
             path: "test".into(),
         }
     }

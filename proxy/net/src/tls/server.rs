@@ -155,7 +155,9 @@ impl ServerTlsContext {
             let _ = info.transport_failure_reason.set(reason.into());
             return Err(HandshakeError { reason: reason.into(), tls: None });
         };
-        let mut record = Record { began: Some(clock::now()), ..Record::default() };
+        let logs_keys =
+            state.key_log.as_ref().is_some_and(|log| log.concerns(info.local_address.ip(), info.remote_address.ip()));
+        let mut record = Record { began: Some(clock::now()), logs_keys, ..Record::default() };
         let mut first = [0; 5];
         let outcome = recorded(&mut record, handshake(&state, plain, &mut first)).await;
         match outcome {
@@ -262,7 +264,7 @@ impl State {
         };
         let sessions =
             (!config.disable_stateful_session_resumption).then(|| ServerSessionMemoryCache::new(SESSION_CACHE));
-        let key_log = common.key_log_path.as_deref().map(KeyLogFile::open).transpose().map_err(fail)?;
+        let key_log = common.key_log.as_ref().map(KeyLogFile::open).transpose().map_err(fail)?;
         let resolver = Resolver::new(certificates, config.full_scan_certs_on_sni_mismatch, config.require_sni);
         let state = Self {
             parameters,

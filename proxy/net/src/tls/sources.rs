@@ -1,10 +1,12 @@
 //! Bytes of data sources, and the PEM in them.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nuncio_config::data_source::DataSource;
-use nuncio_config::tls::{CertificateSource, CommonTlsContext, ValidationContext, ValidationSource};
+use nuncio_config::matchers::CidrRange;
+use nuncio_config::tls::{CertificateSource, CommonTlsContext, KeyLogConfig, ValidationContext, ValidationSource};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
@@ -124,15 +126,27 @@ pub(super) fn digest(sources: &[&DataSource]) -> [u8; 32] {
 /// Secrets of sessions, appended to a file in NSS key log format.
 pub(super) struct KeyLogFile {
     file: Mutex<std::fs::File>,
+    config: KeyLogConfig,
 }
 
 impl KeyLogFile {
-    pub(super) fn open(path: &str) -> Result<Self, String> {
+    pub(super) fn open(config: &KeyLogConfig) -> Result<Self, String> {
+        let path = &*config.path;
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
         match file {
-            Ok(file) => Ok(Self { file: Mutex::new(file) }),
+            Ok(file) => Ok(Self { file: Mutex::new(file), config: config.clone() }),
             Err(error) => Err(format!("cannot open key log {path}: {}", reason(&error))),
         }
+    }
+}
+
+impl KeyLogFile {
+    /// Whether the secrets of connections between these addresses are written.
+    pub(super) fn concerns(&self, local: Option<IpAddr>, remote: Option<IpAddr>) -> bool {
+        let within = |ranges: &[CidrRange], ip: Option<IpAddr>| {
+            ranges.is_empty() || ip.is_some_and(|ip| ranges.iter().any(|range| range.contains(&ip)))
+        };
+        within(&self.config.local, local) && within(&self.config.remote, remote)
     }
 }
 
@@ -145,6 +159,9 @@ impl std::fmt::Debug for KeyLogFile {
 impl rustls::KeyLog for KeyLogFile {
     fn log(&self, label: &str, client_random: &[u8], secret: &[u8]) {
         use std::io::Write as _;
+        if !super::handshake::logs_keys() {
+            return;
+        }
         let line = format!("{label} {} {}\n", super::info::hex(client_random), super::info::hex(secret));
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_all(line.as_bytes()) {

@@ -89,6 +89,25 @@ impl fmt::Debug for Verifier {
     }
 }
 
+/// Bytes that a list of authorities has at most: its length is told in two of them.
+const MAX_HINTS: usize = 60_000;
+
+/// The names of authorities, each once, as a request for a client's certificate tells them.
+fn names_of(anchors: &[TrustAnchor<'_>]) -> Vec<DistinguishedName> {
+    let (mut names, mut size) = (Vec::new(), 0);
+    for anchor in anchors {
+        let name = DistinguishedName::in_sequence(&anchor.subject);
+        size += name.as_ref().len() + 2;
+        if size > MAX_HINTS {
+            break;
+        }
+        if !names.iter().any(|known: &DistinguishedName| known.as_ref() == name.as_ref()) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 impl Verifier {
     /// From the context; also the first authority, for the admin interface.
     pub(super) fn new(
@@ -146,6 +165,9 @@ impl Verifier {
             }
             if anchors.is_empty() {
                 return Err(fail("Failed to load trusted CA certificates: none of them is usable".to_owned()));
+            }
+            if !context.suppress_client_ca_list {
+                verifier.hints = names_of(&anchors);
             }
             verifier.roots = Some(Roots { anchors, certificates });
         }

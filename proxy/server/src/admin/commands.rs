@@ -115,6 +115,7 @@ pub(super) const COMMANDS: &[Command] = &[
     show("/stats", "stats", stats::stats).with(&[
         ("usedonly", "only stats that were ever written"),
         ("filter", "only stats whose name this regex is found in"),
+        ("invert_filter", "only stats whose name it is not found in"),
         ("format", "text, json, prometheus or html"),
         ("type", "All, Counters, Gauges, Histograms or TextReadouts"),
         ("histogram_buckets", "cumulative, disjoint, detailed or summary"),
@@ -124,7 +125,9 @@ pub(super) const COMMANDS: &[Command] = &[
         ("usedonly", "only stats that were ever written"),
         ("text_readouts", "text readouts as gauges with value 0, too"),
         ("filter", "only stats whose name this regex is found in"),
-        ("histogram_buckets", "cumulative or summary"),
+        ("invert_filter", "only stats whose name it is not found in"),
+        ("histogram_buckets", "cumulative or summary; prometheusnative in protobuf"),
+        ("native_histogram_max_buckets", "how many buckets a native histogram has at most; 20 by default"),
         ("prom_protobuf", "in protobuf, as for a request that accepts it"),
     ]),
     show("/stats/recentlookups", "recent stat-name lookups; always none", |_| {

@@ -15,6 +15,8 @@ enum Format {
     Html,
 }
 
+/// At most so many buckets has a native histogram, unless the request says another number.
+const NATIVE_BUCKETS: u32 = 20;
 /// A pattern that no name has.
 const NOTHING: &str = r"[^\s\S]";
 /// What a request accepts that wants the protobuf format.
@@ -37,6 +39,10 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
     let bad = |text: String| Err(AdminResponse::text(400, text));
     // Nothing is hidden here, so that hidden stats alone are none.
     let pattern = if query.get("hidden") == Some("only") { Some(NOTHING) } else { query.get("filter") };
+    let invert_filter = query.has("invert_filter");
+    if invert_filter && query.get("filter").is_none_or(str::is_empty) {
+        return bad("invert_filter can only be used if filter is also provided".into());
+    }
     let filter = match pattern.map(|pattern| (pattern, regex::Regex::new(pattern))) {
         None => None,
         Some((_, Ok(regex))) => Some(regex),
@@ -44,18 +50,26 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
             return bad(format!("Invalid re2 regex: {}", regex_error(pattern, &error)));
         }
     };
-    let native = query.get("histogram_buckets") == Some("prometheusnative");
     let histograms = match query.get("histogram_buckets") {
         None | Some("" | "none") => HistogramMode::Unset,
-        Some("summary" | "prometheusnative") => HistogramMode::Summary,
+        Some("summary") => HistogramMode::Summary,
         Some("cumulative") => HistogramMode::Cumulative,
         Some("disjoint") => HistogramMode::Disjoint,
         Some("detailed") => HistogramMode::Detailed,
+        // How many buckets is read below.
+        Some("prometheusnative") => HistogramMode::Native(NATIVE_BUCKETS),
         Some(_) => {
             return bad(
                 "usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary|prometheusnative)\n".into()
             );
         }
+    };
+    let most = match query.get("native_histogram_max_buckets").map(str::trim).filter(|most| !most.is_empty()) {
+        None => Some(NATIVE_BUCKETS),
+        Some(text) => text.parse::<u32>().ok().filter(|most| *most > 0),
+    };
+    let Some(most) = most else {
+        return bad("invalid native_histogram_max_buckets value: must be a positive integer".into());
     };
     let kind = match query.get("type") {
         None | Some("" | "All") => Kind::All,
@@ -76,6 +90,7 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
         Some("html" | "active-html") => Format::Html,
         Some(_) => return bad("usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into()),
     };
+    let native = matches!(histograms, HistogramMode::Native(_));
     let mut shown = if default == Format::Prometheus { default } else { format };
     if shown == Format::Prometheus {
         if matches!(histograms, HistogramMode::Disjoint | HistogramMode::Detailed) {
@@ -85,10 +100,7 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
         if accepts || query.has("prom_protobuf") {
             shown = Format::PrometheusProtobuf;
         }
-        if native && shown == Format::PrometheusProtobuf {
-            return bad("prometheusnative histograms are not implemented yet\n".into());
-        }
-        if native {
+        if native && shown != Format::PrometheusProtobuf {
             let text = "unsupported prometheusnative histogram type when not using protobuf exposition format";
             return bad(text.into());
         }
@@ -98,8 +110,9 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
     let params = StatsParams {
         used_only: query.has("usedonly"),
         filter,
+        invert_filter,
         kind,
-        histograms,
+        histograms: if native { HistogramMode::Native(most) } else { histograms },
         text_readouts: query.has("text_readouts"),
     };
     Ok((shown, params))
@@ -148,9 +161,15 @@ mod tests {
                 "unsupported prometheusnative histogram type when not using protobuf exposition format",
             ),
             (
-                "/stats/prometheus?prom_protobuf&histogram_buckets=prometheusnative",
-                "prometheusnative histograms are not implemented yet\n",
+                "/stats?native_histogram_max_buckets=0",
+                "invalid native_histogram_max_buckets value: must be a positive integer",
             ),
+            (
+                "/stats/prometheus?native_histogram_max_buckets=1x",
+                "invalid native_histogram_max_buckets value: must be a positive integer",
+            ),
+            ("/stats?invert_filter", "invert_filter can only be used if filter is also provided"),
+            ("/stats?invert_filter&filter=&type=x", "invert_filter can only be used if filter is also provided"),
             ("/stats?hidden=x", "usage: /stats?hidden=(include|only|exclude)\n\n"),
         ] {
             assert_eq!(get(&sources, path), AdminResponse::text(400, expected), "{path}");
@@ -168,6 +187,7 @@ mod tests {
         assert_eq!(text_of(&get(&sources, "/stats?type=Gauges&format=&filter=")), "server.live: 1\n");
         assert_eq!(text_of(&get(&sources, "/stats?hidden=only&filter=live")), "");
         assert_eq!(text_of(&get(&sources, "/stats?filter=server%5C.li")), "server.live: 1\n");
+        assert_eq!(text_of(&get(&sources, "/stats?filter=cluster&invert_filter")), "server.live: 1\n");
         let json = get(&sources, "/stats?format=json&filter=live");
         assert_eq!((json.content_type, text_of(&json)), (JSON, r#"{"stats":[{"name":"server.live","value":1}]}"#));
         let expected = "# TYPE envoy_cluster_upstream_rq_total counter\n\
@@ -185,7 +205,10 @@ mod tests {
             ..AdminRequest::default()
         };
         assert_eq!(handle(&accepting, &sources).content_type, PROTOBUF);
-        assert_eq!(sources.prepared.get(), 10);
+        let native =
+            "/stats/prometheus?prom_protobuf&histogram_buckets=prometheusnative&native_histogram_max_buckets=%203";
+        assert_eq!(get(&sources, native).content_type, PROTOBUF);
+        assert_eq!(sources.prepared.get(), 12);
         assert_eq!(post(&sources, "/reset_counters"), AdminResponse::ok());
         assert_eq!(text_of(&get(&sources, "/stats?type=Counters")), "cluster.a.upstream_rq_total: 0\n");
     }

@@ -4,6 +4,7 @@ use crate::discovered;
 use crate::hcm_builder::{self, HttpFactory, HttpParts};
 use crate::init::{InitTarget, InitTargets};
 use crate::server::Context;
+use nuncio_base::stats::NameMatcher;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::listener::{ListenerConfig, ListenerFilterConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
@@ -55,6 +56,10 @@ pub(super) fn with_parts<T>(
 ) -> Result<T, Vec<ConfigError>> {
     let found = RefCell::new(Vec::new());
     let prefix = stat_prefix(config);
+    let matcher = config.stats_matcher.clone();
+    context
+        .registry
+        .set_matcher(&prefix, matcher.map(|matcher| Box::new(move |name: &str| matcher.includes(name)) as NameMatcher));
     let mut errors = Vec::new();
     context.sources.listener(config, &mut errors);
     let access_logs = hcm_builder::access_logs(&config.access_logs, context, &mut errors);

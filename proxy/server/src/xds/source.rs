@@ -31,11 +31,12 @@ impl Sources {
         match &config.kind {
             SourceKind::Ads => Ok(Source::Ads),
             SourceKind::SelfSource => own.ok_or_else(|| "self is used in a resource that was not fetched".to_owned()),
-            SourceKind::Path { path, watched_directory } => {
+            SourceKind::Path { path, watched_directory, watch_modify } => {
                 self.server.context.sources.usable(config)?;
                 Ok(Source::Path(Rc::new(PathSource {
                     path: path.clone(),
                     watched_directory: watched_directory.clone(),
+                    watch_modify: *watch_modify,
                     parse: Rc::new(files::parse),
                 })))
             }

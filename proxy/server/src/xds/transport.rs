@@ -178,7 +178,7 @@ fn google_tls(
                 ..ValidationContext::default()
             })),
             alpn_protocols: vec!["h2".into()],
-            key_log_path: None,
+            key_log: None,
             path: "google_grpc.channel_credentials".into(),
         },
         sni: host.into(),

@@ -46,7 +46,7 @@ impl H1Connection {
             remaining: http.max_requests_per_connection.filter(|max| *max > 0).unwrap_or(u32::MAX),
             served: 0,
             idle_since: counted.start(),
-            deadline: http.max_connection_duration.map(|length| counted.start() + length),
+            deadline: super::connection_duration(http).map(|length| counted.start() + length),
             draining: false,
             counted,
         })

@@ -64,7 +64,7 @@ impl H2Connection {
         });
         tokio::task::spawn_local(Driver {
             client: Some(client),
-            deadline: pool.cluster.config.http.max_connection_duration.map(|length| start + length),
+            deadline: super::connection_duration(&pool.cluster.config.http).map(|length| start + length),
             pool: Rc::downgrade(pool),
             connection: connection.clone(),
             sleep: None,

@@ -23,7 +23,8 @@ use crate::transport::{TransportOptions, sni_of};
 use crate::worker;
 pub(crate) use http::Codecs;
 use http::{HttpPool, PoolProtocol};
-use nuncio_config::cluster::UpstreamProtocol;
+use nuncio_base::random;
+use nuncio_config::cluster::{UpstreamHttpOptions, UpstreamProtocol};
 use nuncio_http::codec::h1::parse::Limits;
 use nuncio_http::codec::h2::H2ClientStream;
 use nuncio_http::codec::stats::Http2Stats;
@@ -35,6 +36,13 @@ use std::hash::{Hash as _, Hasher as _};
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a connection is used from now on, at most.
+fn connection_duration(options: &UpstreamHttpOptions) -> Option<Duration> {
+    let length = options.max_connection_duration?;
+    Some(random::jittered(length, options.max_connection_duration_jitter, random::u64()))
+}
 
 /// What a stream needs from its connection.
 #[derive(Debug, Clone, Copy, Default)]

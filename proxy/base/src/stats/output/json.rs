@@ -28,7 +28,7 @@ pub fn json(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> 
             out.push_str(separator);
             out.push_str("{\"histograms\":");
             match params.histograms {
-                HistogramMode::Unset | HistogramMode::Summary => {
+                HistogramMode::Unset | HistogramMode::Summary | HistogramMode::Native(_) => {
                     let _ = write!(out, "{{\"supported_quantiles\":{PERCENTILES},\"computed_quantiles\":[");
                 }
                 HistogramMode::Detailed => {
@@ -58,7 +58,7 @@ fn write_histogram(
     let shown = Shown::new(histogram);
     let _ = write!(out, "{{\"name\":{}", Quoted(name));
     match mode {
-        HistogramMode::Unset | HistogramMode::Summary => {
+        HistogramMode::Unset | HistogramMode::Summary | HistogramMode::Native(_) => {
             out.push_str(",\"values\":");
             write_quantiles(out, &shown);
         }

@@ -3,6 +3,7 @@
 //! Pure functions over a [`Snapshot`]; the admin interface parses the query and serves the result.
 
 mod json;
+mod native;
 mod number;
 mod prometheus;
 mod prometheus_proto;
@@ -51,6 +52,8 @@ pub enum HistogramMode {
     Disjoint,
     /// Every bucket that holds a sample, and the quantiles.
     Detailed,
+    /// Buckets at powers of a base, for Prometheus in protobuf alone: no more than about this many.
+    Native(u32),
 }
 
 /// What of the stats is shown, and how.
@@ -60,6 +63,8 @@ pub struct StatsParams {
     pub used_only: bool,
     /// Only names in which this regex is found.
     pub filter: Option<regex::Regex>,
+    /// Only names in which it is not.
+    pub invert_filter: bool,
     /// Only this kind; not in Prometheus.
     pub kind: Kind,
     /// How histograms are shown.
@@ -75,7 +80,7 @@ impl StatsParams {
             return false;
         }
         stat.write_to(name);
-        self.filter.as_ref().is_none_or(|filter| filter.is_match(name))
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.invert_filter)
     }
 
     /// Calls `visit` for counters and gauges together, sorted by name.

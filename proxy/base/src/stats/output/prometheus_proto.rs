@@ -3,6 +3,7 @@
 //! The same groups in the same order as the text format. The few messages are written by hand: numbers of fields are those of
 //! Prometheus' `metrics.proto`.
 
+use super::native::native;
 use super::prometheus::{GroupKind, Member, Part, sanitize, visit};
 use super::{HistogramMode, Shown, StatsParams, bounds_of};
 use crate::stats::{HistogramSnapshot, QUANTILES, Snapshot, StatsConfig};
@@ -42,12 +43,11 @@ pub fn prometheus_proto(snapshot: &Snapshot, config: &StatsConfig, params: &Stat
                     double(&mut inner, 1, 0.0);
                     bytes(&mut metric, 2, &inner);
                 }
-                Member::Histogram(histogram) if params.histograms == HistogramMode::Summary => {
-                    bytes(&mut metric, 4, &summary(histogram));
-                }
-                Member::Histogram(histogram) => {
-                    bytes(&mut metric, 7, &buckets(histogram, bounds_of(config, full)));
-                }
+                Member::Histogram(histogram) => match params.histograms {
+                    HistogramMode::Summary => bytes(&mut metric, 4, &summary(histogram)),
+                    HistogramMode::Native(most) => bytes(&mut metric, 7, &native(histogram, most)),
+                    _ => bytes(&mut metric, 7, &buckets(histogram, bounds_of(config, full))),
+                },
             }
             bytes(&mut family, 4, &metric);
         }
@@ -101,7 +101,7 @@ fn buckets(histogram: &HistogramSnapshot, bounds: &[f64]) -> Vec<u8> {
     out
 }
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -109,17 +109,17 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn varint_field(out: &mut Vec<u8>, field: u8, value: u64) {
+pub(super) fn varint_field(out: &mut Vec<u8>, field: u8, value: u64) {
     out.push(field << 3);
     varint(out, value);
 }
 
-fn double(out: &mut Vec<u8>, field: u8, value: f64) {
+pub(super) fn double(out: &mut Vec<u8>, field: u8, value: f64) {
     out.push(field << 3 | 1);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
+pub(super) fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     out.push(field << 3 | 2);
     varint(out, value.len() as u64);
     out.extend_from_slice(value);

@@ -33,7 +33,7 @@ fn write_histogram(
     }
     let shown = Shown::new(histogram);
     match mode {
-        HistogramMode::Unset | HistogramMode::Summary => {
+        HistogramMode::Unset | HistogramMode::Summary | HistogramMode::Native(_) => {
             let _ = writeln!(out, "{name}: {}", quantiles(&shown));
         }
         HistogramMode::Cumulative | HistogramMode::Disjoint => {

@@ -18,6 +18,7 @@ fn action(cluster: ClusterSpecifier) -> RouteAction {
         host_rewrite: HostRewrite::None,
         append_x_forwarded_host: false,
         timeout: None,
+        flush_timeout: None,
         idle_timeout: None,
         retry_policy: None,
         high_priority: false,
