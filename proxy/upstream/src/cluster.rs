@@ -169,6 +169,18 @@ fn hash_policies(config: &ClusterConfig) -> Result<Option<HashPolicies>, Cluster
     }
 }
 
+/// How many priorities have other hosts.
+fn changed_levels(before: &PrioritySet, now: &PrioritySet) -> u64 {
+    let ids = |set: &PrioritySet, level: usize| {
+        let mut ids: Vec<_> =
+            set.host_sets.get(level).map_or_else(Vec::new, |set| set.hosts.iter().map(|h| h.id).collect());
+        ids.sort_unstable();
+        ids
+    };
+    let levels = before.host_sets.len().max(now.host_sets.len());
+    (0..levels).filter(|level| ids(before, *level) != ids(now, *level)).count() as u64
+}
+
 /// Whether the hosts have changed in a way that must not wait: one that takes requests would not be picked any more, or
 /// there was none to pick.
 fn is_urgent(before: &PrioritySet) -> bool {
@@ -502,7 +514,7 @@ impl Cluster {
             self.transport.count_match(host, &self.stats);
         }
         if now != before {
-            self.stats.membership_change().inc();
+            self.stats.membership_change().add(changed_levels(&old.priority_set, &priority_set));
         }
         let first = self.generation() == 1;
         if let Some(outlier) = self.outlier.as_ref().filter(|_| now != before) {

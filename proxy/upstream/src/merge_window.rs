@@ -1,9 +1,9 @@
 //! When changes of a cluster's hosts reach the workers (`update_merge_window`).
 //!
-//! Changes of health, weights and metadata that follow another change within the window wait for its end, and reach the
-//! workers together; hosts that come or go are never waited with. Each priority has a window of its own, as in Envoy,
-//! and what is counted is what Envoy counts. Bad news is another matter: [`crate::cluster`] hands on at once what says
-//! that hosts fail, whatever the window says.
+//! Changes of health that health checks and outlier detection find within the window of another change wait for its end,
+//! and reach the workers together. Hosts that come or go, and whatever else discovery says, is never waited with. Each
+//! priority has a window of its own, as in Envoy, and what is counted is what Envoy counts. Bad news is another matter:
+//! [`crate::cluster`] hands on at once what says that hosts fail, whatever the window says.
 //!
 //! No clock and no timer: times are handed in.
 
@@ -68,8 +68,8 @@ impl MergeWindow {
         }
     }
 
-    /// The hosts are `set` now; with `health` because the health of some has changed, which Envoy takes for a change of
-    /// every priority. The time at which the workers are to hear of it; None for now.
+    /// The hosts are `set` now; with `health` because checks or ejections have changed the health of some, which Envoy takes
+    /// for a change of every priority. The time at which the workers are to hear of it; None for now.
     pub(crate) fn changed(
         &mut self,
         set: &PrioritySet,
@@ -85,7 +85,7 @@ impl MergeWindow {
             if seen == before && !health {
                 continue;
             }
-            match priority.changed(seen.members == before.members, self.length, now, stats) {
+            match priority.changed(health && seen.members == before.members, self.length, now, stats) {
                 None => at_once = true,
                 Some(due) => wait = Some(wait.map_or(due, |wait: Instant| wait.min(due))),
             }
@@ -191,27 +191,28 @@ mod tests {
     }
 
     #[test]
-    fn changes_within_the_window_wait_for_its_end_together() {
+    fn changes_of_health_within_the_window_wait_for_its_end_together() {
         let mut f = Fixture::new(1000, weighted_set(&[1, 1]));
-        assert_eq!(f.weigh(2, 0), None);
-        assert_eq!((f.weigh(3, 400), f.weigh(4, 900)), (Some(1400), Some(1400)));
+        assert_eq!(f.changed(true, 0), None);
+        assert_eq!((f.changed(true, 400), f.changed(true, 900)), (Some(1400), Some(1400)));
         assert_eq!((f.merge(1399), f.counts()), (false, [1, 0, 1, 0]));
         assert_eq!((f.merge(1400), f.counts()), (true, [1, 1, 1, 0]));
         // The window begins anew.
-        assert_eq!((f.weigh(5, 2400), f.window.next_due()), (Some(3400), Some(f.at(3400))));
+        assert_eq!((f.changed(true, 2400), f.window.next_due()), (Some(3400), Some(f.at(3400))));
         assert!(f.merge(3400));
-        assert_eq!((f.weigh(6, 4401), f.counts()), (None, [2, 2, 2, 0]));
+        assert_eq!((f.changed(true, 4401), f.counts()), (None, [2, 2, 2, 0]));
     }
 
     #[test]
-    fn hosts_that_come_or_go_are_not_waited_with_and_take_along_what_waits() {
+    fn what_discovery_says_is_not_waited_with_and_takes_along_what_waits() {
         let mut f = Fixture::new(1000, weighted_set(&[1, 1]));
-        f.weigh(2, 0);
-        assert_eq!(f.weigh(3, 100), Some(1100));
+        f.changed(true, 0);
+        assert_eq!(f.changed(true, 100), Some(1100));
         f.set = weighted_set(&[1, 1, 1]);
         assert_eq!((f.changed(false, 200), f.counts()), (None, [2, 0, 1, 1]));
         assert!(!f.merge(1100));
-        assert_eq!(f.weigh(9, 300), Some(1300));
+        assert_eq!(f.changed(true, 1150), Some(2150));
+        assert_eq!((f.weigh(9, 1160), f.counts()), (None, [3, 0, 1, 2]));
     }
 
     #[test]
@@ -220,13 +221,13 @@ mod tests {
         assert_eq!((f.changed(true, 0), f.counts()), (None, [2, 0, 2, 0]));
         assert_eq!((f.changed(true, 10), f.merge(1010), f.counts()), (Some(1010), true, [2, 2, 2, 0]));
         // Another change concerns its own.
-        assert_eq!((f.weigh(2, 5000), f.counts()), (None, [3, 2, 3, 0]));
+        assert_eq!((f.weigh(2, 5000), f.counts()), (None, [3, 2, 2, 0]));
     }
 
     #[test]
     fn nothing_waits_without_a_window_and_nothing_is_counted_without_a_change() {
         let mut f = Fixture::new(0, weighted_set(&[1, 1]));
-        assert_eq!((f.weigh(2, 0), f.weigh(3, 1), f.counts()), (None, None, [2, 0, 0, 0]));
+        assert_eq!((f.changed(true, 0), f.changed(true, 1), f.counts()), (None, None, [2, 0, 0, 0]));
         assert_eq!((f.changed(false, 2), f.counts()), (None, [2, 0, 0, 0]));
     }
 }

@@ -596,6 +596,23 @@ mod tests {
     }
 
     #[test]
+    fn only_names_that_dns_resolves_are_hashed() {
+        let decode = |kind| {
+            let hashing = pb::cluster::common_lb_config::ConsistentHashingLbConfig {
+                use_hostname_for_hashing: true,
+                ..Default::default()
+            };
+            let common =
+                pb::cluster::CommonLbConfig { consistent_hashing_lb_config: Some(hashing), ..Default::default() };
+            decode(&pb::Cluster { common_lb_config: Some(common), ..cluster(kind, &["10.0.0.1"]) })
+        };
+        assert!(decode(DiscoveryType::StrictDns).is_ok());
+        let text = "common_lb_config: Cannot use hostname for consistent hashing loadbalancing for cluster of type: \
+                    'envoy.cluster.static'";
+        assert_eq!(errors(decode(DiscoveryType::Static)), [text]);
+    }
+
+    #[test]
     fn the_defaults_are_envoys() {
         let cluster = decode(&cluster(DiscoveryType::Static, &["10.0.0.1"])).unwrap();
         assert_eq!(cluster.connect_timeout, Duration::from_secs(5));
