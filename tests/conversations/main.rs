@@ -9,6 +9,7 @@ mod access_logs;
 mod failures;
 mod integration;
 mod modes;
+mod names;
 mod sovereign;
 mod transports;
 

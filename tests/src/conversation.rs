@@ -666,7 +666,10 @@ pub(crate) fn type_url(kind: &str) -> Result<String> {
 }
 
 /// A message of the script as an `Any`.
-pub(crate) fn encoded(resource: &Value, type_url: &str) -> Result<Any> {
+///
+/// # Errors
+/// It is no such message.
+pub fn encoded(resource: &Value, type_url: &str) -> Result<Any> {
     let mut resource = resource.clone();
     let mut type_url = type_url.to_owned();
     if let Some(fields) = resource.as_object_mut() {
