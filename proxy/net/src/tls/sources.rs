@@ -197,3 +197,24 @@ pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
     }
     Some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_log_has_the_connections_of_its_ranges_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let ranges = |text: &str| text.split_terminator(' ').map(|range| range.parse().unwrap()).collect();
+        let log = |local: &str, remote: &str| {
+            let path = path.to_string_lossy().into();
+            KeyLogFile::open(&KeyLogConfig { path, local: ranges(local), remote: ranges(remote) }).unwrap()
+        };
+        let (here, there) = ("127.0.0.1".parse().ok(), "10.1.2.3".parse().ok());
+        assert!(log("", "").concerns(here, there) && log("", "").concerns(None, None));
+        assert!(log("127.0.0.0/8", "10.0.0.0/8 11.0.0.0/8").concerns(here, there));
+        assert!(!log("127.0.0.0/8", "11.0.0.0/8").concerns(here, there));
+        assert!(!log("10.0.0.0/8", "").concerns(here, there) && !log("127.0.0.0/8", "").concerns(None, there));
+    }
+}

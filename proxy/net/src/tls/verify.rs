@@ -682,6 +682,18 @@ mod tests {
     }
 
     #[test]
+    fn authorities_are_named_once_each() {
+        let anchor = |subject: &'static [u8]| TrustAnchor {
+            subject: subject.into(),
+            subject_public_key_info: b"k"[..].into(),
+            name_constraints: None,
+        };
+        let names = names_of(&[anchor(b"one"), anchor(b"two"), anchor(b"one")]);
+        let texts: Vec<_> = names.iter().map(|name| &name.as_ref()[2..]).collect();
+        assert_eq!(texts, [b"one", b"two"]);
+    }
+
+    #[test]
     fn pins_are_read_strictly() {
         assert_eq!(base64("aGVsbG8="), Some(b"hello".to_vec()));
         assert_eq!(base64("aGVsbG8"), None);
