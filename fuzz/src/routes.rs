@@ -153,6 +153,7 @@ fn config(routes: Vec<Route>) -> RouteConfiguration {
             include_is_timeout_retry_header: false,
             per_request_buffer_limit_bytes: None,
             request_mirror_policies: Vec::new(),
+            rate_limits: Vec::new(),
             path: "virtual_hosts[0]".into(),
         }],
         internal_only_headers: Vec::new(),

@@ -4,7 +4,8 @@ use crate::address::{Address, EndpointAddress};
 use crate::bootstrap::StatsMatcher;
 use crate::hcm::{Http1Options, Http2Options};
 use crate::listener::SocketOption;
-use crate::route::HashPolicy;
+use crate::matchers::HeaderMatcher;
+use crate::route::{HashPolicy, MirrorPolicy, RetryPolicy};
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ mod endpoints;
 mod health_check;
 mod load_balancing;
 mod outlier;
+mod policies;
 mod subset;
 
 pub use client_weights::{ClientWeightsConfig, OobReporting};
@@ -84,6 +86,10 @@ pub struct ClusterConfig {
     pub track_timeout_budgets: bool,
     /// Metrics of endpoints that load reports tell (`lrs_report_endpoint_metrics`); empty for none.
     pub lrs_report_endpoint_metrics: Arc<[Box<str>]>,
+    /// `track_cluster_stats.request_response_sizes`.
+    pub track_sizes: bool,
+    /// What goes before the routes' policies; None where the cluster has none of its own.
+    pub policies: Option<Arc<HttpPolicies>>,
     /// Added through an API (shown by the admin).
     pub added_via_api: bool,
     /// Path in the configuration.
@@ -120,10 +126,42 @@ impl ClusterConfig {
             per_upstream_preconnect_ratio: 1000,
             track_timeout_budgets: false,
             lrs_report_endpoint_metrics: Arc::default(),
+            track_sizes: false,
+            policies: None,
             added_via_api: false,
             path: "".into(),
         }
     }
+}
+
+/// Policies for all requests of a cluster (`HttpProtocolOptions`); each goes before the one of the route.
+#[derive(Debug, Clone, Default)]
+pub struct HttpPolicies {
+    /// `request_mirror_policies`; empty for the route's.
+    pub mirrors: Vec<MirrorPolicy>,
+    /// `hash_policy`; empty for the route's.
+    pub hash: Vec<HashPolicy>,
+    /// `retry_policy`; None for the route's.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// `outlier_detection.error_matcher`: which responses count as errors; None for those of status 5xx.
+    pub error_matcher: Option<ResponsePredicate>,
+    /// Path in the configuration.
+    pub path: Box<str>,
+}
+
+/// A condition on the head of a response (`MatchPredicate`).
+#[derive(Debug, Clone)]
+pub enum ResponsePredicate {
+    /// One of them.
+    Any(Vec<ResponsePredicate>),
+    /// All of them.
+    All(Vec<ResponsePredicate>),
+    /// Not this one.
+    Not(Box<ResponsePredicate>),
+    /// Always, or never: never for conditions on what is not looked at.
+    Constant(bool),
+    /// All of these headers.
+    Headers(Vec<HeaderMatcher>),
 }
 
 /// How hosts are found.

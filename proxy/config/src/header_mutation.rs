@@ -62,7 +62,8 @@ impl HeaderMutation {
     pub fn decode(cx: &mut Context, message: &rules::HeaderMutation) -> Option<Self> {
         use rules::header_mutation::Action;
         match message.action.as_ref()? {
-            Action::Remove(name) => cx.at("remove", |cx| removal(cx, name)).map(HeaderMutation::Remove),
+            // Whatever it is: what a message cannot be without is missed when it is sent.
+            Action::Remove(name) => Some(HeaderMutation::Remove(lower(name))),
             Action::Append(option) => {
                 cx.at("append", |cx| HeaderValueOption::decode(cx, option)).map(HeaderMutation::Append)
             }

@@ -29,6 +29,7 @@ pub mod listener;
 pub mod matchers;
 pub mod matching;
 pub mod route;
+pub mod router;
 pub mod tcp_proxy;
 pub mod tls;
 pub mod typed_config;

@@ -15,10 +15,12 @@ mod action;
 mod decode;
 mod internal_redirect;
 mod metadata;
+mod rate_limit;
 mod retry;
 mod uri_template;
 
 pub use internal_redirect::{InternalRedirectPolicy, RedirectPredicate};
+pub use rate_limit::{HitsAddend, MetadataSource, RateLimit, RateLimitAction, RateLimitOverride};
 pub use retry::{RateLimitedBackOff, RetryHostPredicate, RetryOn, RetryPolicy};
 pub use uri_template::{RewritePiece, UriTemplate, UriTemplateRewrite};
 
@@ -99,6 +101,8 @@ pub struct VirtualHost {
     pub per_request_buffer_limit_bytes: Option<u64>,
     /// Mirrors of the routes without their own.
     pub request_mirror_policies: Vec<MirrorPolicy>,
+    /// What rate-limit filters are told of requests.
+    pub rate_limits: Vec<RateLimit>,
     /// Path in the configuration.
     pub path: Box<str>,
 }
@@ -382,8 +386,10 @@ pub struct RouteAction {
     pub max_grpc_timeout: Option<Duration>,
     /// Deprecated `grpc_timeout_offset`.
     pub grpc_timeout_offset: Option<Duration>,
-    /// Serialized `rate_limits`, kept for the filters.
-    pub rate_limits: Vec<bytes::Bytes>,
+    /// What rate-limit filters are told of requests.
+    pub rate_limits: Vec<RateLimit>,
+    /// Those of the virtual host count too (`include_vh_rate_limits`).
+    pub include_vh_rate_limits: bool,
 }
 
 /// Where a route sends requests.

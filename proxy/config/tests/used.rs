@@ -17,7 +17,6 @@ const UNUSED: &[&str] = &[
     "request_id_pack_trace_reason",
     "stats_sinks",
     "tracing",
-    "track_timeout_budgets",
 ];
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {

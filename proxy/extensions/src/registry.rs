@@ -6,14 +6,17 @@
 use crate::http_filters;
 use crate::on_demand::ClusterSources;
 use nuncio_base::stats::Registry as Stats;
+use nuncio_config::access_log::AccessLogConfig;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
 use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::PerFilterConfig;
 use nuncio_config::typed_config::TypedConfig;
+use nuncio_http::access_log::AccessLogs;
 use nuncio_http::filter::FilterChain;
 use nuncio_http::route::PerFilterDecoder;
+use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_upstream::ClusterManager;
 use std::any::Any;
 use std::sync::Arc;
@@ -26,6 +29,17 @@ pub struct FactoryContext {
     pub stats: Stats,
     /// Where clusters are asked for that are not there.
     pub on_demand: Arc<dyn ClusterSources>,
+    /// Makes access loggers.
+    pub access_logs: Arc<dyn AccessLogBuilder>,
+}
+
+/// Makes access loggers for extensions that have some of their own.
+pub trait AccessLogBuilder: Send + Sync {
+    /// The loggers.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    fn build(&self, configs: &[AccessLogConfig]) -> Result<AccessLogs, String>;
 }
 
 /// One HTTP filter of the list.
@@ -37,12 +51,51 @@ pub struct HttpFilterEntry {
     /// The filter answers requests: it stands last.
     pub terminal: bool,
     /// Decodes the message and adds the filter to a chain.
-    pub build: fn(&HttpFilterConfig, &FactoryContext, &mut FilterChain) -> Result<(), String>,
+    pub build: fn(&HttpFilterConfig, &FactoryContext, &mut FilterChain) -> Result<(), BuildError>,
+}
+
+/// What is wrong with a filter.
+#[derive(Debug)]
+pub enum BuildError {
+    /// Something with all of it.
+    Text(String),
+    /// Things at places of their own.
+    Errors(Vec<ConfigError>),
+}
+
+impl BuildError {
+    /// As errors of a configuration; what has no place of its own is at `path`.
+    fn at(self, path: &FieldPath) -> Vec<ConfigError> {
+        match self {
+            BuildError::Text(text) => vec![ConfigError::new(path.clone(), text)],
+            BuildError::Errors(errors) => errors,
+        }
+    }
+}
+
+impl From<String> for BuildError {
+    fn from(text: String) -> Self {
+        BuildError::Text(text)
+    }
+}
+
+impl From<Vec<ConfigError>> for BuildError {
+    fn from(errors: Vec<ConfigError>) -> Self {
+        BuildError::Errors(errors)
+    }
 }
 
 /// HTTP filters.
-pub const HTTP_FILTERS: &[HttpFilterEntry] =
-    &[http_filters::dynamic_forward_proxy::ENTRY, http_filters::on_demand::ENTRY, http_filters::router::ENTRY];
+pub const HTTP_FILTERS: &[HttpFilterEntry] = &[
+    http_filters::dynamic_forward_proxy::ENTRY,
+    http_filters::header_mutation::ENTRY,
+    http_filters::on_demand::ENTRY,
+    http_filters::router::ENTRY,
+];
+
+/// HTTP filters that may stand between the router and an upstream.
+pub const UPSTREAM_HTTP_FILTERS: &[HttpFilterEntry] =
+    &[http_filters::header_mutation::ENTRY, http_filters::upstream_codec::ENTRY];
 
 /// Reads a message of `typed_per_filter_config`.
 pub type DecodePerRoute = fn(&TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String>;
@@ -54,6 +107,10 @@ pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[
         http_filters::dynamic_forward_proxy::per_route,
     ),
     ("envoy.extensions.filters.http.on_demand.v3.PerRouteConfig", http_filters::on_demand::per_route),
+    (
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        http_filters::header_mutation::per_route,
+    ),
 ];
 
 /// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of other filters are left alone.
@@ -153,49 +210,101 @@ pub fn not_implemented(kind: &str, config: &TypedConfig, path: FieldPath) -> Con
     ConfigError::new(path, message)
 }
 
-/// Builds the filters of an HTTP connection manager or of an upgrade. All errors are reported, each with its path.
-///
-/// # Errors
-/// Filters that are not implemented or refuse their configuration, unless they are optional.
-pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Result<FilterChain, Vec<ConfigError>> {
-    let mut chain = FilterChain::new();
-    let mut errors = Vec::new();
-    let last = filters.len().saturating_sub(1);
-    for (i, filter) in filters.iter().enumerate() {
-        match http_filter(filter, i == last, context) {
-            Ok(part) => chain.extend(&part),
-            Err(error) => errors.push(error),
+/// Which filters a list may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FilterPlace {
+    /// Those of a connection manager.
+    Downstream,
+    /// Those between the router and an upstream.
+    Upstream,
+}
+
+impl FilterPlace {
+    /// The filters that are known there.
+    pub fn entries(self) -> &'static [HttpFilterEntry] {
+        match self {
+            FilterPlace::Downstream => HTTP_FILTERS,
+            FilterPlace::Upstream => UPSTREAM_HTTP_FILTERS,
         }
     }
-    if errors.is_empty() { Ok(chain) } else { Err(errors) }
 }
 
 /// Builds one filter, as a chain of its own to be made part of another; of one that is left out nothing is in it. `last`:
 /// it stands at the end.
 ///
 /// # Errors
-/// As [`http_chain`].
+/// Filters that are not implemented or refuse their configuration, unless they are optional.
 pub fn http_filter(
     filter: &HttpFilterConfig,
     last: bool,
+    place: FilterPlace,
     context: &FactoryContext,
-) -> Result<FilterChain, ConfigError> {
+) -> Result<FilterChain, Vec<ConfigError>> {
     let mut chain = FilterChain::new();
     let path = path_of(&filter.config);
-    let Some(entry) = HTTP_FILTERS.iter().find(|e| e.message == &*filter.config.type_name) else {
+    let Some(entry) = place.entries().iter().find(|e| e.message == &*filter.config.type_name) else {
         if filter.is_optional {
             tracing::warn!(target: "config", "optional HTTP filter '{}' is not implemented and is skipped", filter.name);
             return Ok(chain);
         }
-        return Err(not_implemented("HTTP filter", &filter.config, path));
+        let known =
+            place == FilterPlace::Upstream && HTTP_FILTERS.iter().any(|e| e.message == &*filter.config.type_name);
+        return Err(vec![match known {
+            true => ConfigError::new(path, not_upstream(&filter.config)),
+            false => not_implemented("HTTP filter", &filter.config, path),
+        }]);
     };
     if entry.terminal != last {
-        return Err(ConfigError::new(path, terminal_error(filter, entry.terminal)));
+        return Err(vec![ConfigError::new(path, terminal_error(filter, entry.terminal))]);
     }
-    if !filter.disabled || entry.terminal {
-        (entry.build)(filter, context, &mut chain).map_err(|message| ConfigError::new(path, message))?;
+    (entry.build)(filter, context, &mut chain).map_err(|error| error.at(&path))?;
+    if filter.disabled {
+        chain.disable();
     }
     Ok(chain)
+}
+
+/// Builds the filters of an HTTP connection manager or of an upgrade. All errors are reported, each with its path.
+///
+/// # Errors
+/// As [`http_filter`].
+pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Result<FilterChain, Vec<ConfigError>> {
+    let (mut chain, mut errors) = (FilterChain::new(), Vec::new());
+    for (at, filter) in filters.iter().enumerate() {
+        match http_filter(filter, at + 1 == filters.len(), FilterPlace::Downstream, context) {
+            Ok(part) => chain.extend(&part),
+            Err(found) => errors.extend(found),
+        }
+    }
+    if errors.is_empty() { Ok(chain) } else { Err(errors) }
+}
+
+/// Builds the filters between the router and an upstream; None where nothing is left of them.
+///
+/// # Errors
+/// As [`http_filter`], all of them.
+pub fn upstream_chain(
+    filters: &[HttpFilterConfig],
+    context: &FactoryContext,
+) -> Result<Option<UpstreamFilters>, Vec<ConfigError>> {
+    let mut chain = FilterChain::new();
+    let mut errors = Vec::new();
+    for (at, filter) in filters.iter().enumerate() {
+        match http_filter(filter, at + 1 == filters.len(), FilterPlace::Upstream, context) {
+            Ok(part) => chain.extend(&part),
+            Err(found) => errors.extend(found),
+        }
+    }
+    match errors.is_empty() {
+        // Filters that are not there need no run.
+        true => Ok((!chain.is_empty()).then(|| UpstreamFilters::Fixed(Arc::new(chain)))),
+        false => Err(errors),
+    }
+}
+
+/// Envoy's text about a filter that it does not know at this place.
+fn not_upstream(config: &TypedConfig) -> String {
+    format!("Didn't find a registered implementation for '{}' with type URL: '{}'", config.name, config.type_name)
 }
 
 /// Refusal of the first type in a list that no filter of the kind has, in Envoy's words.

@@ -18,7 +18,7 @@ mod replies;
 
 pub use recreate::Redirects;
 
-use crate::codec::{Frame, Protocol, ResetReason, ServerStream, StreamError};
+use crate::codec::{BytesMeter, Frame, Protocol, ResetReason, ServerStream, StreamError};
 use crate::conn_manager::ConnectionContext;
 use crate::filter::{DataAction, FilterChain, HeadersAction, LocalFuture, Slot, StreamView};
 use crate::filter_chains::FilterChains;
@@ -227,12 +227,12 @@ impl<'a> ActiveStream<'a> {
         if chain.entries.is_empty() {
             return true;
         }
-        self.slots.resize_with(chain.entries.len(), Slot::default);
+        chain.slots(self.route.as_ref(), &mut self.slots);
         if !chain.any.decode_headers {
             return true;
         }
         for (i, entry) in chain.entries.iter().enumerate() {
-            if !entry.hooks.decode_headers {
+            if !entry.hooks.decode_headers || self.slots[i].is_off() {
                 continue;
             }
             let end = self.request_complete && self.buffered.is_empty();
@@ -345,6 +345,21 @@ impl<'a> ActiveStream<'a> {
         self.upgrade
     }
 
+    /// Bytes that the downstream connection has moved for the stream so far.
+    pub fn downstream_meter(&self) -> BytesMeter {
+        self.downstream.bytes_meter()
+    }
+
+    /// What filters may read and change of it.
+    pub fn view(&mut self) -> StreamView<'_> {
+        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() }
+    }
+
+    /// Whether filters have seen the request's head, and may have taken something from it.
+    pub fn is_filtered(&self) -> bool {
+        self.chain.any.decode_headers
+    }
+
     /// Whether the request is gRPC.
     pub fn is_grpc(&self) -> bool {
         self.grpc
@@ -430,17 +445,21 @@ impl<'a> ActiveStream<'a> {
 
     fn decode_body(&mut self, frame: &mut Frame) {
         let chain = self.chain;
-        for (entry, slot) in chain.entries.iter().zip(self.slots.iter_mut()).filter(|(e, _)| e.hooks.decode_body) {
+        let mut answer = None;
+        for (filter, slot) in chain.with_hook(&mut self.slots, |hooks| hooks.decode_body) {
             let mut view = StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
             match frame {
                 Frame::Data(data, end) => {
-                    if let DataAction::Respond(reply) = entry.filter.decode_data(slot, &mut view, data, *end) {
-                        self.local_reply(reply);
-                        return;
+                    if let DataAction::Respond(reply) = filter.decode_data(slot, &mut view, data, *end) {
+                        answer = Some(reply);
+                        break;
                     }
                 }
-                Frame::Trailers(trailers) => entry.filter.decode_trailers(slot, &mut view, trailers),
+                Frame::Trailers(trailers) => filter.decode_trailers(slot, &mut view, trailers),
             }
+        }
+        if let Some(reply) = answer {
+            self.local_reply(reply);
         }
     }
 
@@ -458,17 +477,22 @@ impl<'a> ActiveStream<'a> {
         }
         let chain = self.chain;
         if chain.any.encode_headers && !self.bypass {
-            for (entry, slot) in chain.entries.iter().zip(self.slots.iter_mut()).rev() {
-                if !entry.hooks.encode_headers {
-                    continue;
-                }
+            let mut answer = None;
+            for (filter, slot) in chain.with_hook(&mut self.slots, |hooks| hooks.encode_headers).rev() {
                 let mut view =
                     StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
-                let action = entry.filter.encode_headers(slot, &mut view, &mut response, end_stream);
+                let action = filter.encode_headers(slot, &mut view, &mut response, end_stream);
                 if let DataAction::Respond(reply) = action {
-                    self.direct_reply(reply);
-                    return;
+                    answer = Some(reply);
+                    break;
                 }
+            }
+            if answer.is_none() && !response.contains(&names::STATUS) {
+                answer = Some(missing_status());
+            }
+            if let Some(reply) = answer {
+                self.direct_reply(reply);
+                return;
             }
         }
         let connection = self.connection;
@@ -516,12 +540,10 @@ impl<'a> ActiveStream<'a> {
             return;
         }
         if self.chain.any.encode_body && !self.bypass {
-            for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()).rev() {
-                if entry.hooks.encode_body {
-                    let mut view =
-                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
-                    entry.filter.encode_data(slot, &mut view, &mut data, end_stream);
-                }
+            for (filter, slot) in self.chain.with_hook(&mut self.slots, |hooks| hooks.encode_body).rev() {
+                let mut view =
+                    StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
+                filter.encode_data(slot, &mut view, &mut data, end_stream);
             }
         }
         self.info.bytes_sent += data.len() as u64;
@@ -540,12 +562,10 @@ impl<'a> ActiveStream<'a> {
             return;
         }
         if self.chain.any.encode_body {
-            for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()).rev() {
-                if entry.hooks.encode_body {
-                    let mut view =
-                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
-                    entry.filter.encode_trailers(slot, &mut view, &mut trailers);
-                }
+            for (filter, slot) in self.chain.with_hook(&mut self.slots, |hooks| hooks.encode_body).rev() {
+                let mut view =
+                    StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
+                filter.encode_trailers(slot, &mut view, &mut trailers);
             }
         }
         if let Err(error) = self.downstream.send_trailers(&trailers) {
@@ -578,6 +598,12 @@ impl Drop for ActiveStream<'_> {
             self.end_with_connection();
         }
     }
+}
+
+/// What a response is replaced with from which filters have taken its status.
+pub(crate) fn missing_status() -> LocalReply {
+    let details = "filter_removed_required_response_headers{missing_required_header:_:status}";
+    LocalReply::new(502, "missing required header: :status", details)
 }
 
 /// Envoy's `Grpc::Common::isGrpcRequestHeaders`.

@@ -11,6 +11,7 @@ use crate::local_reply::LocalReply;
 use crate::route::ActiveRoute;
 use crate::stream_info::StreamInfo;
 use bytes::Bytes;
+use smallvec::SmallVec;
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
@@ -127,18 +128,27 @@ pub trait TerminalFilter: Send + Sync + 'static {
 
 /// State of one filter in one stream; empty for filters without state.
 #[derive(Default)]
-pub(crate) struct Slot(Option<Box<dyn Any>>);
+pub(crate) struct Slot {
+    state: Option<Box<dyn Any>>,
+    /// The route does without the filter, or has not switched it on.
+    off: bool,
+}
 
 impl Slot {
     fn with<S: Default + 'static, R>(&mut self, run: impl FnOnce(&mut S) -> R) -> R {
         if size_of::<S>() == 0 {
             return run(&mut S::default());
         }
-        match self.0.get_or_insert_with(|| Box::new(S::default())).downcast_mut() {
+        match self.state.get_or_insert_with(|| Box::new(S::default())).downcast_mut() {
             Some(state) => run(state),
             // A slot belongs to one filter, so its type never differs; a fresh state is the harmless answer.
             None => run(&mut S::default()),
         }
+    }
+
+    /// Whether this stream does without the filter.
+    pub(crate) fn is_off(&self) -> bool {
+        self.off
     }
 }
 
@@ -184,6 +194,8 @@ pub struct ChainEntry {
     pub name: Arc<str>,
     pub(crate) filter: Arc<dyn ErasedFilter>,
     pub(crate) hooks: Hooks,
+    /// Off unless a route switches it on.
+    pub(crate) disabled: bool,
 }
 
 /// The filters of an HTTP connection manager, compiled when it is configured. A clone shares the filters.
@@ -203,7 +215,7 @@ impl FilterChain {
     /// Adds a filter before the terminal one.
     pub fn push(&mut self, name: Arc<str>, filter: impl HttpFilter) {
         let hooks = HttpFilter::hooks(&filter);
-        self.add(ChainEntry { name, filter: Arc::new(filter), hooks });
+        self.add(ChainEntry { name, filter: Arc::new(filter), hooks, disabled: false });
     }
 
     fn add(&mut self, entry: ChainEntry) {
@@ -226,6 +238,39 @@ impl FilterChain {
         if let Some(terminal) = &other.terminal {
             self.terminal = Some(terminal.clone());
         }
+    }
+
+    /// Switches the filters that are there off, until a route switches them on.
+    pub fn disable(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.disabled = true);
+    }
+
+    /// Whether there is no filter but the one that answers.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// A stream's slots, each on or off as `route` wants it.
+    pub(crate) fn slots<const N: usize>(&self, route: Option<&ActiveRoute>, slots: &mut SmallVec<[Slot; N]>) {
+        slots.clear();
+        slots.extend(self.entries.iter().map(|entry| {
+            let off = route.and_then(|route| route.filter_disabled(&entry.name)).unwrap_or(entry.disabled);
+            Slot { state: None, off }
+        }));
+    }
+
+    /// The filters that have a hook and are on in this stream, with their slots.
+    #[inline]
+    pub(crate) fn with_hook<'s>(
+        &'s self,
+        slots: &'s mut [Slot],
+        has: impl Fn(Hooks) -> bool + 's,
+    ) -> impl DoubleEndedIterator<Item = (&'s dyn ErasedFilter, &'s mut Slot)> + 's {
+        self.entries
+            .iter()
+            .zip(slots)
+            .filter(move |(entry, slot)| has(entry.hooks) && !slot.off)
+            .map(|(entry, slot)| (&*entry.filter, slot))
     }
 
     /// True when there is a filter that answers.

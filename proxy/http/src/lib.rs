@@ -18,6 +18,7 @@ pub mod filter_chains;
 pub mod header_rules;
 pub mod local_reply;
 pub mod stream_info;
+pub mod upstream_filters;
 
 pub mod access_log;
 

@@ -176,7 +176,7 @@ fn routes(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) 
 
 /// Builds access loggers; what cannot be built is an error with its path.
 pub fn access_logs(configs: &[AccessLogConfig], context: &Context, errors: &mut Vec<ConfigError>) -> AccessLogs {
-    AccessLogs::build(configs, &context.access_logs, &context.runtime, Some(&context.grpc_logs)).unwrap_or_else(
+    AccessLogs::build(configs, &context.access_logs, &context.runtime, Some(&*context.grpc_logs)).unwrap_or_else(
         |found| {
             errors.extend(found.into_iter().map(|(path, message)| ConfigError::new(FieldPath::parse(&path), message)));
             AccessLogs::default()

@@ -27,19 +27,21 @@ use crate::xds::Discovery;
 use crate::xds::wants::{Want, Wants};
 use nuncio_base::drain::{DrainHandle, DrainStrategy};
 use nuncio_base::stats::Registry;
+use nuncio_config::access_log::AccessLogConfig;
 use nuncio_config::bootstrap::LogFormatChoice;
 use nuncio_config::config_source::DynamicResources;
 use nuncio_config::diagnostics::{ConfigError, Report};
 use nuncio_config::listener::TrafficDirection;
 use nuncio_config::paths::FieldPath;
-use nuncio_extensions::registry::FactoryContext;
-use nuncio_http::access_log::{AccessLogWriter, WriterOptions};
+use nuncio_extensions::registry::{AccessLogBuilder, FactoryContext, upstream_chain};
+use nuncio_http::access_log::{AccessLogWriter, AccessLogs, WriterOptions};
 use nuncio_http::header_rules::LocalInfo;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::matchers::Runtime;
 use nuncio_net::listener::{GlobalConnections, Listener};
 use nuncio_net::tls::secrets::SecretEvent;
 use nuncio_net::tls::watch::TlsContexts;
+use nuncio_upstream::cluster_manager::BuildFilters;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions, Zones};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -59,7 +61,7 @@ pub struct Context {
     /// Access logs.
     pub access_logs: AccessLogWriter,
     /// Access logs that are streamed to servers.
-    pub grpc_logs: GrpcLogs,
+    pub grpc_logs: Arc<GrpcLogs>,
     /// The process, for header rules.
     pub local: Arc<LocalInfo>,
     /// TLS contexts with files to watch.
@@ -80,6 +82,8 @@ pub struct Context {
     pub sources: Arc<SourceCheck>,
     /// Sources of clusters on demand.
     pub on_demand: Arc<OnDemandSources>,
+    /// Makes access loggers for extensions.
+    pub log_builder: Arc<dyn AccessLogBuilder>,
 }
 
 impl Context {
@@ -89,6 +93,7 @@ impl Context {
             clusters: self.clusters.clone(),
             stats: self.registry.clone(),
             on_demand: self.on_demand.clone(),
+            access_logs: self.log_builder.clone(),
         }
     }
 
@@ -237,8 +242,13 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let locality = Arc::new(config.node.locality.clone());
     clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
     let sources = Arc::new(SourceCheck::new(&clusters, config.dynamic.ads.as_ref()));
+    let grpc_logs = Arc::new(GrpcLogs::new(registry.clone(), clusters.clone(), wants.clone()));
+    let log_builder = LogBuilder { writer: access_logs.clone(), runtime: runtime.clone(), grpc: grpc_logs.clone() };
+    let log_builder: Arc<dyn AccessLogBuilder> = Arc::new(log_builder);
+    let on_demand = OnDemandSources::new(&clusters, &sources, &wants);
+    clusters.set_filters(upstream_filters(&clusters, &registry, &log_builder, &on_demand));
     let context = Context {
-        grpc_logs: GrpcLogs::new(registry.clone(), clusters.clone(), wants.clone()),
+        grpc_logs,
         access_logs,
         local: Arc::new(local_info(config, options.local_address_ip_version)),
         contexts,
@@ -247,7 +257,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         routes: RouteTables::new(wants.clone(), registry.clone()),
         scopes: ScopeTables::new(wants.clone(), registry.clone()),
         extensions: ExtensionConfigs::new(wants.clone(), registry.clone()),
-        on_demand: OnDemandSources::new(&clusters, &sources, &wants),
+        on_demand,
+        log_builder,
         wants,
         runtime: runtime.clone(),
         sources,
@@ -350,6 +361,45 @@ fn check_sources(dynamic: &DynamicResources, runtime: &RuntimeLoader, sources: &
         errors.extend(sources.check(&layer.source, path).err().into_iter().flatten());
     }
     errors
+}
+
+/// Makes access loggers for extensions.
+struct LogBuilder {
+    writer: AccessLogWriter,
+    runtime: Arc<dyn Runtime>,
+    grpc: Arc<GrpcLogs>,
+}
+
+impl AccessLogBuilder for LogBuilder {
+    fn build(&self, configs: &[AccessLogConfig]) -> Result<AccessLogs, String> {
+        AccessLogs::build(configs, &self.writer, &self.runtime, Some(&*self.grpc)).map_err(|errors| {
+            errors.iter().map(|(path, text)| format!("{path}: {text}")).collect::<Vec<_>>().join("; ")
+        })
+    }
+}
+
+/// Makes the HTTP filters of clusters. The cluster manager keeps it: it holds nothing that holds the cluster manager.
+fn upstream_filters(
+    clusters: &Arc<ClusterManager>,
+    registry: &Registry,
+    access_logs: &Arc<dyn AccessLogBuilder>,
+    on_demand: &Arc<OnDemandSources>,
+) -> BuildFilters {
+    let (clusters, stats) = (Arc::downgrade(clusters), registry.clone());
+    let (access_logs, on_demand) = (Arc::downgrade(access_logs), Arc::downgrade(on_demand));
+    Box::new(move |filters| {
+        let gone = || (String::new(), "the process ends".to_owned());
+        let context = FactoryContext {
+            clusters: clusters.upgrade().ok_or_else(gone)?,
+            stats: stats.clone(),
+            access_logs: access_logs.upgrade().ok_or_else(gone)?,
+            on_demand: on_demand.upgrade().ok_or_else(gone)?,
+        };
+        let first = |errors: Vec<ConfigError>| {
+            errors.into_iter().next().map_or_else(gone, |error| (error.path.to_string(), error.message))
+        };
+        upstream_chain(filters, &context).map_err(first)
+    })
 }
 
 fn local_info(config: &nuncio_config::bootstrap::BootstrapConfig, version: IpVersion) -> LocalInfo {

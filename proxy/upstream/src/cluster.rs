@@ -18,6 +18,7 @@ use crate::orca;
 use crate::orca_oob::OobSessions;
 use crate::original_dst::Destinations;
 use crate::outlier::OutlierDetection;
+use crate::policies::ClusterPolicies;
 use crate::stats::{ClusterManagerStats, ClusterStats};
 use crate::transport::Transport;
 use crate::worker;
@@ -28,6 +29,7 @@ use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_http::matchers::Runtime;
 use nuncio_http::route::HashPolicies;
+use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_net::socket::ConnectOptions;
 use nuncio_net::tls::client::ClientTlsContext;
 use nuncio_net::tls::secrets::Secrets;
@@ -127,6 +129,8 @@ pub struct Cluster {
     lb_config: ArcSwap<ClusterConfig>,
     /// Where this proxy is, for clusters that route by zones.
     zones: Option<Arc<Zones>>,
+    policies: Option<Box<ClusterPolicies>>,
+    filters: Option<UpstreamFilters>,
     pub(crate) workers: Weak<worker::Workers>,
 }
 
@@ -288,6 +292,8 @@ pub(crate) struct ClusterParts<'a> {
     pub(crate) control: &'a tokio::runtime::Handle,
     /// Where those keys are that the configuration names.
     pub(crate) runtime: Option<&'a dyn Runtime>,
+    /// HTTP filters between the router and its hosts.
+    pub(crate) filters: Option<UpstreamFilters>,
 }
 
 impl Cluster {
@@ -311,9 +317,12 @@ impl Cluster {
             manager_stats,
             control,
             runtime,
+            filters,
         } = parts;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         check_policy(&config)?;
+        let policies = config.policies.as_ref().map(|policies| ClusterPolicies::new(policies).map(Box::new));
+        let policies = policies.transpose().map_err(|(path, what)| ClusterError::Unsupported { path, what })?;
         let observability_name: Arc<str> = match &config.alt_stat_name {
             Some(name) => (**name).into(),
             None => config.name.clone(),
@@ -353,6 +362,8 @@ impl Cluster {
             _ => None,
         };
         Ok(Arc::new_cyclic(|weak| Cluster {
+            policies,
+            filters,
             outlier,
             health,
             oob,
@@ -417,6 +428,18 @@ impl Cluster {
         if let Some(key) = &self.config.lb_common.selected_host_key {
             override_host::note_selected(key, host, metadata);
         }
+    }
+
+    /// Its own policies; None where those of routes are used.
+    #[inline]
+    pub fn policies(&self) -> Option<&ClusterPolicies> {
+        self.policies.as_deref()
+    }
+
+    /// HTTP filters between the router and its hosts; None where it has none of its own.
+    #[inline]
+    pub fn upstream_filters(&self) -> Option<&UpstreamFilters> {
+        self.filters.as_ref()
     }
 
     /// Whether connections to `host` are encrypted.

@@ -16,8 +16,10 @@ use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, DnsCacheConfig};
+use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_http::access_log::{AccessLogWriter, LogFile};
 use nuncio_http::matchers::Runtime;
+use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -48,6 +50,10 @@ pub struct ClusterManagerOptions {
     pub event_logs: Option<AccessLogWriter>,
 }
 
+/// Makes the HTTP filters of a cluster; None where nothing is left of them. The error is a path and a message.
+pub type BuildFilters =
+    Box<dyn Fn(&[HttpFilterConfig]) -> Result<Option<UpstreamFilters>, (String, String)> + Send + Sync>;
+
 /// What [`ClusterManager::add_or_update`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddOutcome {
@@ -67,6 +73,7 @@ pub struct ClusterManager {
     workers: Arc<Workers>,
     followers: Arc<Followers>,
     zones: OnceLock<Arc<Zones>>,
+    filters: OnceLock<BuildFilters>,
     resolvers: Arc<Resolvers>,
     dns_caches: DnsCaches,
     control: Mutex<Control>,
@@ -144,6 +151,7 @@ impl ClusterManager {
             workers: Arc::default(),
             followers: Arc::default(),
             zones: OnceLock::new(),
+            filters: OnceLock::new(),
             dns_caches,
             resolvers,
             control: Mutex::default(),
@@ -160,6 +168,22 @@ impl ClusterManager {
     /// Says where this proxy is, before the first cluster is added: clusters then route by zones.
     pub fn set_zones(&self, zones: Zones) {
         let _ = self.zones.set(Arc::new(zones));
+    }
+
+    /// Says who makes HTTP filters, before the first cluster is added. Without it clusters that want some are refused.
+    pub fn set_filters(&self, build: BuildFilters) {
+        let _ = self.filters.set(build);
+    }
+
+    /// The HTTP filters of a cluster.
+    fn filters(&self, config: &ClusterConfig) -> Result<Option<UpstreamFilters>, ClusterError> {
+        let filters = &config.http.http_filters;
+        let built = match self.filters.get() {
+            _ if filters.is_empty() => return Ok(None),
+            Some(build) => build(filters),
+            None => Err((config.path.to_string(), "there are no HTTP filters here".to_owned())),
+        };
+        built.map_err(|(path, what)| ClusterError::Unsupported { path, what })
     }
 
     /// Runtime keys may have other values: those of load balancing and of outlier detection are read again. For the control thread.
@@ -284,6 +308,7 @@ impl ClusterManager {
             manager_stats: &self.stats,
             control: &options.control,
             runtime: runtime.as_deref(),
+            filters: self.filters(&config)?,
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers, &self.dns_caches)?;

@@ -27,6 +27,8 @@ mod orca;
 mod orca_oob;
 pub mod outlier;
 
+pub mod policies;
+
 mod discovery;
 mod dns;
 pub mod dns_cache;
@@ -46,4 +48,5 @@ pub use host::Host;
 pub use lb::LbContext;
 pub use load_metrics::Metric;
 pub use outlier::OutlierResult;
+pub use policies::ClusterPolicies;
 pub use pool::{PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};

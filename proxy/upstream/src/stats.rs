@@ -91,6 +91,20 @@ nuncio_base::stat_family! {
 }
 
 nuncio_base::stat_family! {
+    /// `track_cluster_stats.request_response_sizes`.
+    pub struct SizeFamily {
+        histograms {
+            upstream_rq_body_size: Bytes,
+            upstream_rq_headers_count: Unspecified,
+            upstream_rq_headers_size: Bytes,
+            upstream_rs_body_size: Bytes,
+            upstream_rs_headers_count: Unspecified,
+            upstream_rs_headers_size: Bytes,
+        }
+    }
+}
+
+nuncio_base::stat_family! {
     /// `cluster_manager.`
     pub struct ClusterManagerStats {
         counters {
@@ -137,6 +151,27 @@ impl ResponseStats {
     }
 }
 
+/// Statistics of a cluster's requests under another name.
+pub struct AltStats {
+    registry: Registry,
+    prefix: Box<str>,
+    all: OnceLock<ResponseStats>,
+    internal: OnceLock<ResponseStats>,
+    external: OnceLock<ResponseStats>,
+    canary: OnceLock<ResponseStats>,
+}
+
+impl AltStats {
+    /// Those of all requests, of internal or of external ones, and of canaries where one has answered.
+    pub fn each(&self, internal: bool, canary: bool) -> impl Iterator<Item = &ResponseStats> {
+        let own = if internal { (&self.internal, "internal.") } else { (&self.external, "external.") };
+        let canary = canary.then_some((&self.canary, "canary."));
+        [(&self.all, ""), own].into_iter().chain(canary).map(|(cell, name)| {
+            cell.get_or_init(|| ResponseStats::new(&self.registry, &format!("{}{name}", self.prefix)))
+        })
+    }
+}
+
 /// All stats of one cluster. Derefs to [`ClusterFamily`].
 pub struct ClusterStats {
     family: ClusterFamily,
@@ -153,7 +188,10 @@ pub struct ClusterStats {
     /// By zone of the hosts.
     zones: ArcSwap<Vec<(Box<str>, Arc<ResponseStats>)>>,
     retried: OnceLock<Box<ResponseStats>>,
+    /// By the name that requests bring (`x-envoy-upstream-alt-stat-name`).
+    alternative: ArcSwap<Vec<(Box<str>, Arc<AltStats>)>>,
     budgets: OnceLock<Box<TimeoutBudgetFamily>>,
+    sizes: OnceLock<Box<SizeFamily>>,
     kept: std::sync::Mutex<Vec<Box<dyn std::any::Any + Send + Sync>>>,
 }
 
@@ -193,7 +231,9 @@ impl ClusterStats {
             external: OnceLock::new(),
             canary: OnceLock::new(),
             retried: OnceLock::new(),
+            alternative: ArcSwap::default(),
             budgets: OnceLock::new(),
+            sizes: OnceLock::new(),
             kept: std::sync::Mutex::default(),
         }
     }
@@ -221,6 +261,40 @@ impl ClusterStats {
         let mut all = Vec::clone(&known);
         all.push((zone.into(), stats.clone()));
         self.zones.store(Arc::new(all));
+        Some(stats)
+    }
+
+    /// Statistics under a name that a request brings. None once there are too many names.
+    pub fn alternative(&self, name: &str) -> Option<Arc<AltStats>> {
+        // Whoever may send such names would else fill the memory.
+        const MOST: usize = 256;
+        let find = |known: &Vec<(Box<str>, Arc<AltStats>)>| {
+            known.iter().find(|(other, _)| **other == *name).map(|(_, stats)| stats.clone())
+        };
+        if let Some(stats) = find(&self.alternative.load()) {
+            return Some(stats);
+        }
+        // Only one thread adds at a time.
+        let _kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.alternative.load();
+        if let Some(stats) = find(&known) {
+            return Some(stats);
+        }
+        if known.len() >= MOST {
+            return None;
+        }
+        let prefix = format!("{}{}.", self.prefix, name.trim_end_matches('.'));
+        let stats = Arc::new(AltStats {
+            registry: self.registry.clone(),
+            prefix: prefix.into(),
+            all: OnceLock::new(),
+            internal: OnceLock::new(),
+            external: OnceLock::new(),
+            canary: OnceLock::new(),
+        });
+        let mut all = Vec::clone(&known);
+        all.push((name.into(), stats.clone()));
+        self.alternative.store(Arc::new(all));
         Some(stats)
     }
 
@@ -260,6 +334,11 @@ impl ClusterStats {
     /// Shares of timeouts used, for `track_timeout_budgets`.
     pub fn timeout_budgets(&self) -> &TimeoutBudgetFamily {
         self.budgets.get_or_init(|| Box::new(TimeoutBudgetFamily::new(&self.registry, &self.prefix)))
+    }
+
+    /// Sizes of requests and responses, for `track_cluster_stats`.
+    pub fn sizes(&self) -> &SizeFamily {
+        self.sizes.get_or_init(|| Box::new(SizeFamily::new(&self.registry, &self.prefix)))
     }
 
     /// Keeps the handle of a family that few clusters have (hash tables' gauges) as long as the cluster lives; a second

@@ -12,14 +12,14 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsDefaults, DnsLookupFamily, HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, TcpKeepalive,
-    Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig, discovery, dynamic_forward_proxy,
+    DnsDefaults, DnsLookupFamily, HealthCheckConfig, HealthCheckKind, HttpPolicies, LbPolicy, OutlierDetectionConfig,
+    TcpKeepalive, Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig, discovery, dynamic_forward_proxy,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::bootstrap::StatsMatcher;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
-use crate::hcm::decode::{http_filters, share};
+use crate::hcm::decode::{CLUSTER_UPSTREAM, http_filters, share};
 use crate::hcm::{Http1Options, Http2Options};
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
@@ -57,7 +57,7 @@ impl ClusterConfig {
             None => (None, None),
         };
         let matches = cx.each("transport_socket_matches", &message.transport_socket_matches, socket_match);
-        let mut http = http_options(cx, message);
+        let (mut http, policies) = http_options(cx, message);
         if let Some(Discovery::DynamicForwardProxy { allow_insecure, .. }) = &discovery {
             let typed = message.typed_extension_protocol_options.contains_key(HTTP_OPTIONS);
             dynamic_forward_proxy::check_names(cx, message, *allow_insecure, typed, &mut http);
@@ -119,6 +119,8 @@ impl ClusterConfig {
                 .map(|name| name.as_str().into())
                 .collect(),
             track_timeout_budgets: message.track_timeout_budgets || stats.is_some_and(|stats| stats.timeout_budgets),
+            track_sizes: stats.is_some_and(|stats| stats.request_response_sizes),
+            policies: policies.map(Arc::new),
             added_via_api: false,
             path: cx.path_text(),
             discovery: discovery?,
@@ -283,12 +285,14 @@ fn socket_match(cx: &mut Context, message: &pb::cluster::TransportSocketMatch) -
 }
 
 /// The options of `typed_extension_protocol_options`, or of the deprecated fields of the cluster where it has none.
-fn http_options(cx: &mut Context, message: &pb::Cluster) -> UpstreamHttpOptions {
+fn http_options(cx: &mut Context, message: &pb::Cluster) -> (UpstreamHttpOptions, Option<HttpPolicies>) {
     let per_cluster = u32_value(&message.max_requests_per_connection);
+    let mut policies = None;
     let decoded = match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
         Some(any) => cx.at("typed_extension_protocol_options", |cx| {
             cx.at_key(HTTP_OPTIONS, |cx| {
                 let options: upstream::HttpProtocolOptions = cx.unpack(any)?;
+                policies = HttpPolicies::decode(cx, &options);
                 Some(typed_options(cx, &options))
             })
         }),
@@ -296,7 +300,7 @@ fn http_options(cx: &mut Context, message: &pb::Cluster) -> UpstreamHttpOptions 
     };
     let mut options = decoded.unwrap_or_default();
     options.max_requests_per_connection = options.max_requests_per_connection.or(per_cluster).filter(|max| *max > 0);
-    options
+    (options, policies)
 }
 
 fn typed_options(cx: &mut Context, message: &upstream::HttpProtocolOptions) -> UpstreamHttpOptions {
@@ -328,7 +332,7 @@ fn typed_options(cx: &mut Context, message: &upstream::HttpProtocolOptions) -> U
         None => {}
     }
     common_options(cx, &mut options, &message.common_http_protocol_options, &message.upstream_http_protocol_options);
-    options.http_filters = http_filters(cx, "http_filters", &message.http_filters, "http upstream");
+    options.http_filters = http_filters(cx, "http_filters", &message.http_filters, CLUSTER_UPSTREAM);
     options
 }
 

@@ -35,6 +35,15 @@ const CLIENT_CERT_ACTION: &str =
 /// Message of the router filter.
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
+/// Message of the filter that ends a list of upstream filters.
+pub(crate) const UPSTREAM_CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
+
+/// Envoy's words for the upstream filters of a cluster.
+pub(crate) const CLUSTER_UPSTREAM: &str = "upstream http";
+
+/// Envoy's words for those of the router.
+pub(crate) const ROUTER_UPSTREAM: &str = "router upstream http";
+
 impl HcmConfig {
     pub(crate) fn from_message(cx: &mut Context, message: &pb::HttpConnectionManager) -> Option<Self> {
         let common = message.common_http_protocol_options.unwrap_or_default();
@@ -389,6 +398,10 @@ pub(crate) fn http_filters(
                 "Error: the last (terminal) filter ({}) in the chain cannot be disabled by default.",
                 message.name
             ));
+        } else if position == last && kind == CLUSTER_UPSTREAM && *filter.config.type_name != *UPSTREAM_CODEC {
+            cx.error(format!(
+                "The codec filter is the only valid terminal upstream HTTP filter, use '{UPSTREAM_CODEC}'"
+            ));
         } else if filter
             .config_discovery
             .as_ref()
@@ -407,14 +420,22 @@ impl HttpFilterConfig {
     pub fn position_error(&self, last: bool, kind: &str) -> Option<String> {
         let type_name = &*self.config.type_name;
         let (name, extension) = (&self.name, extension_name(type_name));
-        if !last && type_name == ROUTER {
+        let upstream = matches!(kind, CLUSTER_UPSTREAM | ROUTER_UPSTREAM);
+        // Each of the two is unknown in the other's lists.
+        if !last && type_name == (if upstream { UPSTREAM_CODEC } else { ROUTER }) {
             return Some(format!(
                 "Error: terminal filter named {name} of type {extension} must be the last filter in a {kind} filter chain."
             ));
         }
         (last && is_never_terminal(type_name)).then(|| {
+            let hint = match kind {
+                ROUTER_UPSTREAM => {
+                    " When upstream_http_filters are specified, they must explicitly end with an UpstreamCodec filter."
+                }
+                _ => "",
+            };
             format!(
-                "Error: non-terminal filter named {name} of type {extension} is the last filter in a {kind} filter chain."
+                "Error: non-terminal filter named {name} of type {extension} is the last filter in a {kind} filter chain.{hint}"
             )
         })
     }

@@ -15,10 +15,10 @@ use pb::route_action as action;
 
 use super::{
     ClusterSpecifier, ConnectConfig, HashPolicy, HashPolicyKind, HostRewrite, MaxStreamDuration, MirrorPolicy,
-    PathMatch, PathRewrite, PerFilterConfig, RegexRewrite, RetryPolicy, RouteAction, RouteUpgrade, UriTemplateRewrite,
-    WeightedClusterEntry, WeightedClusters, internal_redirect,
+    PathMatch, PathRewrite, PerFilterConfig, RateLimit, RegexRewrite, RetryPolicy, RouteAction, RouteUpgrade,
+    UriTemplateRewrite, WeightedClusterEntry, WeightedClusters, internal_redirect,
 };
-use crate::decode::{Context, bool_value, json, lower, serialized, type_name, u32_value};
+use crate::decode::{Context, bool_value, json, lower, type_name, u32_value};
 use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{RuntimeFraction, unanchored};
@@ -94,7 +94,8 @@ impl RouteAction {
             hedge_on_per_try_timeout: hedge.is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
             max_grpc_timeout: cx.duration("max_grpc_timeout", &message.max_grpc_timeout),
             grpc_timeout_offset: cx.duration("grpc_timeout_offset", &message.grpc_timeout_offset),
-            rate_limits: message.rate_limits.iter().map(serialized).collect(),
+            rate_limits: cx.each("rate_limits", &message.rate_limits, RateLimit::decode),
+            include_vh_rate_limits: bool_value(&message.include_vh_rate_limits).unwrap_or(false),
             cluster: cluster?,
             path_rewrite: path_rewrite?,
             host_rewrite: host_rewrite?,
@@ -342,7 +343,7 @@ fn connect_config(message: &action::upgrade_config::ConnectConfig) -> ConnectCon
 }
 
 impl MirrorPolicy {
-    pub(super) fn decode(cx: &mut Context, message: &action::RequestMirrorPolicy, validate: bool) -> Option<Self> {
+    pub(crate) fn decode(cx: &mut Context, message: &action::RequestMirrorPolicy, validate: bool) -> Option<Self> {
         match (message.cluster.is_empty(), message.cluster_header.is_empty()) {
             (true, true) => {
                 cx.error("Exactly one of cluster or cluster_header in request mirror policy need to be specified");

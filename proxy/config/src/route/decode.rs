@@ -13,9 +13,9 @@ use rustc_hash::FxHashSet;
 
 use super::action::Inherited;
 use super::{
-    DirectResponse, FilterStateMatcher, MetadataMatcher, MirrorPolicy, PathMatch, PerFilterConfig, RedirectAction,
-    RedirectPath, RedirectScheme, RegexRewrite, RequireTls, RetryPolicy, Route, RouteAction, RouteActionKind,
-    RouteConfiguration, RouteMatch, TlsContextMatch, UriTemplate, VirtualCluster, VirtualHost,
+    DirectResponse, FilterStateMatcher, MetadataMatcher, MirrorPolicy, PathMatch, PerFilterConfig, RateLimit,
+    RedirectAction, RedirectPath, RedirectScheme, RegexRewrite, RequireTls, RetryPolicy, Route, RouteAction,
+    RouteActionKind, RouteConfiguration, RouteMatch, TlsContextMatch, UriTemplate, VirtualCluster, VirtualHost,
 };
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, json, lower, serialized, sorted, type_name, u32_value, u64_value};
@@ -168,6 +168,7 @@ impl VirtualHost {
             request_mirror_policies: cx.each("request_mirror_policies", &message.request_mirror_policies, |cx, m| {
                 MirrorPolicy::decode(cx, m, inherited.validate_clusters)
             }),
+            rate_limits: cx.each("rate_limits", &message.rate_limits, RateLimit::decode),
             path: cx.path_text(),
         })
     }

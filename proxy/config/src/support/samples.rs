@@ -71,6 +71,13 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
       '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
       auto_config: {}}}}",
+    "{name: c, type: STATIC, track_cluster_stats: {}, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      explicit_http_config: {http_protocol_options: {}}, request_mirror_policies: [{cluster: m}],
+      hash_policy: [{header: {header_name: a}}], retry_policy: {retry_on: 5xx},
+      outlier_detection: {error_matcher: {or_match: {rules: [{any_match: true}, {not_match: {and_match: {rules: [
+        {any_match: true}, {http_response_headers_match: {headers: [{name: a, string_match: {exact: b}}]}}]}}}]}}},
+      http_filters: [{name: c, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec}}]}}}",
     // Policies as extensions.
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin,
@@ -111,9 +118,12 @@ const CLUSTERS: &[&str] = &[
 
 /// Fields of the decoded configuration that nothing uses yet.
 const CARRIED: &[&str] = &[
-    "envoy.config.cluster.v3.Cluster.track_timeout_budgets",
+    "envoy.config.common.matcher.v3.MatchPredicate.http_request_generic_body_match",
+    "envoy.config.common.matcher.v3.MatchPredicate.http_request_headers_match",
+    "envoy.config.common.matcher.v3.MatchPredicate.http_request_trailers_match",
+    "envoy.config.common.matcher.v3.MatchPredicate.http_response_generic_body_match",
+    "envoy.config.common.matcher.v3.MatchPredicate.http_response_trailers_match",
     "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig.http3_protocol_options",
-    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions.http_filters",
 ];
 
 pub(super) fn sample(name: &str, text: &str) -> DynamicMessage {

@@ -148,7 +148,7 @@ pub const ENTRY: HttpFilterEntry = HttpFilterEntry {
     name: "envoy.filters.http.dynamic_forward_proxy",
     message: "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
     terminal: false,
-    build,
+    build: |filter, context, chain| Ok(build(filter, context, chain)?),
 };
 
 #[cfg(test)]

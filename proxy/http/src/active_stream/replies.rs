@@ -43,7 +43,8 @@ impl ActiveStream<'_> {
             self.reset(ResetReason::LocalReset);
             return;
         }
-        if reply.close {
+        // As in Envoy, HTTP/1 does not go on after an answer that calls the request bad.
+        if reply.close || (reply.status == 400 && self.bad_requests_close()) {
             self.downstream.close_after();
         }
         let mut response = Headers::with_capacity(6 + reply.headers.len());
@@ -94,6 +95,12 @@ impl ActiveStream<'_> {
         if !body.is_empty() {
             self.send_response_data(body, true);
         }
+    }
+
+    fn bad_requests_close(&self) -> bool {
+        let config = &self.connection.hcm.config;
+        let own = config.http1.stream_error_on_invalid_http_message;
+        self.protocol() != Protocol::Http2 && !own.unwrap_or(config.stream_error_on_invalid_http_message)
     }
 
     /// gRPC clients get a trailers-only response.
@@ -263,12 +270,10 @@ impl ActiveStream<'_> {
         let connection = self.connection;
         let hcm = &connection.hcm;
         if self.chain.any.complete {
-            for (entry, slot) in self.chain.entries.iter().zip(self.slots.iter_mut()) {
-                if entry.hooks.complete {
-                    let mut view =
-                        StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
-                    entry.filter.complete(slot, &mut view);
-                }
+            for (filter, slot) in self.chain.with_hook(&mut self.slots, |hooks| hooks.complete) {
+                let mut view =
+                    StreamView { request: &mut self.request, info: &mut self.info, route: self.route.as_ref() };
+                filter.complete(slot, &mut view);
             }
         }
         let now = clock::now();

@@ -143,6 +143,16 @@ pub struct BytesMeter {
     pub wire_bytes_received: u64,
 }
 
+impl BytesMeter {
+    /// Adds what another stream has moved.
+    pub fn add(&mut self, other: BytesMeter) {
+        self.header_bytes_sent += other.header_bytes_sent;
+        self.header_bytes_received += other.header_bytes_received;
+        self.wire_bytes_sent += other.wire_bytes_sent;
+        self.wire_bytes_received += other.wire_bytes_received;
+    }
+}
+
 /// What both ends of a stream can do: read a body, write a message, end early.
 pub trait Stream {
     /// Next piece of the body of the message being received. Must not be called after the end was returned.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nuncio_config::route::{ClusterSpecifier, HostRewrite, PathRewrite, WeightedClusters};
 
 use super::entry::{Compiled, FilterConfigs, Forward, LevelRules, RouteEntry, VirtualCluster, WeightedEntry};
+use super::rate_limit::{Descriptor, DescriptorInputs};
 use super::rewrite::{replace_format, replace_prefix, replace_regex, replace_template, update_authority, update_path};
 use super::stats::RequestStats;
 use super::table::RouteRequest;
@@ -141,6 +142,20 @@ impl ActiveRoute {
     /// Whether a filter is switched off or on here; None where no level says.
     pub fn filter_disabled(&self, filter: &str) -> Option<bool> {
         self.filter_levels().find_map(|level| level.disabled(filter))
+    }
+
+    /// What rate-limit filters of a stage count the request under: with the request, or `on_stream_done`. The virtual
+    /// host's count where the route has none, or includes them.
+    pub fn descriptors(&self, stage: u32, on_stream_done: bool, inputs: &DescriptorInputs<'_>) -> Vec<Descriptor> {
+        let mut out = Vec::new();
+        let (Compiled::Forward(forward), Some(action)) = (&self.entry.compiled, self.entry.route_action()) else {
+            return out;
+        };
+        forward.rate_limits.descriptors(stage, on_stream_done, inputs, &mut out);
+        if forward.rate_limits.is_empty() || action.include_vh_rate_limits {
+            self.entry.host.rate_limits.descriptors(stage, on_stream_done, inputs, &mut out);
+        }
+        out
     }
 
     fn filter_levels(&self) -> impl Iterator<Item = &FilterConfigs> {

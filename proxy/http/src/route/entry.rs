@@ -17,6 +17,7 @@ use rustc_hash::FxHashMap;
 
 use super::matching::{self, RequestTree};
 use super::policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
+use super::rate_limit::RateLimits;
 use super::redirect;
 use super::rewrite::Substitution;
 use super::stats::RequestStats;
@@ -154,6 +155,7 @@ pub struct VirtualHostEntry {
     /// With those that are configured, a last one without conditions.
     virtual_clusters: Box<[VirtualCluster]>,
     mirrors: Box<[Mirror]>,
+    pub(super) rate_limits: RateLimits,
 }
 
 impl VirtualHostEntry {
@@ -188,6 +190,7 @@ impl VirtualHostEntry {
             rules: LevelRules::build(&config.headers, &config.path, errors),
             filters: FilterConfigs::build(&config.typed_per_filter_config, context.decoder, &config.path, errors),
             mirrors: Mirror::build_all(&config.request_mirror_policies, errors),
+            rate_limits: RateLimits::build(&config.rate_limits, errors),
             virtual_clusters: virtual_clusters.into(),
             global: Arc::clone(global),
             position,
@@ -296,6 +299,7 @@ pub(super) struct Forward {
     pub(super) hash: HashPolicies,
     pub(super) mirrors: Box<[Mirror]>,
     pub(super) redirect: Option<Box<InternalRedirect>>,
+    pub(super) rate_limits: RateLimits,
 }
 
 /// A weighted cluster's compiled part.
@@ -666,6 +670,7 @@ impl Forward {
         }
         out.hash = HashPolicies::build(&action.hash_policy, &format!("{path}.route"), errors);
         out.mirrors = Mirror::build_all(&action.request_mirror_policies, errors);
+        out.rate_limits = RateLimits::build(&action.rate_limits, errors);
         let redirect = action.internal_redirect_policy.as_ref();
         out.redirect = redirect.map(|policy| Box::new(InternalRedirect::build(policy, path, errors)));
         out

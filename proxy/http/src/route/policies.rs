@@ -2,8 +2,7 @@
 //! substitutions split, conditions ready. The router filter, one floor up, acts on it.
 
 use bytes::Bytes;
-use nuncio_config::header_mutation::HeaderMutation;
-use nuncio_config::matchers::{HeaderMatcher, RuntimeFraction, StringMatcher};
+use nuncio_config::matchers::{HeaderMatcher, RuntimeFraction};
 use nuncio_config::route::{
     HashPolicy, HashPolicyKind, InternalRedirectPolicy, MirrorPolicy, RegexRewrite, RetryPolicy,
 };
@@ -15,11 +14,9 @@ use xxhash_rust::xxh64::xxh64;
 use super::rewrite::Substitution;
 use super::table::BuildError;
 use crate::formatter::FormatContext;
-use crate::header_mutation::HeaderRules;
+use crate::header_mutation::{MutationList, Side};
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
-use crate::matchers::{
-    self, HeaderMatch, Runtime, build_header_matches, header_name, in_runtime_fraction, string_matches,
-};
+use crate::matchers::{self, HeaderMatch, Runtime, build_header_matches, header_name, in_runtime_fraction};
 use crate::stream_info::StreamInfo;
 
 fn parse_name(name: &str, path: impl FnOnce() -> String, errors: &mut Vec<BuildError>) -> Option<HeaderName> {
@@ -42,8 +39,8 @@ pub struct RetryConditions {
 }
 
 impl RetryConditions {
-    /// None where the policy has none.
-    pub(super) fn build(policy: &RetryPolicy, path: &str, errors: &mut Vec<BuildError>) -> Option<Arc<Self>> {
+    /// Compiles those of the policy at `path`; None where it has none.
+    pub fn build(policy: &RetryPolicy, path: &str, errors: &mut Vec<BuildError>) -> Option<Arc<Self>> {
         let resets = policy.rate_limited_back_off.as_ref().map_or(&[][..], |limited| &limited.reset_headers);
         if policy.retriable_headers.is_empty() && policy.retriable_request_headers.is_empty() && resets.is_empty() {
             return None;
@@ -79,7 +76,7 @@ enum HashKind {
 }
 
 impl HashPolicies {
-    /// `policies`, found at `path` in the configuration.
+    /// Compiles those at `path`; what is wrong is added to `errors`.
     pub fn build(policies: &[HashPolicy], path: &str, errors: &mut Vec<BuildError>) -> Self {
         let mut list = Vec::with_capacity(policies.len());
         for (at, policy) in policies.iter().enumerate() {
@@ -219,17 +216,12 @@ pub struct Mirror {
     fraction: Option<RuntimeFraction>,
     host: Option<HeaderValue>,
     append_shadow: bool,
-    mutations: Box<[Mutation]>,
-}
-
-#[derive(Debug)]
-enum Mutation {
-    Rules(HeaderRules),
-    RemoveOnMatch(StringMatcher),
+    mutations: MutationList,
 }
 
 impl Mirror {
-    pub(super) fn build_all(policies: &[MirrorPolicy], errors: &mut Vec<BuildError>) -> Box<[Mirror]> {
+    /// Compiles all; what is wrong is added to `errors`.
+    pub fn build_all(policies: &[MirrorPolicy], errors: &mut Vec<BuildError>) -> Box<[Mirror]> {
         policies.iter().filter_map(|policy| Self::build(policy, errors)).collect()
     }
 
@@ -249,30 +241,18 @@ impl Mirror {
             }
             None => None,
         };
-        let mut mutations = Vec::new();
-        for (at, mutation) in policy.header_mutations.iter().enumerate() {
-            let rules = match mutation {
-                HeaderMutation::Remove(name) => HeaderRules::build(&[], std::slice::from_ref(name)),
-                HeaderMutation::Append(option) => HeaderRules::build(std::slice::from_ref(option), &[]),
-                HeaderMutation::RemoveOnMatch(matcher) => {
-                    mutations.push(Mutation::RemoveOnMatch(matcher.clone()));
-                    continue;
-                }
-            };
-            match rules {
-                Ok(rules) => mutations.push(Mutation::Rules(rules)),
-                Err(list) => errors.extend(
-                    list.into_iter().map(|(_, text)| (format!("{path}.request_headers_mutations[{at}]"), text)),
-                ),
-            }
-        }
+        let mutations = MutationList::build(&policy.header_mutations).unwrap_or_else(|list| {
+            let place = |at| format!("{path}.request_headers_mutations[{at}]");
+            errors.extend(list.into_iter().map(|(at, text)| (place(at), text)));
+            MutationList::default()
+        });
         Some(Mirror {
             cluster: policy.cluster.clone(),
             cluster_header,
             fraction: policy.runtime_fraction.clone(),
             append_shadow: !policy.disable_shadow_host_suffix_append && host.is_none(),
             host,
-            mutations: mutations.into(),
+            mutations,
         })
     }
 
@@ -291,14 +271,7 @@ impl Mirror {
 
     /// Makes the headers of the copy out of a copy of the headers.
     pub fn finalize(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
-        for mutation in &self.mutations {
-            match mutation {
-                Mutation::Rules(rules) => rules.apply_request(headers, cx),
-                Mutation::RemoveOnMatch(matcher) => {
-                    headers.remove_if(|name, _| !name.is_pseudo() && string_matches(matcher, name.as_bytes()));
-                }
-            }
-        }
+        self.mutations.apply(Side::Request, headers, cx);
         if let Some(host) = &self.host {
             headers.set(names::AUTHORITY, host.clone());
         } else if self.append_shadow
@@ -340,6 +313,8 @@ mod tests {
     use super::*;
     use crate::formatter::tests::{headers, info};
     use crate::matchers::NoRuntime;
+    use nuncio_config::header_mutation::HeaderMutation;
+    use nuncio_config::matchers::StringMatcher;
 
     fn policies(kinds: Vec<(HashPolicyKind, bool)>) -> HashPolicies {
         let list: Vec<HashPolicy> = kinds.into_iter().map(|(kind, terminal)| HashPolicy { terminal, kind }).collect();

@@ -12,7 +12,7 @@ use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::discovered::ExtensionSource;
 use nuncio_config::hcm::{HcmConfig, HttpFilterConfig};
 use nuncio_config::paths::FieldPath;
-use nuncio_extensions::registry;
+use nuncio_extensions::registry::{self, FilterPlace};
 use nuncio_http::filter::FilterChain;
 use nuncio_http::filter_chains::{ChainSource, FilterChains, MissingConfig};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,9 +70,9 @@ impl Builder<'_> {
         for (at, filter) in filters.iter().enumerate() {
             let last = at + 1 == filters.len();
             let Some(source) = &filter.config_discovery else {
-                match registry::http_filter(filter, last, &factory) {
+                match registry::http_filter(filter, last, FilterPlace::Downstream, &factory) {
                     Ok(part) => parts.push(Part::Fixed(part)),
-                    Err(error) => self.errors.push(error),
+                    Err(found) => self.errors.extend(found),
                 }
                 continue;
             };
@@ -88,21 +88,18 @@ impl Builder<'_> {
                 self.errors.extend(found);
                 continue;
             }
-            let default = match source.has_default.then(|| registry::http_filter(filter, last, &factory)) {
+            let build = || registry::http_filter(filter, last, FilterPlace::Downstream, &factory);
+            let default = match source.has_default.then(build) {
                 None => None,
                 Some(Ok(part)) => Some(part),
-                Some(Err(error)) => {
-                    self.errors.push(error);
+                Some(Err(found)) => {
+                    self.errors.extend(found);
                     continue;
                 }
             };
             let config = self.context.extensions.get(Kind::Http, &filter.name, &source.source);
-            // A filter that is off does nothing, whatever its configuration.
-            if filter.disabled {
-                parts.push(Part::Fixed(FilterChain::new()));
-            } else {
-                parts.push(Part::Fetched(None));
-            }
+            // A filter that is off does nothing before its configuration has come.
+            parts.push(Part::Fetched(filter.disabled.then(FilterChain::new)));
             let place = (self.parts.chains.len(), at);
             let slot =
                 Slot { filter: filter.clone(), source: source.clone(), kind, last, place, default, shared: None };
@@ -196,8 +193,7 @@ impl User for Slot {
         }
         // Whether a route may do without it is not asked of what has come.
         filter.is_optional = false;
-        let part =
-            registry::http_filter(&filter, self.last, &context.factory_context()).map_err(|error| vec![error])?;
+        let part = registry::http_filter(&filter, self.last, FilterPlace::Downstream, &context.factory_context())?;
         let commit = Box::new(move || {
             if let Some(shared) = &self.shared {
                 shared.set(self.place, Some(part));
@@ -208,7 +204,7 @@ impl User for Slot {
 
     fn fall_back(&self) {
         if let Some(shared) = &self.shared {
-            shared.set(self.place, self.default.clone());
+            shared.set(self.place, self.default.clone().or_else(|| self.filter.disabled.then(FilterChain::new)));
         }
     }
 }

@@ -38,7 +38,10 @@ fn extensions() -> Vec<pb::Extension> {
     let of = |category: &'static str, list: &'static [(&'static str, &'static str)]| {
         list.iter().map(move |(name, message)| (category, *name, *message))
     };
+    let upstream =
+        registry::UPSTREAM_HTTP_FILTERS.iter().map(|entry| ("envoy.filters.http.upstream", entry.name, entry.message));
     let all = http
+        .chain(upstream)
         .chain(of("envoy.filters.network", registry::NETWORK_FILTERS))
         .chain(of("envoy.filters.listener", registry::LISTENER_FILTERS))
         .chain(of("envoy.load_balancing_policies", registry::LOAD_BALANCING_POLICIES))

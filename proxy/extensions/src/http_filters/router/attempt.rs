@@ -2,18 +2,23 @@
 
 use super::connect::{choose_host, connect, note_host};
 use super::failure::{Failure, FailureKind};
-use super::replay::Next;
+use super::per_try::{Begin, PerTry};
+use super::replay::{Next, Replay};
 use super::retry::Verdict;
 use super::{
-    Decision, Request, RouterConfig, charge, charge_retried, decide, hedge, outlier, poll_request_timers, redirect,
-    service_time,
+    Decision, Request, RouterConfig, charge, charge_retried, count_budget, decide, hedge, outlier, poll_request_timers,
+    redirect, service_time,
 };
 use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::{Abort, ActiveStream};
 use nuncio_http::codec::{Frame, ResetReason, StreamError};
+use nuncio_http::filter::HeadersAction;
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, Headers, names};
+use nuncio_http::local_reply::LocalReply;
+use nuncio_http::stream_info::ResponseFlags;
+use nuncio_http::upstream_filters::missing_header;
 use nuncio_upstream::{Host, PooledStream};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -43,6 +48,8 @@ pub(crate) enum Outcome {
     Won(Box<Won>),
     /// The response was a redirect that is followed here.
     Redirected,
+    /// A filter towards the upstream has answered.
+    Answered,
     /// It failed.
     Failed(Failure),
 }
@@ -58,7 +65,7 @@ pub(crate) struct Won {
 pub(crate) struct Attempt {
     upstream: PooledStream,
     host: Arc<Host>,
-    per_try: Option<Sleep>,
+    per_try_timer: Option<Sleep>,
     /// Runs from the moment at which the whole request is there.
     per_try_due: Option<Duration>,
     per_try_idle: Option<(Sleep, Duration)>,
@@ -78,6 +85,10 @@ pub(crate) struct Attempt {
     delivers: bool,
     /// Another try has taken this one's place.
     retried: bool,
+    /// Outlier detection was told that it is late.
+    late: bool,
+    /// Filters, log and histograms of this try.
+    per_try: Option<Box<PerTry>>,
 }
 
 /// What the phase before the response's head ends with.
@@ -91,11 +102,32 @@ impl Attempt {
     pub(crate) async fn run(config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request) -> Outcome {
         let Some(host) = choose_host(stream, request) else { return Outcome::NoHost };
         note_host(stream, request, &host, !config.suppress_envoy_headers);
+        let per_try_timeout = request.timeouts.per_try;
+        let begin = Begin { config, cluster: &request.cluster, host: &host, per_try_timeout };
+        let mut per_try = PerTry::begin(begin, &mut stream.view());
+        if let Some(per_try) = per_try.as_deref_mut().filter(|per_try| per_try.is_filtered()) {
+            // Boxed, as few requests need it.
+            if let Some(outcome) = Box::pin(filter_head(config, stream, request, per_try)).await {
+                return outcome;
+            }
+        }
+        if (per_try.is_some() || stream.is_filtered())
+            && let Some(reply) = missing_header(&stream.request)
+        {
+            stream.local_reply(reply);
+            if let Some(mut per_try) = per_try {
+                unconnected(config, stream, request, &mut per_try, &Outcome::Answered);
+            }
+            return Outcome::Answered;
+        }
         let started = clock::now();
-        let upstream = match connect(stream, request, &host).await {
+        let upstream = match connect(config, &mut per_try, stream, request, &host).await {
             Ok(upstream) => upstream,
             Err(outcome) => {
-                outlier::ended(&host, &outcome, false);
+                outlier::ended(&host, &outcome, request.timeout_status, false);
+                if let Some(mut per_try) = per_try {
+                    unconnected(config, stream, request, &mut per_try, &outcome);
+                }
                 return outcome;
             }
         };
@@ -111,7 +143,7 @@ impl Attempt {
         let mut attempt = Attempt {
             upstream,
             host,
-            per_try: None,
+            per_try_timer: None,
             per_try_due: timeouts.per_try,
             per_try_idle: timeouts.per_try_idle.map(|d| (timer::sleep(d), d)),
             duration: timeouts.max_stream_duration.map(timer::sleep),
@@ -123,17 +155,77 @@ impl Attempt {
             ended: false,
             delivers: false,
             retried: false,
+            late: false,
+            per_try,
         };
         attempt.note_connection(stream);
-        let outcome = attempt.exchange(config, stream, request).await;
-        outlier::ended(&attempt.host, &outcome, attempt.answered);
-        stream.info.upstream.meter = attempt.upstream.bytes_meter();
-        match outcome {
-            Outcome::Done => {}
-            Outcome::Hedge => request.hedged.push(attempt),
-            _ => attempt.reset(),
+        if let Some(per_try) = &mut attempt.per_try {
+            per_try.connected(config, &attempt.upstream, &stream.request);
         }
+        let outcome = attempt.exchange(config, stream, request).await;
+        if matches!(outcome, Outcome::Hedge) {
+            request.hedged.push(attempt);
+            return outcome;
+        }
+        attempt.over(config, stream, request, &outcome);
         outcome
+    }
+
+    /// The try has come to this outcome.
+    fn over(&mut self, config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request, outcome: &Outcome) {
+        let told = self.late && matches!(outcome, Outcome::GlobalTimeout);
+        if !told {
+            outlier::ended(&self.host, outcome, request.timeout_status, self.answered);
+        }
+        if !matches!(outcome, Outcome::Done) {
+            self.reset();
+        }
+        if let Some(per_try) = &mut self.per_try {
+            match outcome {
+                Outcome::Failed(failure) => per_try.flag(failure.flag()),
+                Outcome::GlobalTimeout => per_try.forget_budget(),
+                _ => {}
+            }
+        }
+        self.end(config, stream, request);
+    }
+
+    /// It is over: what it has moved is counted, and what is left to say of it is said.
+    #[inline]
+    pub(super) fn end(&mut self, config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &Request) {
+        stream.info.upstream.meter.add(self.upstream.bytes_meter());
+        if let Some(per_try) = &mut self.per_try {
+            let meters = (stream.downstream_meter(), stream.info.upstream.meter);
+            per_try.end(config, &request.cluster, &mut stream.view(), meters);
+        }
+    }
+
+    /// The lines in its log while it goes on.
+    pub(super) fn poll_log(&mut self, config: &RouterConfig, stream: &mut ActiveStream<'_>, cx: &mut Context<'_>) {
+        if let Some(per_try) = &mut self.per_try {
+            let (downstream, before) = (stream.downstream_meter(), stream.info.upstream.meter);
+            let upstream = &self.upstream;
+            let meters = || {
+                let mut meter = before;
+                meter.add(upstream.bytes_meter());
+                (downstream, meter)
+            };
+            per_try.poll_log(config, &stream.view(), meters, cx);
+        }
+    }
+
+    /// Something has happened that the flags of its log tell.
+    pub(super) fn flag(&mut self, flags: ResponseFlags) {
+        if let Some(per_try) = &mut self.per_try {
+            per_try.flag(flags);
+        }
+    }
+
+    /// The route's timeout has ended it: its own did not come into play.
+    pub(super) fn forget_budget(&mut self) {
+        if let Some(per_try) = &mut self.per_try {
+            per_try.forget_budget();
+        }
     }
 
     /// The response of a try that went on beside others is sent.
@@ -151,16 +243,12 @@ impl Attempt {
         attempt.note_connection(stream);
         request.hosts.push(attempt.host.clone());
         let outcome = attempt.deliver(config, stream, request, head, end).await;
-        stream.info.upstream.meter = attempt.upstream.bytes_meter();
-        outlier::ended(&attempt.host, &outcome, true);
-        if !matches!(outcome, Outcome::Done) {
-            attempt.reset();
-        }
+        attempt.over(config, stream, request, &outcome);
         outcome
     }
 
     /// Where it goes.
-    pub(crate) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Arc<Host> {
         &self.host
     }
 
@@ -191,7 +279,7 @@ impl Attempt {
         if end {
             self.sent(stream);
         }
-        let (head, end) = match poll_fn(|cx| self.poll_head(stream, request, cx)).await {
+        let (head, end) = match poll_fn(|cx| self.poll_head(config, stream, request, cx)).await {
             Head::Outcome(outcome) => return outcome,
             Head::Response(head, end) => (head, end),
         };
@@ -204,6 +292,9 @@ impl Attempt {
     fn sent(&mut self, stream: &mut ActiveStream<'_>) {
         self.request_sent = true;
         stream.info.upstream.last_tx = Some(clock::now());
+        if let Some(per_try) = &mut self.per_try {
+            per_try.request_sent();
+        }
     }
 
     /// Moves the request body upstream as far as both sides allow.
@@ -245,6 +336,13 @@ impl Attempt {
                 },
             };
             self.replayed += 1;
+            let mut frame = frame;
+            if let Some(per_try) = &mut self.per_try
+                && let Some(reply) = per_try.decode_frame(&mut stream.view(), &mut frame)
+            {
+                stream.local_reply(reply);
+                return Poll::Ready(Outcome::Answered);
+            }
             let end = frame.is_end();
             let sent = match frame {
                 Frame::Data(data, end) => self.upstream.send_data(data, end),
@@ -302,6 +400,7 @@ impl Attempt {
 
     fn poll_timers(
         &mut self,
+        config: &RouterConfig,
         stream: &mut ActiveStream<'_>,
         request: &mut Request,
         cx: &mut Context<'_>,
@@ -312,15 +411,18 @@ impl Attempt {
         if let Some(outcome) = poll_request_timers(stream, request, cx) {
             return Poll::Ready(outcome);
         }
-        if self.per_try_due.is_some() && stream.request_complete() {
-            self.per_try = self.per_try_due.take().map(timer::sleep);
+        if self.per_try.is_some() {
+            self.poll_log(config, stream, cx);
         }
-        if let Some(sleep) = &mut self.per_try
+        if self.per_try_due.is_some() && stream.request_complete() {
+            self.per_try_timer = self.per_try_due.take().map(timer::sleep);
+        }
+        if let Some(sleep) = &mut self.per_try_timer
             && Pin::new(sleep).poll(cx).is_ready()
         {
-            self.per_try = None;
+            self.per_try_timer = None;
             if request.hedge {
-                return self.soft_timeout(stream, request);
+                return self.soft_timeout(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, stream, request);
             }
             request.cluster.stats.upstream_rq_per_try_timeout().inc();
             self.host.stats.rq_timeout.fetch_add(1, Relaxed);
@@ -331,7 +433,7 @@ impl Attempt {
         {
             self.per_try_idle = None;
             if request.hedge {
-                return self.soft_timeout(stream, request);
+                return self.soft_timeout(ResponseFlags::STREAM_IDLE_TIMEOUT, stream, request);
             }
             request.cluster.stats.upstream_rq_per_try_idle_timeout().inc();
             self.host.stats.rq_timeout.fetch_add(1, Relaxed);
@@ -347,11 +449,18 @@ impl Attempt {
     }
 
     /// The try is late but not given up: another one is begun beside it if retries are left.
-    fn soft_timeout(&mut self, stream: &mut ActiveStream<'_>, request: &mut Request) -> Poll<Outcome> {
+    fn soft_timeout(
+        &mut self,
+        flag: ResponseFlags,
+        stream: &mut ActiveStream<'_>,
+        request: &mut Request,
+    ) -> Poll<Outcome> {
         if stream.response_started() {
             return Poll::Pending;
         }
-        outlier::late(&self.host);
+        self.flag(flag);
+        self.late = true;
+        outlier::late(&self.host, request.timeout_status);
         let Some(retry) = &mut request.retry else { return Poll::Pending };
         let verdict = retry.on_soft_timeout();
         if decide(stream, request, verdict) == Decision::Granted {
@@ -381,10 +490,16 @@ impl Attempt {
                         request.retry = None;
                     }
                 }
-                Poll::Ready(Ok((head, end))) => {
+                Poll::Ready(Ok((mut head, end))) => {
                     self.answered = true;
                     self.ended = end;
-                    outlier::answered(&self.host, &head, stream.is_grpc());
+                    if let Some(per_try) = &mut self.per_try
+                        && let Some(reply) = per_try.encode_headers(&mut stream.view(), &mut head, end)
+                    {
+                        stream.local_reply(reply);
+                        return Poll::Ready(Head::Outcome(Outcome::Answered));
+                    }
+                    outlier::answered(&request.cluster, &self.host, &head, stream.is_grpc());
                     request.load_reported = request.load_reported || self.host.read_load_report(&head);
                     return Poll::Ready(Head::Response(head, end));
                 }
@@ -394,16 +509,22 @@ impl Attempt {
         }
     }
 
-    fn poll_head(&mut self, stream: &mut ActiveStream<'_>, request: &mut Request, cx: &mut Context<'_>) -> Poll<Head> {
+    fn poll_head(
+        &mut self,
+        config: &RouterConfig,
+        stream: &mut ActiveStream<'_>,
+        request: &mut Request,
+        cx: &mut Context<'_>,
+    ) -> Poll<Head> {
         if let Poll::Ready(head) = self.poll_response(stream, request, cx) {
             return Poll::Ready(head);
         }
         if !request.hedged.is_empty()
-            && let Poll::Ready(outcome) = hedge::poll_winner(stream, request, true, cx)
+            && let Poll::Ready(outcome) = hedge::poll_winner(config, stream, request, true, cx)
         {
             return Poll::Ready(Head::Outcome(outcome));
         }
-        self.poll_timers(stream, request, cx).map(Head::Outcome)
+        self.poll_timers(config, stream, request, cx).map(Head::Outcome)
     }
 
     /// Whether a response is thrown away: for another try, or because other tries go on.
@@ -432,7 +553,7 @@ impl Attempt {
         head: Headers,
         end: bool,
     ) -> Outcome {
-        hedge::reset_all(request);
+        hedge::reset_all(config, stream, request);
         stream.info.upstream.first_rx = Some(clock::now());
         if redirect::follow(stream, request, &head) {
             return Outcome::Redirected;
@@ -440,7 +561,7 @@ impl Attempt {
         if let Some(outcome) = self.on_head(config, stream, request, head, end) {
             return outcome;
         }
-        let outcome = poll_fn(|cx| self.poll_body(stream, request, cx)).await;
+        let outcome = poll_fn(|cx| self.poll_body(config, stream, request, cx)).await;
         let now = clock::now();
         stream.info.upstream.last_rx = Some(now);
         if matches!(outcome, Outcome::Done) {
@@ -466,7 +587,7 @@ impl Attempt {
         if self.request_sent {
             request.replay = None;
         }
-        self.per_try = None;
+        self.per_try_timer = None;
         self.per_try_due = None;
         request.canary = self.host.is_canary() || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
         // A 2xx to an upgrade is no upgrade and no answer either: Envoy passes on its status alone.
@@ -484,7 +605,7 @@ impl Attempt {
             }
         }
         if !failed_upgrade {
-            charge(request, status, true);
+            charge(request, Some(&self.host), status, true);
         }
         if !config.suppress_envoy_headers && !stream.is_upgrade() && stream.info.request_complete.is_some() {
             let ms = service_time(stream, now);
@@ -523,6 +644,7 @@ impl Attempt {
     /// Moves bodies both ways until the response has ended.
     fn poll_body(
         &mut self,
+        config: &RouterConfig,
         stream: &mut ActiveStream<'_>,
         request: &mut Request,
         cx: &mut Context<'_>,
@@ -540,10 +662,13 @@ impl Attempt {
                 }
             }
             match self.upstream.poll_frame(cx) {
-                Poll::Ready(Ok(frame)) => {
+                Poll::Ready(Ok(mut frame)) => {
                     let end = frame.is_end();
                     if let Some((sleep, delay)) = &mut self.per_try_idle {
                         sleep.reset(*delay);
+                    }
+                    if let Some(per_try) = &mut self.per_try {
+                        per_try.encode_frame(&mut stream.view(), &mut frame);
                     }
                     match frame {
                         Frame::Data(data, end) => stream.send_response_data(data, end),
@@ -568,12 +693,114 @@ impl Attempt {
         if let Poll::Ready(Err(abort)) = stream.poll_response_flush(cx) {
             return Poll::Ready(Outcome::Abort(abort));
         }
-        self.poll_timers(stream, request, cx)
+        self.poll_timers(config, stream, request, cx)
     }
+}
+
+/// Shows the request's head to the filters of a try. Some: it ends there.
+#[cold]
+async fn filter_head(
+    config: &RouterConfig,
+    stream: &mut ActiveStream<'_>,
+    request: &mut Request,
+    per_try: &mut PerTry,
+) -> Option<Outcome> {
+    let mut action = HeadersAction::Continue;
+    loop {
+        let end = stream.request_complete() && request.replay.as_ref().is_none_or(Replay::is_empty);
+        if matches!(action, HeadersAction::Continue) {
+            action = per_try.decode_headers(&mut stream.view(), end);
+        }
+        match std::mem::replace(&mut action, HeadersAction::Continue) {
+            // Clusters on demand are for the filters before the router.
+            HeadersAction::Continue | HeadersAction::OnDemand(_) => return None,
+            HeadersAction::Respond(reply) => {
+                stream.local_reply(reply);
+                return Some(answered(config, stream, request, per_try, Outcome::Answered));
+            }
+            HeadersAction::Buffer => {
+                if let Some(outcome) = buffer(stream, request).await {
+                    return Some(answered(config, stream, request, per_try, outcome));
+                }
+            }
+            HeadersAction::Wait(mut future) => {
+                let done = poll_fn(|cx| {
+                    if let Poll::Ready(abort) = stream.poll_abort(cx) {
+                        return Poll::Ready(Err(Outcome::Abort(abort)));
+                    }
+                    if let Some(outcome) = poll_request_timers(stream, request, cx) {
+                        return Poll::Ready(Err(outcome));
+                    }
+                    future.as_mut().poll(cx).map(Ok)
+                });
+                match done.await {
+                    Ok(resume) => action = resume(&mut stream.view()),
+                    Err(outcome) => return Some(answered(config, stream, request, per_try, outcome)),
+                }
+            }
+        }
+    }
+}
+
+/// A try ends before it has a connection, with this outcome.
+fn answered(
+    config: &RouterConfig,
+    stream: &mut ActiveStream<'_>,
+    request: &Request,
+    per_try: &mut PerTry,
+    outcome: Outcome,
+) -> Outcome {
+    unconnected(config, stream, request, per_try, &outcome);
+    outcome
+}
+
+#[cold]
+fn unconnected(
+    config: &RouterConfig,
+    stream: &mut ActiveStream<'_>,
+    request: &Request,
+    per_try: &mut PerTry,
+    outcome: &Outcome,
+) {
+    match outcome {
+        Outcome::Failed(failure) => {
+            per_try.flag(failure.flag());
+            per_try.not_connected(failure.transport.as_deref());
+        }
+        Outcome::GlobalTimeout => per_try.forget_budget(),
+        _ => {}
+    }
+    let meters = (stream.downstream_meter(), stream.info.upstream.meter);
+    per_try.end(config, &request.cluster, &mut stream.view(), meters);
+}
+
+/// Reads the whole body of the request, within the limit on what is kept of it. Some: the try ends there.
+async fn buffer(stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<Outcome> {
+    if request.replay.is_none() {
+        request.replay = Some(Replay::new(stream.buffer_limit()));
+    }
+    poll_fn(|cx| {
+        while !stream.request_complete() {
+            match std::task::ready!(stream.poll_request_frame(cx)) {
+                Ok(frame) => request.keep(&frame),
+                Err(abort) => return Poll::Ready(Some(Outcome::Abort(abort))),
+            }
+            if stream.is_over() {
+                return Poll::Ready(Some(Outcome::Answered));
+            }
+            if request.replay.as_ref().is_none_or(Replay::is_abandoned) {
+                stream.local_reply(LocalReply::new(413, "Payload Too Large", "request_payload_too_large"));
+                return Poll::Ready(Some(Outcome::Answered));
+            }
+        }
+        Poll::Ready(None)
+    })
+    .await
 }
 
 /// Counts how long the response took.
 fn complete(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
+    count_budget(stream, request, now);
     let ms = service_time(stream, now);
     let stats = &request.cluster.stats;
     stats.responses().time.upstream_rq_time().record(ms);
@@ -588,6 +815,9 @@ fn complete(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
         zone.time.upstream_rq_time().record(ms);
     }
     request.route.request_stats().for_each(|stats| stats.record_time(ms));
+    if let Some(other) = &request.alternative {
+        other.each(request.internal, request.canary).for_each(|stats| stats.time.upstream_rq_time().record(ms));
+    }
 }
 
 /// The texts of short times are static: most responses take a few milliseconds.

@@ -3,7 +3,8 @@
 use super::attempt::Outcome;
 use super::failure::{Failure, FailureKind};
 use super::hedge;
-use super::{Request, poll_request_timers};
+use super::per_try::PerTry;
+use super::{Request, RouterConfig, poll_request_timers};
 use bytes::Bytes;
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::headers::HeaderValue;
@@ -14,7 +15,7 @@ use nuncio_upstream::{Cluster, Host, LbContext, PoolFailure, PooledStream, Strea
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 /// The host of the next try; retries pass over hosts that the policy's predicates refuse.
 pub(crate) fn choose_host(stream: &ActiveStream<'_>, request: &Request) -> Option<Arc<Host>> {
@@ -69,6 +70,8 @@ pub(crate) fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, ho
 
 /// A stream to `host`, or what came instead.
 pub(crate) async fn connect(
+    config: &RouterConfig,
+    per_try: &mut Option<Box<PerTry>>,
     stream: &mut ActiveStream<'_>,
     request: &mut Request,
     host: &Arc<Host>,
@@ -94,7 +97,10 @@ pub(crate) async fn connect(
         if let Some(outcome) = poll_request_timers(stream, request, cx) {
             return Poll::Ready(Err(outcome));
         }
-        hedge::poll_winner(stream, request, true, cx).map(Err)
+        if let Some(per_try) = per_try {
+            poll_log(per_try, config, stream, cx);
+        }
+        hedge::poll_winner(config, stream, request, true, cx).map(Err)
     })
     .await?;
     checked.map_err(|failure| {
@@ -112,6 +118,13 @@ pub(crate) async fn connect(
             retried: false,
         })
     })
+}
+
+/// The lines in the log of a try that waits for its connection.
+#[cold]
+fn poll_log(per_try: &mut PerTry, config: &RouterConfig, stream: &mut ActiveStream<'_>, cx: &mut Context<'_>) {
+    let meters = (stream.downstream_meter(), stream.info.upstream.meter);
+    per_try.poll_log(config, &stream.view(), || meters, cx);
 }
 
 async fn checkout(

@@ -1,12 +1,14 @@
 //! A try that failed, and what downstream is told of it.
 
-use super::{Request, charge};
+use super::{Request, charge, count_budget};
 use bytes::Bytes;
+use nuncio_base::clock;
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::codec::{ResetReason, StreamError};
 use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::stream_info::ResponseFlags;
+use nuncio_upstream::Host;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// How a try failed.
@@ -54,6 +56,16 @@ impl Failure {
         self.retried || self.kind == FailureKind::MaxDuration
     }
 
+    /// The flag of the try itself, as its own log tells it.
+    pub(crate) fn flag(&self) -> ResponseFlags {
+        match self.kind {
+            FailureKind::PerTryTimeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
+            FailureKind::PerTryIdleTimeout => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            FailureKind::MaxDuration => ResponseFlags::default(),
+            FailureKind::Reset => flag_of(self.reason),
+        }
+    }
+
     /// The status that it counts as.
     pub(crate) fn status(&self, request: &Request) -> u16 {
         match (self.kind, self.reason) {
@@ -85,6 +97,7 @@ impl Failure {
                 return self.answer_reset(stream, started);
             }
         };
+        count_budget(stream, request, clock::now());
         stream.routed_reply(timeout_reply(request, details).flags(flags));
     }
 
@@ -121,9 +134,9 @@ pub(crate) fn timeout_reply(request: &Request, details: &'static str) -> LocalRe
 }
 
 /// Counts a try that ended without a response head.
-pub(crate) fn charge_abort(stream: &ActiveStream<'_>, request: &Request, status: u16) {
+pub(crate) fn charge_abort(stream: &ActiveStream<'_>, request: &Request, host: Option<&Host>, status: u16) {
     if !stream.response_started() {
-        charge(request, status, false);
+        charge(request, host, status, false);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::attempt::{Head, Outcome, Won};
 use super::failure::charge_abort;
-use super::{Request, poll_request_timers};
+use super::{Request, RouterConfig, outlier, poll_request_timers};
 use nuncio_http::active_stream::ActiveStream;
 use std::future::poll_fn;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 /// Polls the tries that go on; ready with a response that is to be sent, or, unless `others` may still answer, with the
 /// last one's failure.
 pub(crate) fn poll_winner(
+    config: &RouterConfig,
     stream: &mut ActiveStream<'_>,
     request: &mut Request,
     others: bool,
@@ -24,6 +25,7 @@ pub(crate) fn poll_winner(
         let mut attempt = request.hedged.swap_remove(at);
         match attempt.poll_response(stream, request, cx) {
             Poll::Pending => {
+                attempt.poll_log(config, stream, cx);
                 request.hedged.push(attempt);
                 let last = request.hedged.len() - 1;
                 request.hedged.swap(at, last);
@@ -34,20 +36,25 @@ pub(crate) fn poll_winner(
                 if bad && (others || !request.hedged.is_empty()) {
                     attempt.host().stats.rq_error.fetch_add(1, Relaxed);
                     attempt.reset();
+                    attempt.end(config, stream, request);
                     continue;
                 }
-                reset_all(request);
+                reset_all(config, stream, request);
                 return Poll::Ready(Outcome::Won(Box::new(Won { attempt, head, end })));
             }
             Poll::Ready(Head::Outcome(Outcome::Failed(failure))) => {
-                charge_abort(stream, request, failure.status(request));
+                outlier::failed(attempt.host());
+                charge_abort(stream, request, Some(attempt.host()), failure.status(request));
+                attempt.flag(failure.flag());
                 attempt.reset();
+                attempt.end(config, stream, request);
                 if !others && request.hedged.is_empty() {
                     return Poll::Ready(Outcome::Failed(failure));
                 }
             }
             Poll::Ready(Head::Outcome(other)) => {
                 attempt.reset();
+                attempt.end(config, stream, request);
                 return Poll::Ready(other);
             }
         }
@@ -56,7 +63,7 @@ pub(crate) fn poll_winner(
 }
 
 /// Waits for the tries that go on, when no other is left.
-pub(crate) async fn wait(stream: &mut ActiveStream<'_>, request: &mut Request) -> Outcome {
+pub(crate) async fn wait(config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request) -> Outcome {
     poll_fn(|cx| {
         if let Poll::Ready(abort) = stream.poll_abort(cx) {
             return Poll::Ready(Outcome::Abort(abort));
@@ -64,14 +71,16 @@ pub(crate) async fn wait(stream: &mut ActiveStream<'_>, request: &mut Request) -
         if let Some(outcome) = poll_request_timers(stream, request, cx) {
             return Poll::Ready(outcome);
         }
-        poll_winner(stream, request, false, cx)
+        poll_winner(config, stream, request, false, cx)
     })
     .await
 }
 
 /// Ends the tries that go on.
-pub(crate) fn reset_all(request: &mut Request) {
-    for mut attempt in request.hedged.drain(..) {
+#[inline]
+pub(crate) fn reset_all(config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &mut Request) {
+    for mut attempt in std::mem::take(&mut request.hedged) {
         attempt.reset();
+        attempt.end(config, stream, request);
     }
 }

@@ -7,13 +7,17 @@
 //! The main stream never waits for a copy: one whose queue is over the limit is given up. When the main stream ends before
 //! its request does, so do the copies.
 
-use super::Request;
+use super::per_try::{Begin, PerTry};
+use super::{Request, RouterConfig};
 use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::ActiveStream;
-use nuncio_http::codec::{Frame, Protocol, ResetReason, StreamError};
+use nuncio_http::codec::{BytesMeter, Frame, Protocol, ResetReason, StreamError};
+use nuncio_http::filter::{HeadersAction, StreamView};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, Headers, names};
+use nuncio_http::stream_info::StreamInfo;
+use nuncio_http::upstream_filters::missing_header;
 use nuncio_upstream::{
     Cluster, ClusterManager, Host, LbContext, PooledStream, ResourcePriority, StreamOptions, http_stream,
 };
@@ -111,6 +115,7 @@ impl Drop for Copy {
 
 /// Begins the copies of a request whose headers are ready to be sent.
 pub(crate) fn start(
+    config: &Arc<RouterConfig>,
     stream: &ActiveStream<'_>,
     request: &mut Request,
     clusters: &Arc<ClusterManager>,
@@ -118,7 +123,9 @@ pub(crate) fn start(
     limit: usize,
 ) {
     let entry = request.route.entry().clone();
-    let mirrors = entry.mirrors();
+    let cluster = request.cluster.clone();
+    let own = cluster.policies().map(|own| &*own.mirrors).filter(|own| !own.is_empty());
+    let mirrors = own.unwrap_or_else(|| entry.mirrors());
     if mirrors.is_empty() || stream.request.method() == b"CONNECT" {
         return;
     }
@@ -135,6 +142,9 @@ pub(crate) fn start(
         let end = stream.request_complete();
         queue.ended.set(end);
         let task = Task {
+            config: config.clone(),
+            info: StreamInfo::new(stream.info.connection.clone(), 0, None),
+            per_try: None,
             cluster,
             headers,
             end,
@@ -154,6 +164,11 @@ pub(crate) fn start(
 
 /// One copy on its way.
 struct Task {
+    config: Arc<RouterConfig>,
+    /// What filters and logs see.
+    info: StreamInfo,
+    /// Those that there are.
+    per_try: Option<Box<PerTry>>,
     cluster: Arc<Cluster>,
     headers: Headers,
     end: bool,
@@ -181,7 +196,19 @@ impl Task {
             return self.charge(503);
         };
         let cluster = self.cluster.clone();
-        let result = self.exchange(&cluster, &host).await;
+        self.info.upstream.host = Some(host.address_text.clone());
+        let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+        let begin = Begin { config: &self.config, cluster: &cluster, host: &host, per_try_timeout: None };
+        self.per_try = PerTry::begin(begin, &mut view);
+        let result = match self.filter_head().await {
+            true => self.exchange(&cluster, &host).await,
+            false => Err(Failed::Cancelled),
+        };
+        if let Some(mut per_try) = self.per_try.take() {
+            let meters = (BytesMeter::default(), self.info.upstream.meter);
+            let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+            per_try.end(&self.config, &cluster, &mut view, meters);
+        }
         match result {
             Ok(()) | Err(Failed::Cancelled) => {}
             Err(Failed::Status(status)) => {
@@ -193,6 +220,26 @@ impl Task {
                 self.charge(status);
             }
         }
+    }
+
+    /// Shows the head to the filters; false where the copy ends there.
+    async fn filter_head(&mut self) -> bool {
+        let Some(per_try) = &mut self.per_try else { return true };
+        let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+        loop {
+            let mut action = per_try.decode_headers(&mut view, self.end);
+            while let HeadersAction::Wait(future) = action {
+                let resume = future.await;
+                action = resume(&mut view);
+            }
+            match action {
+                HeadersAction::Continue => break,
+                HeadersAction::Respond(_) => return false,
+                // A copy goes on with what is there of its body.
+                _ => {}
+            }
+        }
+        missing_header(&self.headers).is_none()
     }
 
     async fn exchange(&mut self, cluster: &Arc<Cluster>, host: &Arc<Host>) -> Result<(), Failed> {
@@ -209,8 +256,22 @@ impl Task {
             None => checkout.await,
         };
         let mut upstream = checked.map_err(|_| Failed::Status(503))?;
+        if let Some(per_try) = &mut self.per_try {
+            per_try.connected(&self.config, &upstream, &self.headers);
+        }
+        let result = self.converse(cluster, host, &mut upstream).await;
+        self.info.upstream.meter = upstream.bytes_meter();
+        result
+    }
+
+    async fn converse(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        upstream: &mut PooledStream,
+    ) -> Result<(), Failed> {
         upstream.send_headers(&self.headers, self.end).map_err(|error| failed(&error))?;
-        let result = poll_fn(|cx| self.poll_head(&mut upstream, cx)).await;
+        let result = poll_fn(|cx| self.poll_head(upstream, cx)).await;
         let (status, end) = match result {
             Ok(head) => head,
             Err(failed) => {
@@ -221,7 +282,7 @@ impl Task {
         self.charge(status);
         host.stats.rq_success.fetch_add(u64::from(status < 500), Relaxed);
         host.stats.rq_error.fetch_add(u64::from(status >= 500), Relaxed);
-        let complete = end || poll_fn(|cx| self.poll_rest(&mut upstream, cx)).await.is_ok();
+        let complete = end || poll_fn(|cx| self.poll_rest(upstream, cx)).await.is_ok();
         if !complete || !self.end {
             upstream.reset(ResetReason::LocalReset);
         }
@@ -241,12 +302,18 @@ impl Task {
                 Poll::Ready(Err(error)) => return Poll::Ready(failed(&error)),
                 Poll::Pending => break,
             }
-            let frame = match self.queue.poll_frame(cx) {
+            let mut frame = match self.queue.poll_frame(cx) {
                 Poll::Ready(Some(frame)) => frame,
                 Poll::Ready(None) => return Poll::Ready(Failed::Cancelled),
                 Poll::Pending => break,
             };
             self.end = frame.is_end();
+            if let Some(per_try) = &mut self.per_try {
+                let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+                if per_try.decode_frame(&mut view, &mut frame).is_some() {
+                    return Poll::Ready(Failed::Cancelled);
+                }
+            }
             let sent = match frame {
                 Frame::Data(data, end) => upstream.send_data(data, end),
                 Frame::Trailers(trailers) => upstream.send_trailers(&trailers),
@@ -277,7 +344,15 @@ impl Task {
         loop {
             match upstream.poll_headers(cx) {
                 Poll::Ready(Ok((head, _))) if (100..200).contains(&head.status()) => {}
-                Poll::Ready(Ok((head, end))) => return Poll::Ready(Ok((head.status(), end))),
+                Poll::Ready(Ok((mut head, end))) => {
+                    if let Some(per_try) = &mut self.per_try {
+                        let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+                        if per_try.encode_headers(&mut view, &mut head, end).is_some() {
+                            return Poll::Ready(Err(Failed::Cancelled));
+                        }
+                    }
+                    return Poll::Ready(Ok((head.status(), end)));
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(failed(&error))),
                 Poll::Pending => return Poll::Pending,
             }
@@ -291,8 +366,15 @@ impl Task {
         }
         loop {
             match std::task::ready!(upstream.poll_frame(cx)) {
-                Ok(frame) if frame.is_end() => return Poll::Ready(Ok(())),
-                Ok(_) => {}
+                Ok(mut frame) => {
+                    if let Some(per_try) = &mut self.per_try {
+                        let mut view = StreamView { request: &mut self.headers, info: &mut self.info, route: None };
+                        per_try.encode_frame(&mut view, &mut frame);
+                    }
+                    if frame.is_end() {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
                 Err(error) => return Poll::Ready(Err(failed(&error))),
             }
         }

@@ -10,8 +10,8 @@
 //! and the response body the other way round, so a slow peer stops the fast one and memory stays bounded. A response
 //! that has begun downstream is never retried. Details, flags and bodies are Envoy's (`Router::Filter`).
 //!
-//! Reading order: `timeouts`, `retry` (decisions, without I/O), `connect`, `attempt` (one try), `hedge` (several at
-//! once), `failure`, `redirect`, `mirror`.
+//! Reading order: `timeouts`, `retry` (decisions, without I/O), `connect`, `attempt` (one try), `per_try` (what few
+//! configurations add to it), `hedge` (several at once), `failure`, `redirect`, `mirror`, `strict`.
 
 mod attempt;
 mod connect;
@@ -19,19 +19,25 @@ mod failure;
 mod hedge;
 mod mirror;
 mod outlier;
+mod per_try;
 mod redirect;
 mod replay;
 mod retry;
+mod strict;
 mod timeouts;
 
-use crate::registry::HttpFilterEntry;
+use crate::registry::{BuildError, FactoryContext, HttpFilterEntry, path_of, upstream_chain};
 use attempt::{Attempt, Outcome};
 use failure::{Failure, charge_abort, timeout_reply};
 use mirror::AsyncClientStats;
 use nuncio_base::clock;
 use nuncio_base::random;
 use nuncio_base::timer;
+use nuncio_config::decode::Context as DecodeContext;
+use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_config::route::RouteAction;
+use nuncio_config::router::StrictHeader;
+use nuncio_http::access_log::AccessLogs;
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::codec::Frame;
 use nuncio_http::filter::{LocalFuture, TerminalFilter};
@@ -40,7 +46,9 @@ use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::ActiveRoute;
 use nuncio_http::stream_info::ResponseFlags;
-use nuncio_upstream::{Cluster, ClusterManager, Resource, ResourcePriority};
+use nuncio_http::upstream_filters::UpstreamFilters;
+use nuncio_upstream::stats::AltStats;
+use nuncio_upstream::{Cluster, ClusterManager, Host, Resource, ResourcePriority};
 use replay::Replay;
 use retry::{RetryState, Verdict};
 use smallvec::SmallVec;
@@ -50,23 +58,56 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use timeouts::Timeouts;
 use tokio::time::Instant;
 
-/// `envoy.extensions.filters.http.router.v3.Router`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// `envoy.extensions.filters.http.router.v3.Router`, compiled.
+#[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
     /// `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
     pub respect_expected_rq_timeout: bool,
-    /// `dynamic_stats`; default true.
-    pub dynamic_stats: bool,
+    /// `strict_check_headers`.
+    pub strict_check_headers: Box<[StrictHeader]>,
+    /// `upstream_http_filters`: for clusters that have none of their own.
+    pub filters: Option<UpstreamFilters>,
+    /// `upstream_log`.
+    pub logs: AccessLogs,
+    /// Tries are logged also when their streams begin.
+    pub log_on_upstream_stream: bool,
+    /// And again and again while they go on.
+    pub log_interval: Option<Duration>,
+}
+
+impl RouterConfig {
+    /// Whether tries need more than to be made.
+    #[inline]
+    fn is_extended(&self) -> bool {
+        self.filters.is_some() || !self.logs.is_empty()
+    }
+
+    fn build(filter: &HttpFilterConfig, context: &FactoryContext) -> Result<RouterConfig, BuildError> {
+        use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router as Message;
+        let message = <Message as prost::Message>::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
+        let mut cx = DecodeContext::new(path_of(&filter.config));
+        let config = cx.run(|cx| nuncio_config::router::RouterConfig::decode(cx, &message))?;
+        Ok(RouterConfig {
+            suppress_envoy_headers: config.suppress_envoy_headers,
+            respect_expected_rq_timeout: config.respect_expected_rq_timeout,
+            strict_check_headers: config.strict_check_headers.into(),
+            filters: upstream_chain(&config.upstream_http_filters, context)?,
+            logs: context.access_logs.build(&config.upstream_logs)?,
+            log_on_upstream_stream: config.log_on_upstream_stream,
+            log_interval: config.log_interval,
+        })
+    }
 }
 
 /// The router filter.
 pub struct Router {
-    config: RouterConfig,
+    config: Arc<RouterConfig>,
     clusters: Arc<ClusterManager>,
     async_client: AsyncClientStats,
 }
@@ -74,7 +115,7 @@ pub struct Router {
 impl Router {
     /// A router over the clusters of the process.
     pub fn new(config: RouterConfig, clusters: Arc<ClusterManager>, stats: &nuncio_base::stats::Registry) -> Router {
-        Router { config, clusters, async_client: AsyncClientStats::new(stats, "http.async-client.") }
+        Router { config: Arc::new(config), clusters, async_client: AsyncClientStats::new(stats, "http.async-client.") }
     }
 }
 
@@ -102,7 +143,7 @@ pub(crate) struct Request {
     /// Of the request's dynamic metadata, what the choice of a subset reads.
     pub(crate) metadata: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     pub(crate) set_cookie: Vec<HeaderValue>,
-    pub(crate) hosts: SmallVec<[Arc<nuncio_upstream::Host>; 1]>,
+    pub(crate) hosts: SmallVec<[Arc<Host>; 1]>,
     pub(crate) timeout_at: Option<timer::Sleep>,
     /// Status of a timeout: 504, unless the request asks for 204.
     pub(crate) timeout_status: u16,
@@ -114,6 +155,8 @@ pub(crate) struct Request {
     pub(crate) copies: Vec<mirror::Copy>,
     /// The retry in progress, as the circuit breaker counts it.
     retry_slot: Option<Held>,
+    /// Statistics under a name that the request brought.
+    alternative: Option<Arc<AltStats>>,
 }
 
 impl Request {
@@ -130,6 +173,11 @@ impl Request {
             self.copies.clear();
             self.release_retries();
         }
+    }
+
+    /// The host of the last try.
+    pub(crate) fn last_host(&self) -> Option<&Host> {
+        self.hosts.last().map(|host| &**host)
     }
 
     /// There will be no further try.
@@ -186,6 +234,9 @@ impl Router {
         };
         stream.info.upstream.cluster = Some(cluster.name().clone());
         stream.info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+        if let Some(reply) = strict::refusal(&self.config.strict_check_headers, &stream.request) {
+            return stream.local_reply(reply);
+        }
         if let Some(reply) = self.drop_overload(cluster.drop_per_million()) {
             cluster.load.dropped.fetch_add(1, Relaxed);
             cluster.load.drop_overload.fetch_add(1, Relaxed);
@@ -230,7 +281,11 @@ impl Router {
     ) -> Request {
         let suppress = self.config.suppress_envoy_headers;
         let entry = route.entry().clone();
-        let policy = entry.retry_policy();
+        let own = cluster.policies();
+        let (policy, conditions) = match own.and_then(|own| own.retry.as_ref().map(|policy| (policy, own))) {
+            Some((policy, own)) => (Some(policy), own.retry_conditions.as_ref()),
+            None => (entry.retry_policy(), entry.retry_conditions()),
+        };
         let per_try = policy.map_or((None, None), |p| (p.per_try_timeout, p.per_try_idle_timeout));
         let hedge = match stream.request.bytes(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
             Some(b"true") => true,
@@ -240,16 +295,21 @@ impl Router {
         let rules = self.timeout_rules(stream, action, hedge);
         let limit = cluster.config.http.max_stream_duration;
         let timeouts = timeouts::of_request(rules, &mut stream.request, per_try, limit);
-        let alternative = stream.request.remove(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
+        let no_content = stream.request.remove(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
         if entry.virtual_host().config().include_request_attempt_count {
             stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let mut set_cookie = Vec::new();
-        let hash = cluster.hash_policies().or_else(|| entry.hash_policies()).and_then(|policies| {
+        // The load balancer's own go before those of the cluster's protocol options.
+        let hashes = cluster.hash_policies().or_else(|| own.map(|own| &own.hash).filter(|own| !own.is_empty()));
+        let hash = hashes.or_else(|| entry.hash_policies()).and_then(|policies| {
             policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
         });
         route.finalize_request_headers(&mut stream.request, &FormatContext::new(&stream.info), !suppress);
-        let retry = RetryState::new(policy, entry.retry_conditions(), &mut stream.request);
+        let mut alt_stat_name = None;
+        let retry = RetryState::new(policy, conditions, &mut stream.request, &mut alt_stat_name);
+        let alternative = alt_stat_name.as_ref().and_then(HeaderValue::to_str);
+        let alternative = alternative.and_then(|name| cluster.stats.alternative(name));
         let limit = self.buffer_limit(stream, &route);
         let kept = retry.is_some() || entry.internal_redirect().is_some();
         let priority = if action.high_priority { ResourcePriority::High } else { ResourcePriority::Default };
@@ -271,13 +331,14 @@ impl Router {
             set_cookie,
             hosts: SmallVec::new(),
             timeout_at: None,
-            timeout_status: if alternative { 204 } else { 504 },
+            timeout_status: if no_content { 204 } else { 504 },
             hedge,
             hedged: Vec::new(),
             copies: Vec::new(),
             retry_slot: None,
+            alternative,
         };
-        mirror::start(stream, &mut request, &self.clusters, &self.async_client, limit);
+        mirror::start(&self.config, stream, &mut request, &self.clusters, &self.async_client, limit);
         request
     }
 
@@ -314,33 +375,40 @@ impl Router {
             let timed_out = loop {
                 outcome = match outcome {
                     Outcome::Done | Outcome::Redirected => return,
-                    Outcome::Abort(abort) => return stream.abort(abort),
-                    Outcome::NoHost => return no_healthy_upstream(stream, request),
-                    Outcome::GlobalTimeout => return global_timeout(stream, request, true),
+                    Outcome::Answered => return hedge::reset_all(&self.config, stream, request),
+                    Outcome::Abort(abort) => {
+                        hedge::reset_all(&self.config, stream, request);
+                        return stream.abort(abort);
+                    }
+                    Outcome::NoHost => return self.no_healthy_upstream(stream, request),
+                    Outcome::GlobalTimeout => return self.global_timeout(stream, request, true),
                     Outcome::Retry => break false,
                     Outcome::Hedge => break true,
                     Outcome::Won(won) => Attempt::run_won(*won, &self.config, stream, request).await,
-                    Outcome::Discarded => hedge::wait(stream, request).await,
+                    Outcome::Discarded => hedge::wait(&self.config, stream, request).await,
                     Outcome::Failed(failure) => {
                         if self.may_retry(stream, request, &failure) {
                             break failure.is_try_timeout();
                         }
                         if !failure.is_counted() {
                             let status = failure.status(request);
-                            charge_abort(stream, request, status);
+                            charge_abort(stream, request, request.last_host(), status);
                         }
                         if request.hedged.is_empty() || stream.response_started() {
                             return failure.answer(stream, request);
                         }
-                        hedge::wait(stream, request).await
+                        hedge::wait(&self.config, stream, request).await
                     }
                 };
             };
             match self.back_off(stream, request).await {
                 None => {}
                 Some(BackOffEnd::Over) => return,
-                Some(BackOffEnd::Abort(abort)) => return stream.abort(abort),
-                Some(BackOffEnd::Timeout) => return global_timeout(stream, request, false),
+                Some(BackOffEnd::Abort(abort)) => {
+                    hedge::reset_all(&self.config, stream, request);
+                    return stream.abort(abort);
+                }
+                Some(BackOffEnd::Timeout) => return self.global_timeout(stream, request, false),
                 Some(BackOffEnd::TooLarge) => {
                     let text = "exceeded request buffer limit while retrying upstream";
                     return stream.routed_reply(LocalReply::new(
@@ -353,7 +421,7 @@ impl Router {
                     // Only a response ends the wait for another try.
                     match Attempt::run_won(*won, &self.config, stream, request).await {
                         Outcome::Abort(abort) => stream.abort(abort),
-                        Outcome::GlobalTimeout => global_timeout(stream, request, true),
+                        Outcome::GlobalTimeout => self.global_timeout(stream, request, true),
                         Outcome::Failed(failure) => failure.answer(stream, request),
                         _ => {}
                     }
@@ -365,7 +433,7 @@ impl Router {
             if request.cluster.is_removed() {
                 match self.clusters.cluster(request.cluster.name()) {
                     Some(cluster) => request.cluster = cluster,
-                    None => return no_healthy_upstream(stream, request),
+                    None => return self.no_healthy_upstream(stream, request),
                 }
             }
         }
@@ -429,16 +497,57 @@ impl Router {
             if let Some(Outcome::GlobalTimeout) = poll_request_timers(stream, request, cx) {
                 return Poll::Ready(Some(BackOffEnd::Timeout));
             }
-            if let Poll::Ready(outcome) = hedge::poll_winner(stream, request, true, cx) {
+            if let Poll::Ready(outcome) = hedge::poll_winner(&self.config, stream, request, true, cx) {
                 return Poll::Ready(Some(match outcome {
                     Outcome::Won(won) => BackOffEnd::Won(won),
                     Outcome::Abort(abort) => BackOffEnd::Abort(abort),
+                    Outcome::Answered => BackOffEnd::Over,
                     _ => return Poll::Pending,
                 }));
             }
             Pin::new(&mut sleep).poll(cx).map(|()| None)
         })
         .await
+    }
+}
+
+impl Router {
+    fn no_healthy_upstream(&self, stream: &mut ActiveStream<'_>, request: &mut Request) {
+        hedge::reset_all(&self.config, stream, request);
+        request.cluster.stats.upstream_cx_none_healthy().inc();
+        charge(request, None, 503, false);
+        let reply = LocalReply::new(503, "no healthy upstream", "no_healthy_upstream");
+        stream.routed_reply(reply.flags(ResponseFlags::NO_HEALTHY_UPSTREAM));
+    }
+
+    /// The route's timeout. With `waiting` a try is in progress that has not answered.
+    fn global_timeout(&self, stream: &mut ActiveStream<'_>, request: &mut Request, waiting: bool) {
+        let last = request.hosts.last().filter(|_| waiting);
+        let late: SmallVec<[Arc<Host>; 2]> = request.hedged.iter().map(Attempt::host).chain(last).cloned().collect();
+        for attempt in &mut request.hedged {
+            attempt.forget_budget();
+        }
+        hedge::reset_all(&self.config, stream, request);
+        for host in &late {
+            request.cluster.stats.upstream_rq_timeout().inc();
+            request.route.request_stats().for_each(|stats| stats.upstream_rq_timeout().inc());
+            host.stats.rq_timeout.fetch_add(1, Relaxed);
+            charge_abort(stream, request, Some(host), request.timeout_status);
+        }
+        count_budget(stream, request, clock::now());
+        stream.routed_reply(timeout_reply(request, "response_timeout").flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT));
+    }
+}
+
+/// Counts how much of the route's timeout was used.
+#[inline]
+pub(crate) fn count_budget(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
+    if request.cluster.config.track_timeout_budgets
+        && let Some(since) = stream.info.request_complete
+    {
+        let limit = request.timeouts.global.unwrap_or_default();
+        let share = per_try::percentage(now.saturating_duration_since(since), limit);
+        request.cluster.stats.timeout_budgets().upstream_rq_timeout_budget_percent_used().record(share);
     }
 }
 
@@ -535,30 +644,6 @@ enum BackOffEnd {
     Won(Box<attempt::Won>),
 }
 
-fn no_healthy_upstream(stream: &mut ActiveStream<'_>, request: &mut Request) {
-    hedge::reset_all(request);
-    request.cluster.stats.upstream_cx_none_healthy().inc();
-    charge(request, 503, false);
-    stream.routed_reply(
-        LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
-    );
-}
-
-/// The route's timeout. With `waiting` a try is in progress that has not answered.
-fn global_timeout(stream: &mut ActiveStream<'_>, request: &mut Request, waiting: bool) {
-    let tries = request.hedged.len() + usize::from(waiting);
-    hedge::reset_all(request);
-    for _ in 0..tries {
-        request.cluster.stats.upstream_rq_timeout().inc();
-        request.route.request_stats().for_each(|stats| stats.upstream_rq_timeout().inc());
-        if let Some(host) = request.hosts.last() {
-            host.stats.rq_timeout.fetch_add(1, Relaxed);
-        }
-        charge_abort(stream, request, request.timeout_status);
-    }
-    stream.routed_reply(timeout_reply(request, "response_timeout").flags(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT));
-}
-
 fn charge_cluster(cluster: &Cluster, internal: bool, code: u16) {
     let stats = &cluster.stats;
     stats.responses().codes.count(code);
@@ -570,13 +655,16 @@ fn charge_cluster(cluster: &Cluster, internal: bool, code: u16) {
 
 /// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
 /// upstream sent it.
-pub(crate) fn charge(request: &Request, code: u16, answered: bool) {
+pub(crate) fn charge(request: &Request, host: Option<&Host>, code: u16, answered: bool) {
     charge_cluster(&request.cluster, request.internal, code);
     if request.canary {
         request.cluster.stats.canary().codes.count(code);
     }
     request.route.request_stats().for_each(|stats| stats.charge(code));
-    if let Some(host) = request.hosts.last() {
+    if let Some(other) = &request.alternative {
+        other.each(request.internal, request.canary).for_each(|stats| stats.codes.count(code));
+    }
+    if let Some(host) = host {
         if let Some(zone) = request.cluster.stats.zone(&host.locality.zone) {
             zone.codes.count(code);
         }
@@ -607,13 +695,7 @@ pub const ENTRY: HttpFilterEntry = HttpFilterEntry {
     message: "envoy.extensions.filters.http.router.v3.Router",
     terminal: true,
     build: |filter, context, chain| {
-        use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router as Message;
-        let message = <Message as prost::Message>::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
-        let config = RouterConfig {
-            suppress_envoy_headers: message.suppress_envoy_headers,
-            respect_expected_rq_timeout: message.respect_expected_rq_timeout,
-            dynamic_stats: message.dynamic_stats.is_none_or(|v| v.value),
-        };
+        let config = RouterConfig::build(filter, context)?;
         chain.set_terminal(Box::new(Router::new(config, context.clusters.clone(), &context.stats)));
         Ok(())
     },

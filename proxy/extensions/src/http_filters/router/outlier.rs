@@ -5,7 +5,7 @@ use super::failure::FailureKind;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::headers::{HeaderValue, Headers, names};
 use nuncio_upstream::host::health_flag;
-use nuncio_upstream::{Host, OutlierResult};
+use nuncio_upstream::{Cluster, Host, OutlierResult};
 
 /// A connection was there.
 pub(crate) fn connected(host: &Host) {
@@ -15,12 +15,13 @@ pub(crate) fn connected(host: &Host) {
 }
 
 /// A response's head has arrived.
-pub(crate) fn answered(host: &Host, head: &Headers, grpc: bool) {
+pub(crate) fn answered(cluster: &Cluster, host: &Host, head: &Headers, grpc: bool) {
     if head.contains(&names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL) {
         host.fail_health_check();
     }
     if let Some(monitor) = host.outlier_monitor() {
-        monitor.put_code(outcome_code(head, head.status(), grpc));
+        let own = cluster.policies().and_then(|policies| policies.outlier_code(head));
+        monitor.put_code(own.unwrap_or_else(|| outcome_code(head, head.status(), grpc)));
         let already = health_flag::DEGRADED_OUTLIER_DETECTION;
         if head.contains(&names::X_ENVOY_DEGRADED) && host.health_flags() & already == 0 {
             monitor.put_degraded();
@@ -28,26 +29,33 @@ pub(crate) fn answered(host: &Host, head: &Headers, grpc: bool) {
     }
 }
 
-/// The try is late, and goes on.
-pub(crate) fn late(host: &Host) {
+/// The try is late, and goes on. `status`: that of a timeout.
+pub(crate) fn late(host: &Host, status: u16) {
     if let Some(monitor) = host.outlier_monitor() {
-        monitor.put_result(OutlierResult::Timeout, Some(504));
+        monitor.put_result(OutlierResult::Timeout, Some(status));
     }
 }
 
 /// A try has ended without a response, or broke off in one.
-pub(crate) fn ended(host: &Host, outcome: &Outcome, answered: bool) {
+pub(crate) fn ended(host: &Host, outcome: &Outcome, timeout_status: u16, answered: bool) {
     let Some(monitor) = host.outlier_monitor() else { return };
     match outcome {
         // A full circuit breaker says nothing about the host.
         Outcome::Failed(failure) if failure.reason == ResetReason::Overflow => {}
         Outcome::Failed(failure) if failure.kind == FailureKind::MaxDuration => {}
         Outcome::Failed(failure) if failure.is_try_timeout() => {
-            monitor.put_result(OutlierResult::Timeout, Some(504));
+            monitor.put_result(OutlierResult::Timeout, Some(timeout_status));
         }
-        Outcome::Failed(_) => monitor.put_result(OutlierResult::ConnectFailed, None),
-        Outcome::GlobalTimeout if !answered => monitor.put_result(OutlierResult::Timeout, Some(504)),
+        Outcome::Failed(_) => failed(host),
+        Outcome::GlobalTimeout if !answered => monitor.put_result(OutlierResult::Timeout, Some(timeout_status)),
         _ => {}
+    }
+}
+
+/// A try has ended without a response although it had a connection.
+pub(crate) fn failed(host: &Host) {
+    if let Some(monitor) = host.outlier_monitor() {
+        monitor.put_result(OutlierResult::ConnectFailed, None);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use nuncio_config::route::{RetryHostPredicate, RetryOn, RetryPolicy};
 use nuncio_http::codec::ResetReason;
-use nuncio_http::headers::{HeaderName, Headers, names};
+use nuncio_http::headers::{HeaderName, HeaderValue, Headers, names};
 use nuncio_http::route::RetryConditions;
 use nuncio_upstream::lb::priority::PriorityLoad;
 use nuncio_upstream::{Cluster, Host};
@@ -51,6 +51,7 @@ impl RetryState {
         policy: Option<&Arc<RetryPolicy>>,
         conditions: Option<&Arc<RetryConditions>>,
         headers: &mut Headers,
+        alt_stat_name: &mut Option<HeaderValue>,
     ) -> Option<RetryState> {
         let mut on = policy.map_or(RetryOn::default(), |policy| policy.retry_on);
         if let Some(list) = headers.str(&names::X_ENVOY_RETRY_ON) {
@@ -60,18 +61,18 @@ impl RetryState {
             on = on.union(RetryOn::parse_grpc(list));
         }
         if on.is_empty() {
-            consume_headers(headers);
+            consume_headers(headers, alt_stat_name);
             return None;
         }
         let wanted = conditions.map_or(&[][..], |c| &c.request_headers);
         if !wanted.is_empty() && !wanted.iter().any(|matcher| matcher.matches(headers)) {
-            consume_headers(headers);
+            consume_headers(headers, alt_stat_name);
             return None;
         }
         let asked_number = headers.str(&names::X_ENVOY_MAX_RETRIES).and_then(|text| text.parse::<u64>().ok());
         let remaining = asked_number.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
         let asked = Asked::of(headers);
-        consume_headers(headers);
+        consume_headers(headers, alt_stat_name);
         Some(RetryState {
             on,
             remaining: remaining.unwrap_or_else(|| policy.map_or(1, |policy| policy.num_retries)),
@@ -295,8 +296,8 @@ fn has_labels(host: &Host, labels: &serde_json::Value) -> bool {
     })
 }
 
-/// Removes the headers that steer retries; upstreams never see them.
-fn consume_headers(headers: &mut Headers) {
+/// Removes the headers that steer retries, and the name of statistics that comes the same way; upstreams never see them.
+fn consume_headers(headers: &mut Headers, alt_stat_name: &mut Option<HeaderValue>) {
     const CONSUMED: nuncio_http::headers::NameSet = nuncio_http::headers::NameSet::of(&[
         "x-envoy-retry-on",
         "x-envoy-retry-grpc-on",
@@ -305,15 +306,21 @@ fn consume_headers(headers: &mut Headers) {
         "x-envoy-retriable-header-names",
         "x-envoy-retriable-status-codes",
         "x-envoy-upstream-rq-per-try-timeout-ms",
+        "x-envoy-upstream-alt-stat-name",
     ]);
-    headers.remove_if(|name: &HeaderName, _| CONSUMED.contains(name));
+    headers.remove_if(|name: &HeaderName, value| {
+        let consumed = CONSUMED.contains(name);
+        if consumed && *name == names::X_ENVOY_UPSTREAM_ALT_STAT_NAME {
+            *alt_stat_name = Some(value.clone());
+        }
+        consumed
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use nuncio_config::route::RateLimitedBackOff;
-    use nuncio_http::headers::HeaderValue;
 
     fn asking(list: &[(&'static str, &'static str)]) -> Headers {
         let mut headers = Headers::new();
@@ -325,7 +332,7 @@ mod tests {
 
     fn state(retry_on: &'static str) -> RetryState {
         let mut headers = asking(&[("x-envoy-retry-on", retry_on), ("x-envoy-max-retries", "2")]);
-        let state = RetryState::new(None, None, &mut headers).unwrap();
+        let state = RetryState::new(None, None, &mut headers, &mut None).unwrap();
         assert!(headers.is_empty(), "retry headers are consumed");
         state
     }
@@ -338,7 +345,7 @@ mod tests {
 
     #[test]
     fn no_condition_means_no_state() {
-        assert!(RetryState::new(None, None, &mut Headers::new()).is_none());
+        assert!(RetryState::new(None, None, &mut Headers::new(), &mut None).is_none());
     }
 
     #[test]
@@ -370,7 +377,7 @@ mod tests {
             ("x-envoy-retriable-status-codes", "418, 425"),
             ("x-envoy-retriable-header-names", "x-again"),
         ]);
-        let s = RetryState::new(None, None, &mut headers).unwrap();
+        let s = RetryState::new(None, None, &mut headers, &mut None).unwrap();
         assert!(s.wants_response(&status(425)) && !s.wants_response(&status(503)));
         let mut again = status(200);
         again.append(HeaderName::parse("x-again").unwrap(), HeaderValue::from_static(""));
@@ -416,7 +423,8 @@ mod tests {
             ..Default::default()
         };
         let conditions = Arc::new(conditions);
-        let mut s = RetryState::new(Some(&Arc::new(policy)), Some(&conditions), &mut Headers::new()).unwrap();
+        let mut s =
+            RetryState::new(Some(&Arc::new(policy)), Some(&conditions), &mut Headers::new(), &mut None).unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         let interval = |name: &'static str, value| s.reset_interval(&asking(&[(name, value)]), now);
         assert_eq!(interval("retry-after", "3"), Some(Duration::from_secs(3)));

@@ -31,6 +31,7 @@ fn action(cluster: ClusterSpecifier) -> RouteAction {
         max_grpc_timeout: None,
         grpc_timeout_offset: None,
         rate_limits: Vec::new(),
+        include_vh_rate_limits: false,
     }
 }
 
@@ -76,6 +77,7 @@ fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
         include_is_timeout_retry_header: false,
         per_request_buffer_limit_bytes: None,
         request_mirror_policies: Vec::new(),
+        rate_limits: Vec::new(),
         path: format!("virtual_hosts[{name}]").into(),
     }
 }
