@@ -336,6 +336,12 @@ pub struct UpstreamSpec {
     /// Note on which connection (counted from 0 within the case) each request came.
     #[serde(default)]
     pub connections: bool,
+    /// Connections begin with a PROXY header, which is noted with each request.
+    #[serde(default)]
+    pub proxy_header: bool,
+    /// Listens on the loopback of IPv6.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 /// TLS of an upstream.

@@ -20,6 +20,7 @@ pub mod frames;
 pub mod http1;
 pub mod pending;
 pub mod proxy;
+pub mod proxy_header;
 pub mod snapshots;
 pub mod suite;
 pub mod text;

@@ -257,6 +257,8 @@ fn type_url(name: &str) -> Option<String> {
         "http_options" => "extensions.upstreams.http.v3.HttpProtocolOptions",
         "downstream_tls" => "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "upstream_tls" => "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "upstream_proxy" => "extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+        "raw_buffer" => "extensions.transport_sockets.raw_buffer.v3.RawBuffer",
         "tls_inspector" => "extensions.filters.listener.tls_inspector.v3.TlsInspector",
         "http_inspector" => "extensions.filters.listener.http_inspector.v3.HttpInspector",
         "proxy_protocol" => "extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",

@@ -3,7 +3,7 @@
 //! Each proxy gets upstreams of its own, so that what they saw can be compared.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::case::{Answer, TcpStep, UpstreamSpec};
 use crate::certs::Certs;
 use crate::http1::{self, Framing};
+use crate::proxy_header;
 use crate::text;
 use crate::tls::{self, Io};
 
@@ -56,7 +57,8 @@ impl Upstreams {
     pub async fn start(specs: &BTreeMap<String, UpstreamSpec>, certs: &Certs) -> Result<Self> {
         let mut all = Self::default();
         for (name, spec) in specs {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            let loopback: IpAddr = if spec.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+            let listener = TcpListener::bind((loopback, 0)).await?;
             all.ports.insert(name.clone(), listener.local_addr()?.port());
             let acceptor = spec.tls.as_ref().map(|t| tls::acceptor(t, certs)).transpose()?;
             let server = Arc::new(Server { name: name.clone(), spec: spec.clone(), state: Mutex::default() });
@@ -100,10 +102,18 @@ async fn accept(listener: TcpListener, acceptor: Option<TlsAcceptor>, server: Ar
     }
 }
 
-async fn serve(stream: TcpStream, acceptor: Option<TlsAcceptor>, server: &Arc<Server>, number: usize) -> Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    server: &Arc<Server>,
+    number: usize,
+) -> Result<()> {
     let mut extra = json!({});
     if server.spec.connections {
         extra["connection"] = json!(number);
+    }
+    if server.spec.proxy_header {
+        extra["proxy_header"] = json!(proxy_header::read(&mut stream).await?);
     }
     match acceptor {
         Some(acceptor) => {
@@ -117,7 +127,7 @@ async fn serve(stream: TcpStream, acceptor: Option<TlsAcceptor>, server: &Arc<Se
         }
         None => match server.spec.kind.as_str() {
             "h2" => serve_h2(stream, server, extra).await,
-            "tcp" => serve_tcp(stream, server).await,
+            "tcp" => serve_tcp(stream, server, extra).await,
             _ => {
                 let raw = socket2::SockRef::from(&stream).try_clone()?;
                 serve_h1(Box::new(stream), Some(raw), server, extra).await
@@ -303,7 +313,7 @@ async fn write_h1(io: &mut Box<dyn Io>, answer: &Answer, head_only: bool) -> Res
     Ok(())
 }
 
-async fn serve_tcp(mut stream: TcpStream, server: &Server) -> Result<()> {
+async fn serve_tcp(mut stream: TcpStream, server: &Server, extra: Value) -> Result<()> {
     let script = if server.spec.script.is_empty() { None } else { Some(&server.spec.script) };
     let Some(script) = script else {
         let mut buffer = vec![0; 64 * 1024];
@@ -311,7 +321,7 @@ async fn serve_tcp(mut stream: TcpStream, server: &Server) -> Result<()> {
         loop {
             let n = stream.read(&mut buffer).await.unwrap_or(0);
             if n == 0 {
-                server.note(json!({"received": text::latin1(&all)}));
+                server.note(merge(json!({"received": text::latin1(&all)}), &extra));
                 return Ok(());
             }
             all.extend_from_slice(&buffer[..n]);
@@ -320,7 +330,7 @@ async fn serve_tcp(mut stream: TcpStream, server: &Server) -> Result<()> {
     };
     let mut received = String::new();
     let outcome = tcp_script(&mut stream, script, &mut received).await;
-    server.note(json!({"received": received, "finished": outcome.is_ok()}));
+    server.note(merge(json!({"received": received, "finished": outcome.is_ok()}), &extra));
     outcome
 }
 

@@ -3,9 +3,11 @@
 use crate::address::{Address, EndpointAddress};
 use crate::bootstrap::StatsMatcher;
 use crate::hcm::{Http1Options, Http2Options};
-use crate::listener::SocketOption;
+use crate::listener::{IpVersion, SocketOption};
 use crate::matchers::HeaderMatcher;
-use crate::route::{HashPolicy, MirrorPolicy, RetryPolicy};
+use crate::matching::MatchTree;
+use crate::proxy_protocol::{Tlv, UpstreamProxyProtocol};
+use crate::route::{HashPolicy, MetadataMatcher, MirrorPolicy, RetryPolicy};
 use crate::tls::UpstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::sync::Arc;
@@ -22,11 +24,12 @@ mod load_balancing;
 mod outlier;
 mod policies;
 mod subset;
+mod transport_sockets;
 
 pub use client_weights::{ClientWeightsConfig, OobReporting};
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
 pub use destinations::{MetadataKey, MetadataStep, OriginalDstConfig, OverrideSource};
-pub use dynamic_forward_proxy::DnsCacheConfig;
+pub use dynamic_forward_proxy::{DnsCacheConfig, ForwardProxyNames, SubClustersConfig};
 pub use health_check::{EndpointHealthCheck, HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
 pub use outlier::OutlierDetectionConfig;
 pub use subset::{FALLBACK_LIST, SelectorFallback, SubsetConfig, SubsetFallback, SubsetSelector};
@@ -58,10 +61,16 @@ pub struct ClusterConfig {
     pub circuit_breakers: CircuitBreakers,
     /// TLS, or None for plain text.
     pub tls: Option<Arc<UpstreamTlsContext>>,
+    /// The PROXY header that goes before TLS or plain text; None for no header.
+    pub proxy_protocol: Option<Arc<UpstreamProxyProtocol>>,
     /// Another transport socket, resolved by the registry.
     pub transport_socket: Option<TypedConfig>,
-    /// `transport_socket_matches`: name, endpoint metadata to match (JSON), TLS or None for plain text.
-    pub transport_socket_matches: Vec<(Box<str>, serde_json::Value, Option<Arc<UpstreamTlsContext>>)>,
+    /// `transport_socket_matches`.
+    pub transport_socket_matches: Vec<TransportSocketMatch>,
+    /// Chooses among them by more than their criteria: leads to a position; None for a name that none has.
+    pub transport_socket_matcher: Option<Arc<MatchTree<Option<u32>>>>,
+    /// In which order addresses of both IP versions are tried.
+    pub happy_eyeballs: HappyEyeballs,
     /// Local address and options of connections.
     pub bind: BindConfig,
     /// TCP keep-alive: probes, idle time and interval, in seconds.
@@ -80,8 +89,8 @@ pub struct ClusterConfig {
     pub metadata: Option<Arc<serde_json::Value>>,
     /// `connection_pool_per_downstream_connection`.
     pub connection_pool_per_downstream_connection: bool,
-    /// `preconnect_policy.per_upstream_preconnect_ratio`, in thousandths; 1000 for none.
-    pub per_upstream_preconnect_ratio: u32,
+    /// `preconnect_policy`.
+    pub preconnect: PreconnectPolicy,
     /// `track_cluster_stats` / `track_timeout_budgets`.
     pub track_timeout_budgets: bool,
     /// Metrics of endpoints that load reports tell (`lrs_report_endpoint_metrics`); empty for none.
@@ -112,8 +121,11 @@ impl ClusterConfig {
             http: UpstreamHttpOptions::default(),
             circuit_breakers: CircuitBreakers::default(),
             tls: None,
+            proxy_protocol: None,
             transport_socket: None,
             transport_socket_matches: Vec::new(),
+            transport_socket_matcher: None,
+            happy_eyeballs: HappyEyeballs::default(),
             bind: BindConfig::default(),
             tcp_keepalive: None,
             dns: DnsConfig::default(),
@@ -123,7 +135,7 @@ impl ClusterConfig {
             outlier_detection: None,
             metadata: None,
             connection_pool_per_downstream_connection: false,
-            per_upstream_preconnect_ratio: 1000,
+            preconnect: PreconnectPolicy::default(),
             track_timeout_budgets: false,
             lrs_report_endpoint_metrics: Arc::default(),
             track_sizes: false,
@@ -164,8 +176,43 @@ pub enum ResponsePredicate {
     Headers(Vec<HeaderMatcher>),
 }
 
+/// A transport socket towards upstreams, as far as there are kinds of them.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamSocket {
+    /// TLS, or None for plain text.
+    pub tls: Option<Arc<UpstreamTlsContext>>,
+    /// The PROXY header that goes before either; None for no header.
+    pub proxy_protocol: Option<Arc<UpstreamProxyProtocol>>,
+}
+
+/// `HappyEyeballsConfig`: which addresses of a host go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HappyEyeballs {
+    /// The IP version that goes first; None for that of the first address.
+    pub first: Option<IpVersion>,
+    /// How many addresses of it are tried before one of the other version; at least 1.
+    pub count: u32,
+}
+
+impl Default for HappyEyeballs {
+    fn default() -> Self {
+        HappyEyeballs { first: None, count: 1 }
+    }
+}
+
+/// `TransportSocketMatch`.
+#[derive(Debug, Clone)]
+pub struct TransportSocketMatch {
+    /// Name, for its counter.
+    pub name: Box<str>,
+    /// Endpoint metadata to match, as JSON.
+    pub criteria: serde_json::Value,
+    /// What endpoints with that metadata get.
+    pub socket: UpstreamSocket,
+}
+
 /// How hosts are found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Discovery {
     /// STATIC.
     Static,
@@ -184,8 +231,8 @@ pub enum Discovery {
     OriginalDst(OriginalDstConfig),
     /// `envoy.clusters.dynamic_forward_proxy`: a host for each name of a DNS cache.
     DynamicForwardProxy {
-        /// The cache.
-        cache: Arc<DnsCacheConfig>,
+        /// What is kept of the names.
+        names: ForwardProxyNames,
         /// Names need not be checked against certificates.
         allow_insecure: bool,
     },
@@ -409,8 +456,12 @@ pub struct Endpoint {
     pub weight: u32,
     /// Metadata (namespace to struct) as JSON.
     pub metadata: Option<Arc<serde_json::Value>>,
+    /// Metadata of its locality.
+    pub locality_metadata: Option<Arc<serde_json::Value>>,
     /// `health_check_config`.
     pub own_health_check: Option<Arc<EndpointHealthCheck>>,
+    /// TLVs of PROXY headers, by its typed metadata.
+    pub added_tlvs: Option<Arc<[Tlv]>>,
 }
 
 impl Endpoint {
@@ -423,7 +474,9 @@ impl Endpoint {
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,
+            locality_metadata: None,
             own_health_check: None,
+            added_tlvs: None,
         }
     }
 }
@@ -515,6 +568,34 @@ pub enum UpstreamProtocol {
     UseDownstream,
 }
 
+/// `PreconnectPolicy`: connections that are opened ahead of requests. Ratios are in thousandths.
+#[derive(Debug, Clone)]
+pub struct PreconnectPolicy {
+    /// Streams to be ready for at each host for each that there is; 1000 for no more.
+    pub per_upstream_ratio: u32,
+    /// The same for the cluster: connections go to the hosts that are picked next; 1000 for no more.
+    pub predictive_ratio: u32,
+    /// Only hosts with such metadata get connections ahead; None for all.
+    pub enabled_metadata: Option<Arc<MetadataMatcher>>,
+}
+
+impl Default for PreconnectPolicy {
+    fn default() -> Self {
+        PreconnectPolicy { per_upstream_ratio: 1000, predictive_ratio: 1000, enabled_metadata: None }
+    }
+}
+
+/// `RetryBudget`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Share of the requests that may be retries; default 20.
+    pub percent: f64,
+    /// So many may be at least; default 3.
+    pub min_concurrency: u32,
+    /// Requests count from their start for so long, whether they last or not; zero for those that are active.
+    pub interval: Duration,
+}
+
 /// Circuit breakers of both priorities.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CircuitBreakers {
@@ -537,8 +618,8 @@ pub struct Thresholds {
     pub max_requests: u32,
     /// Default 3.
     pub max_retries: u32,
-    /// `retry_budget`: percent (default 20) and minimum concurrency (default 3).
-    pub retry_budget: Option<(f64, u32)>,
+    /// `retry_budget`; None for `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Report remaining gauges.
     pub track_remaining: bool,
     /// None for no limit.
@@ -611,6 +692,8 @@ pub struct DnsConfig {
     pub jitter: Duration,
     /// Use the records' TTL instead of the rate.
     pub respect_ttl: bool,
+    /// A shorter TTL counts as this.
+    pub min_refresh_rate: Duration,
     /// Families asked for.
     pub family: DnsLookupFamily,
     /// Resolvers to ask instead of the system's.
@@ -641,6 +724,7 @@ impl Default for DnsConfig {
             failure_refresh: None,
             jitter: Duration::ZERO,
             respect_ttl: false,
+            min_refresh_rate: Duration::ZERO,
             family: DnsLookupFamily::Auto,
             resolvers: Vec::new(),
             use_tcp: false,

@@ -133,12 +133,12 @@ pub struct HcmConfig {
     pub strip_trailing_host_dot: bool,
     /// Invalid HTTP resets only the stream instead of the connection.
     pub stream_error_on_invalid_http_message: bool,
+    /// Upstream connections may tell the client's addresses (`add_proxy_protocol_connection_state`); default true.
+    pub add_proxy_protocol_connection_state: bool,
     /// `append_x_forwarded_port`.
     pub append_x_forwarded_port: bool,
     /// `append_local_overload`.
     pub append_local_overload: bool,
-    /// `add_proxy_protocol_connection_state`; default true.
-    pub add_proxy_protocol_connection_state: bool,
     /// Serialized `tracing` message, for the tracers to come.
     pub tracing: Option<bytes::Bytes>,
     /// Path in the configuration.

@@ -28,6 +28,7 @@ pub mod header_mutation;
 pub mod listener;
 pub mod matchers;
 pub mod matching;
+pub mod proxy_protocol;
 pub mod route;
 pub mod router;
 pub mod tcp_proxy;

@@ -3,10 +3,11 @@
 use crate::access_log::AccessLogConfig;
 use crate::address::Address;
 use crate::bootstrap::StatsMatcher;
-use crate::cluster::TcpKeepalive;
+use crate::cluster::{DnsCacheConfig, TcpKeepalive};
 use crate::discovered::Discovered;
 use crate::matchers::CidrRange;
 use crate::matching::MatchTree;
+use crate::proxy_protocol::PassThroughTlvs;
 use crate::tls::DownstreamTlsContext;
 use crate::typed_config::TypedConfig;
 use std::ops::Range;
@@ -238,6 +239,8 @@ pub struct ProxyProtocolConfig {
     pub rules: Vec<(u8, Box<str>, Box<str>)>,
     /// Versions refused (1, 2).
     pub disallowed_versions: Vec<u8>,
+    /// TLVs that are kept for the headers of upstream connections.
+    pub pass_through: PassThroughTlvs,
     /// `stat_prefix`.
     pub stat_prefix: Box<str>,
 }
@@ -272,6 +275,15 @@ pub struct FilterChainConfig {
     pub path: Box<str>,
 }
 
+/// `envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SniForwardProxyConfig {
+    /// The cache of names.
+    pub cache: Arc<DnsCacheConfig>,
+    /// Port of the hosts.
+    pub port: u16,
+}
+
 /// A network filter.
 #[derive(Debug, Clone)]
 pub enum NetworkFilterConfig {
@@ -279,6 +291,8 @@ pub enum NetworkFilterConfig {
     Http(Arc<crate::hcm::HcmConfig>),
     /// TCP proxy.
     TcpProxy(Arc<crate::tcp_proxy::TcpProxyConfig>),
+    /// Looks up the host that TLS names, before the TCP proxy.
+    SniForwardProxy(Arc<SniForwardProxyConfig>),
     /// One whose configuration is fetched.
     Discovered(Arc<Discovered<NetworkFilterConfig>>),
     /// Any other; resolved by the registry.

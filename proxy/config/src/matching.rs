@@ -148,6 +148,10 @@ pub enum MatchInput {
     FilterState(Box<str>),
     /// A dynamic metadata value: filter and keys.
     DynamicMetadata(Box<str>, Box<[Box<str>]>),
+    /// A value of an endpoint's metadata: filter and keys.
+    EndpointMetadata(Box<str>, Box<[Box<str>]>),
+    /// A value of the metadata of an endpoint's locality: filter and keys.
+    LocalityMetadata(Box<str>, Box<[Box<str>]>),
 }
 
 impl MatchInput {
@@ -162,7 +166,14 @@ impl MatchInput {
                 | Self::StatusCodeClass
                 | Self::TransportProtocol
                 | Self::ApplicationProtocol
+                | Self::EndpointMetadata(..)
+                | Self::LocalityMetadata(..)
         )
+    }
+
+    /// Whether it is of an endpoint.
+    pub fn is_of_endpoint(&self) -> bool {
+        matches!(self, Self::EndpointMetadata(..) | Self::LocalityMetadata(..) | Self::Fixed(_))
     }
 
     /// Whether Envoy takes it for connections, before there is a request.

@@ -7,6 +7,7 @@ use crate::access_log::AccessLogConfig;
 use crate::config_source::OnDemandClusters;
 use crate::decode::{Context, json, u32_value};
 use crate::header_mutation::HeaderValueOption;
+use crate::proxy_protocol::AddedTlvs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub struct TcpProxyConfig {
     pub access_log_flush_interval: Option<Duration>,
     /// Also log when the upstream is connected.
     pub flush_access_log_on_connected: bool,
+    /// TLVs for the PROXY headers of upstream connections (`proxy_protocol_tlvs`).
+    pub added_tlvs: AddedTlvs,
+    /// How they go together with those of the client.
+    pub tlv_merge: TlvMerge,
     /// Hash on the source IP for hashing load balancers.
     pub hash_source_ip: bool,
     /// The bytes go to the upstream as the body of a request.
@@ -42,6 +47,18 @@ pub struct TcpProxyConfig {
     pub on_demand: Option<OnDemandClusters>,
     /// Path in the configuration.
     pub path: Box<str>,
+}
+
+/// `ProxyProtocolTlvMergePolicy`: what happens to the TLVs of the TCP proxy where the client brought a PROXY header.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlvMerge {
+    /// ADD_IF_ABSENT: they are left out.
+    #[default]
+    AddIfAbsent,
+    /// OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD: they go in place of those of the client that have their types.
+    Overwrite,
+    /// APPEND_IF_EXISTS_OR_ADD: they follow those of the client.
+    Append,
 }
 
 /// `TunnelingConfig`.
@@ -119,6 +136,12 @@ impl TcpProxyConfig {
             access_log_flush_interval,
             flush_access_log_on_connected: options
                 .map_or(message.flush_access_log_on_connected, |options| options.flush_access_log_on_connected),
+            added_tlvs: AddedTlvs::decode(cx, "proxy_protocol_tlvs", &message.proxy_protocol_tlvs),
+            tlv_merge: match message.proxy_protocol_tlv_merge_policy() {
+                pb::ProxyProtocolTlvMergePolicy::AddIfAbsent => TlvMerge::AddIfAbsent,
+                pb::ProxyProtocolTlvMergePolicy::OverwriteByTypeIfExistsOrAdd => TlvMerge::Overwrite,
+                pb::ProxyProtocolTlvMergePolicy::AppendIfExistsOrAdd => TlvMerge::Append,
+            },
             hash_source_ip: message
                 .hash_policy
                 .iter()

@@ -6,7 +6,6 @@ use std::{fs, io};
 
 /// Fields that nothing reads yet; the support table says so of each.
 const UNUSED: &[&str] = &[
-    "add_proxy_protocol_connection_state",
     "append_local_overload",
     "bootstrap_extensions",
     "cluster_name",

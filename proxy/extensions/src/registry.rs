@@ -123,11 +123,15 @@ impl PerFilterDecoder for PerRouteDecoder {
     }
 }
 
-/// Network filters: these two are decoded with the listener; their messages are listed for the documentation.
+/// Network filters: they are decoded with the listener; their messages are listed for the documentation.
 pub const NETWORK_FILTERS: &[(&str, &str)] = &[
     (
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+    ),
+    (
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
     ),
     ("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
 ];
@@ -184,11 +188,20 @@ pub const ACCESS_LOGGERS: &[(&str, &str)] = &[
     ("envoy.access_loggers.http_grpc", "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig"),
 ];
 
-/// Transport sockets.
-pub const TRANSPORT_SOCKETS: &[(&str, &str)] = &[
+/// Transport sockets towards clients.
+pub const DOWNSTREAM_TRANSPORT_SOCKETS: &[(&str, &str)] = &[
     ("envoy.transport_sockets.raw_buffer", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
     ("envoy.transport_sockets.tls", "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"),
+];
+
+/// Transport sockets towards upstreams.
+pub const UPSTREAM_TRANSPORT_SOCKETS: &[(&str, &str)] = &[
+    ("envoy.transport_sockets.raw_buffer", "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"),
     ("envoy.transport_sockets.tls", "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"),
+    (
+        "envoy.transport_sockets.upstream_proxy_protocol",
+        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+    ),
 ];
 
 /// Refusal of an extension that is not in the list.

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use nuncio_base::drain::DrainSignal;
 use nuncio_config::listener::TrafficDirection;
+use nuncio_config::proxy_protocol::Tlv;
 use tokio::time::Instant;
 
 pub use crate::address::Address;
@@ -231,8 +232,8 @@ impl ProtocolList {
 pub struct ProxyProtocolInfo {
     /// 1 or 2.
     pub version: u8,
-    /// TLVs of version 2 in order: type and value.
-    pub tlvs: Vec<(u8, Box<[u8]>)>,
+    /// TLVs of version 2 that are passed on, in order.
+    pub tlvs: Vec<Tlv>,
     /// Values that the rules keep as dynamic metadata.
     pub metadata: Vec<ProxyProtocolMetadata>,
 }
@@ -261,7 +262,7 @@ impl ConnectionInfo {
     }
 
     /// As [`new`](Self::new), without an id: Envoy numbers connections when they have their filter chain.
-    pub(crate) fn unnumbered(local: Address, remote: Address) -> Self {
+    pub fn unnumbered(local: Address, remote: Address) -> Self {
         Self {
             id: 0,
             start_time: SystemTime::now(),

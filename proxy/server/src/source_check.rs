@@ -106,7 +106,7 @@ impl SourceCheck {
             let path = FieldPath::parse(&config.path).field("eds_cluster_config").field("eds_config");
             errors.extend(self.check(source, path).err().into_iter().flatten());
         }
-        let matches = config.transport_socket_matches.iter().filter_map(|(_, _, tls)| tls.as_ref());
+        let matches = config.transport_socket_matches.iter().filter_map(|entry| entry.socket.tls.as_ref());
         for tls in config.tls.iter().chain(matches) {
             self.secrets(&tls.common, &mut errors);
         }

@@ -3,11 +3,13 @@
 //! One atomic per resource. As in Envoy the check and the count are two steps, so that workers racing for the last place
 //! may pass the limit by their number. The `*_open` gauges follow the transitions, so they cost nothing below the limit.
 
+use crate::host::now_ms;
 use crate::stats::{ClusterStats, RemainingFamily};
 use nuncio_base::stats::GaugeRef;
-use nuncio_config::cluster::{CircuitBreakers, Thresholds};
+use nuncio_config::cluster::{CircuitBreakers, RetryBudget, Thresholds};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Priority of a request (`RoutingPriority`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -40,8 +42,9 @@ const RESOURCES: usize = 5;
 pub struct ResourceManager {
     max: [u32; RESOURCES],
     current: [AtomicU32; RESOURCES],
-    /// Percent and minimum concurrency.
-    retry_budget: Option<(f64, u32)>,
+    retry_budget: Option<RetryBudget>,
+    /// Requests that count for the budget; None where it follows the active ones.
+    recent: Option<Recent>,
     max_connections_per_host: u32,
     priority: ResourcePriority,
     stats: Arc<ClusterStats>,
@@ -79,6 +82,7 @@ impl ResourceManager {
             max,
             current: Default::default(),
             retry_budget: thresholds.retry_budget,
+            recent: thresholds.retry_budget.and_then(|budget| Recent::new(budget.interval)),
             max_connections_per_host: per_host.unwrap_or(u32::MAX),
             priority,
             stats,
@@ -117,9 +121,13 @@ impl ResourceManager {
     /// The limit now; that of retries moves with the load where there is a budget.
     #[inline]
     pub fn max(&self, resource: Resource) -> u32 {
-        if let (Resource::Retries, Some((percent, min))) = (resource, self.retry_budget) {
-            let active = f64::from(self.count(Resource::Requests)) + f64::from(self.count(Resource::PendingRequests));
-            return ((percent / 100.0 * active) as u32).max(min);
+        if let (Resource::Retries, Some(budget)) = (resource, &self.retry_budget) {
+            let requests = match &self.recent {
+                Some(recent) => recent.count(now_ms()),
+                None => self.count(Resource::Requests),
+            };
+            let counted = f64::from(requests) + f64::from(self.count(Resource::PendingRequests));
+            return ((budget.percent / 100.0 * counted) as u32).max(budget.min_concurrency);
         }
         self.max[resource as usize]
     }
@@ -139,6 +147,9 @@ impl ResourceManager {
     /// Counts one in.
     #[inline]
     pub fn inc(&self, resource: Resource) {
+        if let (Resource::Requests, Some(recent)) = (resource, &self.recent) {
+            recent.add(now_ms());
+        }
         let before = self.current[resource as usize].fetch_add(1, Relaxed);
         let max = self.max[resource as usize];
         // A limit of 0 is open from the first use on.
@@ -175,6 +186,52 @@ impl ResourceManager {
         }
     }
 }
+
+/// How many requests began within an interval, to a 32nd of it: counts by time, which all workers write.
+struct Recent {
+    /// Milliseconds of one count.
+    width: u64,
+    /// Time in widths (upper half) and requests that began then (lower half); the places are used in turn.
+    counts: Box<[AtomicU64]>,
+}
+
+impl Recent {
+    /// None for an interval of zero.
+    fn new(interval: Duration) -> Option<Self> {
+        let interval = interval.as_millis() as u64;
+        if interval == 0 {
+            return None;
+        }
+        let width = interval.div_ceil(32);
+        let counts = (0..interval.div_ceil(width)).map(|_| AtomicU64::new(0)).collect();
+        Some(Recent { width, counts })
+    }
+
+    /// One begins, `now` in milliseconds.
+    fn add(&self, now: u64) {
+        let time = now / self.width;
+        let place = &self.counts[(time % self.counts.len() as u64) as usize];
+        let _ = place.fetch_update(Relaxed, Relaxed, |old| {
+            let count = if old >> 32 == time & TIMES { (old & TIMES).saturating_add(1).min(TIMES) } else { 1 };
+            Some((time & TIMES) << 32 | count)
+        });
+    }
+
+    /// Those that began within the interval that ends `now`.
+    fn count(&self, now: u64) -> u32 {
+        let time = now / self.width;
+        let first = time.saturating_sub(self.counts.len() as u64 - 1);
+        let within = |place: &&AtomicU64| {
+            let value = place.load(Relaxed) >> 32;
+            (first..=time).any(|time| time & TIMES == value)
+        };
+        let sum: u64 = self.counts.iter().filter(within).map(|place| place.load(Relaxed) & TIMES).sum();
+        u32::try_from(sum).unwrap_or(u32::MAX)
+    }
+}
+
+/// The half of a count of [`Recent`].
+const TIMES: u64 = u32::MAX as u64;
 
 #[cfg(test)]
 mod tests {
@@ -229,11 +286,44 @@ mod tests {
     fn a_retry_budget_grows_with_the_load_and_has_a_floor() {
         let registry = Registry::new(1, StatsConfig::default());
         let manager =
-            manager(&registry, Thresholds { retry_budget: Some((20.0, 3)), max_retries: 0, ..Thresholds::default() });
+            manager(&registry, Thresholds { retry_budget: Some(BUDGET), max_retries: 0, ..Thresholds::default() });
         assert_eq!(manager.max(Resource::Retries), 3);
         for _ in 0..50 {
             manager.inc(Resource::Requests);
         }
         assert_eq!(manager.max(Resource::Retries), 10);
+    }
+
+    const BUDGET: RetryBudget = RetryBudget { percent: 20.0, min_concurrency: 3, interval: Duration::ZERO };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_budget_may_follow_the_requests_that_began_in_an_interval() {
+        let registry = Registry::new(1, StatsConfig::default());
+        let budget = RetryBudget { interval: Duration::from_secs(1), ..BUDGET };
+        let manager = manager(&registry, Thresholds { retry_budget: Some(budget), ..Thresholds::default() });
+        for _ in 0..50 {
+            manager.inc(Resource::Requests);
+            manager.dec(Resource::Requests);
+        }
+        assert_eq!(manager.max(Resource::Retries), 10);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        for _ in 0..50 {
+            manager.inc(Resource::Requests);
+        }
+        assert_eq!(manager.max(Resource::Retries), 20);
+        tokio::time::advance(Duration::from_millis(600)).await;
+        assert_eq!(manager.max(Resource::Retries), 10);
+        // Those that last do not count for ever.
+        tokio::time::advance(Duration::from_millis(600)).await;
+        assert_eq!(manager.max(Resource::Retries), 3);
+    }
+
+    #[test]
+    fn an_interval_may_be_shorter_than_its_parts() {
+        assert!(Recent::new(Duration::ZERO).is_none());
+        let recent = Recent::new(Duration::from_millis(3)).expect("an interval");
+        recent.add(10);
+        recent.add(12);
+        assert_eq!([10, 12, 13, 15].map(|now| recent.count(now)), [1, 2, 1, 0]);
     }
 }

@@ -20,11 +20,12 @@ use crate::original_dst::Destinations;
 use crate::outlier::OutlierDetection;
 use crate::policies::ClusterPolicies;
 use crate::stats::{ClusterManagerStats, ClusterStats};
+use crate::sub_clusters::SubClusters;
 use crate::transport::Transport;
 use crate::worker;
 use arc_swap::ArcSwap;
 use nuncio_base::stats::{NameMatcher, Registry};
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, LbPolicy, Locality};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, ForwardProxyNames, LbPolicy, Locality};
 use nuncio_http::access_log::LogFile;
 use nuncio_http::headers::{HeaderName, names};
 use nuncio_http::matchers::Runtime;
@@ -122,6 +123,8 @@ pub struct Cluster {
     weak: Weak<Cluster>,
     /// Where requests may go that say so themselves.
     destinations: Option<Arc<Destinations>>,
+    /// The same, with a cluster for each name.
+    sub_clusters: Option<Arc<SubClusters>>,
     /// Names of hosts that requests may bring.
     dns_cache: OnceLock<Arc<DnsCache>>,
     followers: Arc<Followers>,
@@ -361,6 +364,12 @@ impl Cluster {
             Discovery::OriginalDst(rules) => Some(Arc::new(Destinations::new(&config, rules))),
             _ => None,
         };
+        let sub_clusters = match &config.discovery {
+            Discovery::DynamicForwardProxy { names: ForwardProxyNames::SubClusters(subs), .. } => {
+                Some(Arc::new(SubClusters::new(subs, followers)))
+            }
+            _ => None,
+        };
         Ok(Arc::new_cyclic(|weak| Cluster {
             policies,
             filters,
@@ -370,6 +379,7 @@ impl Cluster {
             weak: weak.clone(),
             followers: followers.clone(),
             destinations,
+            sub_clusters,
             dns_cache: OnceLock::new(),
             lb_config: ArcSwap::new(lb_config),
             zones: zones.filter(|zones| zones.concern(&config)).cloned(),
@@ -668,6 +678,11 @@ impl Cluster {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
+    /// Where a dynamic forward proxy has a cluster for each name: those.
+    pub fn sub_clusters(&self) -> Option<&Arc<SubClusters>> {
+        self.sub_clusters.as_ref()
+    }
+
     /// Where requests may go that say so themselves.
     pub(crate) fn destinations(&self) -> Option<&Arc<Destinations>> {
         self.destinations.as_ref()
@@ -687,6 +702,9 @@ impl Cluster {
         if let Some(destinations) = &self.destinations {
             return LbTables::original_dst(destinations.clone(), set);
         }
+        if let Some(subs) = &self.sub_clusters {
+            return LbTables::sub_clusters(subs.clone(), set, self.default_port());
+        }
         if let Some(cache) = self.dns_cache.get() {
             return LbTables::named(cache, set, self.default_port());
         }
@@ -703,11 +721,13 @@ impl Cluster {
         }
     }
 
-    /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it.
+    /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it, for a forward
+    /// proxy with a cluster for each name those of the name.
     #[inline]
     pub fn serving<'a>(self: &'a Arc<Self>, host: &Host) -> Cow<'a, Arc<Cluster>> {
         match self.config.discovery {
             Discovery::Aggregate { .. } => host.owner().map_or(Cow::Borrowed(self), Cow::Owned),
+            _ if self.sub_clusters.is_some() => host.owner().map_or(Cow::Borrowed(self), Cow::Owned),
             _ => Cow::Borrowed(self),
         }
     }

@@ -12,6 +12,7 @@ use crate::health_check::{self, HealthChecker, Job};
 use crate::orca;
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
+use crate::sub_clusters;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
 use nuncio_base::stats::Registry;
@@ -77,6 +78,8 @@ pub struct ClusterManager {
     resolvers: Arc<Resolvers>,
     dns_caches: DnsCaches,
     control: Mutex<Control>,
+    /// Changes when a cluster becomes visible.
+    published: watch::Sender<()>,
     /// Clusters that wait for their first hosts.
     waiting: watch::Sender<Waiting>,
     health_jobs: UnboundedSender<Job>,
@@ -155,6 +158,7 @@ impl ClusterManager {
             dns_caches,
             resolvers,
             control: Mutex::default(),
+            published: watch::channel(()).0,
             waiting: watch::channel(Waiting::default()).0,
             health_jobs,
             health_queue: Mutex::new(Some(health_queue)),
@@ -323,6 +327,7 @@ impl ClusterManager {
         }
         outlier::start(&cluster, &options.control);
         orca::start(&cluster, &options.control);
+        sub_clusters::start(&cluster, self, &options.control);
         Ok((cluster, discovery))
     }
 
@@ -398,7 +403,13 @@ impl ClusterManager {
             old.stop_warming();
         }
         cluster.start_following();
+        self.published.send_modify(|()| {});
         self.followers.changed(cluster.name());
+    }
+
+    /// Tells of clusters that become visible.
+    pub(crate) fn published(&self) -> watch::Receiver<()> {
+        self.published.subscribe()
     }
 
     /// The first hosts of a cluster have come, or will not come.

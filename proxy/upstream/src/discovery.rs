@@ -10,7 +10,7 @@ use crate::host_set::{HostGroup, HostGroups};
 use crate::original_dst;
 use crate::transport;
 use nuncio_config::address::EndpointAddress;
-use nuncio_config::cluster::{ClusterConfig, Discovery as DiscoveryConfig, Endpoint, Locality};
+use nuncio_config::cluster::{ClusterConfig, Discovery as DiscoveryConfig, Endpoint, ForwardProxyNames, Locality};
 use nuncio_net::address::Address;
 use std::sync::Arc;
 
@@ -28,6 +28,8 @@ pub(crate) enum Discovery {
     OriginalDst,
     /// Names that requests bring.
     Names(Arc<DnsCache>),
+    /// Names that requests bring, with a cluster for each.
+    SubClusters,
     /// There are no hosts of its own.
     None,
 }
@@ -79,10 +81,15 @@ impl Discovery {
             DiscoveryConfig::Eds { .. } => Ok(Discovery::Given),
             DiscoveryConfig::Aggregate { .. } => Ok(Discovery::None),
             DiscoveryConfig::OriginalDst(_) => Ok(Discovery::OriginalDst),
-            DiscoveryConfig::DynamicForwardProxy { cache, .. } => match caches.get(cache) {
-                Ok(cache) => Ok(Discovery::Names(cache)),
-                Err(error) => unsupported("cluster_type", error),
-            },
+            DiscoveryConfig::DynamicForwardProxy { names: ForwardProxyNames::Cache(cache), .. } => {
+                match caches.get(cache) {
+                    Ok(cache) => Ok(Discovery::Names(cache)),
+                    Err(error) => unsupported("cluster_type", error),
+                }
+            }
+            DiscoveryConfig::DynamicForwardProxy { names: ForwardProxyNames::SubClusters(_), .. } => {
+                Ok(Discovery::SubClusters)
+            }
             DiscoveryConfig::Extension(typed) => {
                 unsupported("cluster_type", format!("cluster type {typed:?} is not implemented yet"))
             }
@@ -107,6 +114,7 @@ impl Discovery {
                 dns::cluster::start_logical(cluster, target, &resolver, control, warming);
             }
             Discovery::None => {}
+            Discovery::SubClusters => cluster.update(empty_groups(cluster).priority_set()),
             Discovery::Names(cache) => cluster.use_dns_cache(cache),
             Discovery::OriginalDst => {
                 cluster.update(empty_groups(cluster).priority_set());
@@ -126,7 +134,7 @@ pub(crate) fn make_host(
     locality: &Arc<Locality>,
     priority: u32,
 ) -> Arc<Host> {
-    Arc::new(Host::new(HostDescription {
+    let mut host = Host::new(HostDescription {
         address,
         additional_addresses: endpoint.additional_addresses.iter().map(Address::from).collect(),
         hostname,
@@ -135,9 +143,15 @@ pub(crate) fn make_host(
         weight: endpoint.weight,
         health: endpoint.health,
         metadata: endpoint.metadata.clone(),
-        transport_socket_match: transport::find_match(config, endpoint.metadata.as_deref()),
+        transport_socket_match: transport::find_match(
+            config,
+            endpoint.metadata.as_deref(),
+            endpoint.locality_metadata.as_deref(),
+        ),
         own_health_check: endpoint.own_health_check.clone(),
-    }))
+    });
+    host.added_tlvs = endpoint.added_tlvs.clone();
+    Arc::new(host)
 }
 
 /// Groups without hosts, with the settings of `config`.

@@ -176,6 +176,7 @@ impl Cluster {
         *host.locality == *locality
             && *host.hostname == *endpoint.hostname
             && host.own_health_check == endpoint.own_health_check
+            && host.added_tlvs == endpoint.added_tlvs
             && host.additional_addresses.len() == endpoint.additional_addresses.len()
             && host.additional_addresses.iter().eq(endpoint
                 .additional_addresses
@@ -183,6 +184,11 @@ impl Cluster {
                 .map(Address::from)
                 .collect::<Vec<_>>()
                 .iter())
-            && host.transport_socket_match == transport::find_match(&self.config, endpoint.metadata.as_deref())
+            && host.transport_socket_match
+                == transport::find_match(
+                    &self.config,
+                    endpoint.metadata.as_deref(),
+                    endpoint.locality_metadata.as_deref(),
+                )
     }
 }

@@ -10,6 +10,7 @@ use crate::orca::{LoadReport, Reported};
 use crate::outlier::HostMonitor;
 use nuncio_base::clock;
 use nuncio_config::cluster::{ClientWeightsConfig, EndpointHealthCheck, HealthStatus, Locality};
+use nuncio_config::proxy_protocol::Tlv;
 use nuncio_http::headers::Headers;
 use nuncio_net::address::Address;
 use smallvec::SmallVec;
@@ -133,6 +134,8 @@ pub struct Host {
     pub transport_socket_match: Option<u32>,
     /// Its own health check settings.
     pub own_health_check: Option<Arc<EndpointHealthCheck>>,
+    /// TLVs that it adds to PROXY headers.
+    pub added_tlvs: Option<Arc<[Tlv]>>,
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
     current: OnceLock<arc_swap::ArcSwap<CurrentAddresses>>,
     removed: AtomicBool,
@@ -204,6 +207,7 @@ impl Host {
             metadata: arc_swap::ArcSwapOption::new(description.metadata),
             transport_socket_match: description.transport_socket_match,
             own_health_check: description.own_health_check,
+            added_tlvs: None,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),
             inherited: OnceLock::new(),

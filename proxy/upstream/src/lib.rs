@@ -3,7 +3,7 @@
 //! Reading order: the manager that finds a cluster by name (`cluster_manager`), the cluster (`cluster`) with its hosts
 //! (`host_set`, `host`), how one is picked (`lb`), what limits it (`circuit_breakers`), and how a stream to it is had
 //! (`pool`). `followers` tells clusters of changes in others. Hosts come from the configuration, from DNS or from outside (`discovery`, `dns`, `endpoints`), or with the
-//! requests (`original_dst`, `dns_cache`). `worker` is what each thread keeps.
+//! requests (`original_dst`, `dns_cache`, `sub_clusters`). `worker` is what each thread keeps.
 //! Knows no routes; the router filter does.
 
 pub mod cluster_manager;
@@ -16,6 +16,7 @@ pub mod host_set;
 pub mod lb;
 
 pub mod circuit_breakers;
+pub mod proxy_header;
 pub mod transport;
 
 pub mod pool;
@@ -34,6 +35,7 @@ mod dns;
 pub mod dns_cache;
 pub mod endpoints;
 mod original_dst;
+pub mod sub_clusters;
 
 pub mod stats;
 pub mod worker;

@@ -282,7 +282,7 @@ impl Session {
             None => self.host.transport_socket_match,
             Some(labels) => {
                 let metadata = serde_json::json!({"envoy.transport_socket_match": labels});
-                find_match(&cluster.config, Some(&metadata))
+                find_match(&cluster.config, Some(&metadata), None)
             }
         };
         let target = Target { addresses: &addresses, socket_match };

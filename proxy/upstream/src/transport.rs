@@ -1,38 +1,53 @@
-//! What stands between a socket to a host and its protocol: nothing, or TLS with the cluster's or the endpoint's context.
+//! What stands between a socket to a host and its protocol: nothing, or TLS with the cluster's or the endpoint's context;
+//! before either a PROXY header, where that is asked for.
 
 use crate::cluster::ClusterError;
 use crate::host::Host;
 use crate::pool::connect::ConnectFailure;
+use crate::proxy_header::{ProxyHeader, ToldClient};
 use crate::stats::ClusterStats;
 use nuncio_base::stats::Counter;
 use nuncio_config::cluster::ClusterConfig;
+use nuncio_config::matchers::RuntimeFraction;
+use nuncio_config::matching::{MatchData, MatchInput};
 use nuncio_http::codec::ResetReason;
 use nuncio_net::connection::{ConnectionInfo, Io, Plain};
 use nuncio_net::tls::TlsStats;
 use nuncio_net::tls::client::{ClientTarget, ClientTlsContext};
 use nuncio_net::tls::secrets::Secrets;
+use serde_json::Value;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt as _;
 
 /// What one connection asks of its transport socket beyond the configuration. Connections with different options are
 /// never shared.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TransportOptions {
     /// SNI from the request.
     pub server_name: Option<Box<str>>,
+    /// Whom the PROXY header tells of.
+    pub client: Option<Box<ToldClient>>,
+}
+
+/// What connections of one kind have in front of their protocol.
+struct TransportSocket {
+    tls: Option<Arc<ClientTlsContext>>,
+    header: Option<ProxyHeader>,
 }
 
 /// Transport sockets of one cluster.
 pub struct Transport {
-    /// That of the cluster, then those of `transport_socket_matches`; None for plain text.
-    contexts: Box<[Option<Arc<ClientTlsContext>>]>,
+    /// That of the cluster, then those of `transport_socket_matches`.
+    sockets: Box<[TransportSocket]>,
     /// `<match>.total_match_count`.
     match_counts: Box<[Counter]>,
 }
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.contexts.iter().map(Option::is_some)).finish()
+        f.debug_list().entries(self.sockets.iter().map(|socket| socket.tls.is_some())).finish()
     }
 }
 
@@ -48,11 +63,14 @@ impl Transport {
                 what: format!("transport socket {} is not implemented yet", socket.name),
             });
         }
-        let all = std::iter::once(&config.tls).chain(config.transport_socket_matches.iter().map(|entry| &entry.2));
-        let mut contexts = Vec::with_capacity(1 + config.transport_socket_matches.len());
+        let matches = config.transport_socket_matches.iter();
+        let all = std::iter::once((&config.tls, &config.proxy_protocol))
+            .chain(matches.map(|entry| (&entry.socket.tls, &entry.socket.proxy_protocol)));
+        let mut sockets = Vec::with_capacity(1 + config.transport_socket_matches.len());
         let mut tls_stats: Option<Arc<TlsStats>> = None;
-        for context in all {
-            contexts.push(match context {
+        for (context, header) in all {
+            let header = header.as_ref().map(|header| ProxyHeader::new(header, &config.path, stats)).transpose()?;
+            let tls = match context {
                 None => None,
                 Some(context) => {
                     let stats =
@@ -63,35 +81,42 @@ impl Transport {
                     }
                     Some(ClientTlsContext::with_secrets(context, stats.clone(), secrets)?)
                 }
-            });
+            };
+            sockets.push(TransportSocket { tls, header });
         }
         let names = config.transport_socket_matches.iter();
         let count = |name: &str| stats.registry().counter(&format!("{}{name}.total_match_count", stats.prefix()));
-        Ok(Transport { contexts: contexts.into(), match_counts: names.map(|entry| count(&entry.0)).collect() })
+        Ok(Transport { sockets: sockets.into(), match_counts: names.map(|entry| count(&entry.name)).collect() })
     }
 
-    fn context(&self, host: &Host) -> Option<&Arc<ClientTlsContext>> {
-        self.at(host.transport_socket_match)
+    fn at(&self, socket_match: Option<u32>) -> Option<&TransportSocket> {
+        self.sockets.get(socket_match.map_or(0, |index| index as usize + 1))
     }
 
-    fn at(&self, socket_match: Option<u32>) -> Option<&Arc<ClientTlsContext>> {
-        self.contexts.get(socket_match.map_or(0, |index| index as usize + 1))?.as_ref()
+    fn tls(&self, socket_match: Option<u32>) -> Option<&Arc<ClientTlsContext>> {
+        self.at(socket_match)?.tls.as_ref()
+    }
+
+    /// Whether connections to `host` tell of the client whom they serve.
+    #[inline]
+    pub(crate) fn tells_of_clients(&self, host: &Host) -> bool {
+        self.at(host.transport_socket_match).is_some_and(|socket| socket.header.is_some())
     }
 
     /// Whether connections to hosts that match no other transport socket are encrypted.
     pub(crate) fn default_is_secure(&self) -> bool {
-        self.at(None).is_some()
+        self.tls(None).is_some()
     }
 
     /// Whether connections to `host` are encrypted.
     #[inline]
     pub fn is_secure(&self, host: &Host) -> bool {
-        self.context(host).is_some()
+        self.tls(host.transport_socket_match).is_some()
     }
 
     /// All TLS contexts, for certificate listings and reloading.
     pub fn contexts(&self) -> impl Iterator<Item = &Arc<ClientTlsContext>> {
-        self.contexts.iter().flatten()
+        self.sockets.iter().filter_map(|socket| socket.tls.as_ref())
     }
 
     /// Counts which transport socket a new host got.
@@ -102,17 +127,27 @@ impl Transport {
         }
     }
 
-    /// Does the handshake with `host` where `socket_match` has one; notes what it agreed in `info`.
+    /// Sends the PROXY header and does the handshake with `host` where `socket_match` has them; notes what was agreed in
+    /// `info`.
     pub(crate) async fn wrap(
         &self,
         socket_match: Option<u32>,
         host: &Host,
-        plain: Plain,
+        mut plain: Plain,
         options: &TransportOptions,
         alpn: Option<&[&[u8]]>,
         info: &mut ConnectionInfo,
     ) -> Result<Io, ConnectFailure> {
-        let Some(context) = self.at(socket_match) else { return Ok(Io::plain(plain)) };
+        let Some(socket) = self.at(socket_match) else { return Ok(Io::plain(plain)) };
+        if let Some(header) = &socket.header {
+            let bytes = header.bytes(host, info, options.client.as_deref());
+            // Nothing waits in a new socket: the header fits.
+            if plain.write_all(&bytes).await.is_err() {
+                return Err(ConnectFailure { reason: ResetReason::RemoteConnectionFailure, text: None });
+            }
+            info.bytes.sent.set(bytes.len() as u64);
+        }
+        let Some(context) = &socket.tls else { return Ok(Io::plain(plain)) };
         let hostname = Some(&*host.hostname).filter(|name| !name.is_empty());
         let target = ClientTarget { hostname, server_name: options.server_name.as_deref(), alpn };
         // Boxed: a handshake is large, and most connections have none.
@@ -141,14 +176,48 @@ pub(crate) fn sni_of(authority: &str) -> Option<&str> {
     (!host.is_empty() && bare.parse::<IpAddr>().is_err()).then_some(host)
 }
 
-/// The index of the first of `transport_socket_matches` whose criteria the metadata of an endpoint meets.
-pub fn find_match(config: &ClusterConfig, metadata: Option<&serde_json::Value>) -> Option<u32> {
+/// The index of the transport socket match for an endpoint with such metadata, of its own and of its locality: the one
+/// that the cluster's tree names, or the first whose criteria either meets.
+pub fn find_match(config: &ClusterConfig, endpoint: Option<&Value>, locality: Option<&Value>) -> Option<u32> {
+    match &config.transport_socket_matcher {
+        Some(tree) => tree.find(&Labels { endpoint, locality }).copied().flatten(),
+        None => first_match(config, endpoint).or_else(|| first_match(config, locality)),
+    }
+}
+
+struct Labels<'a> {
+    endpoint: Option<&'a Value>,
+    locality: Option<&'a Value>,
+}
+
+impl MatchData<MatchInput> for Labels<'_> {
+    fn value<'a>(&'a self, input: &'a MatchInput) -> Option<Cow<'a, [u8]>> {
+        let (metadata, filter, path) = match input {
+            MatchInput::EndpointMetadata(filter, path) => (self.endpoint?, filter, path),
+            MatchInput::LocalityMetadata(filter, path) => (self.locality?, filter, path),
+            MatchInput::Fixed(value) => return Some(value.as_ref()?.as_bytes().into()),
+            _ => return None,
+        };
+        let found = path.iter().try_fold(metadata.get(&**filter)?, |value, key| value.get(&**key))?;
+        Some(match found {
+            Value::String(text) => text.as_bytes().into(),
+            other => other.to_string().into_bytes().into(),
+        })
+    }
+
+    fn in_fraction(&self, _: &RuntimeFraction, _: u64) -> bool {
+        // Runtime is not asked for hosts.
+        false
+    }
+}
+
+fn first_match(config: &ClusterConfig, metadata: Option<&Value>) -> Option<u32> {
     let labels = metadata.and_then(|metadata| metadata.get("envoy.transport_socket_match"));
     config
         .transport_socket_matches
         .iter()
-        .position(|(_, criteria, _)| {
-            let Some(criteria) = criteria.as_object() else { return true };
+        .position(|entry| {
+            let Some(criteria) = entry.criteria.as_object() else { return true };
             criteria.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
         })
         .map(|index| index as u32)
@@ -158,6 +227,7 @@ pub fn find_match(config: &ClusterConfig, metadata: Option<&serde_json::Value>) 
 mod tests {
     use super::*;
     use crate::testing::config;
+    use nuncio_config::cluster::{TransportSocketMatch, UpstreamSocket};
     use serde_json::json;
 
     #[test]
@@ -170,12 +240,17 @@ mod tests {
     #[test]
     fn the_first_match_whose_criteria_hold_is_taken() {
         let mut config = config();
-        config.transport_socket_matches =
-            vec![("a".into(), json!({"x": "1", "y": true}), None), ("b".into(), json!({}), None)];
+        let entry = |name: &str, criteria| TransportSocketMatch {
+            name: name.into(),
+            criteria,
+            socket: UpstreamSocket::default(),
+        };
+        config.transport_socket_matches = vec![entry("a", json!({"x": "1", "y": true})), entry("b", json!({}))];
         let metadata = json!({"envoy.transport_socket_match": {"x": "1", "y": true, "z": 3}});
-        assert_eq!(find_match(&config, Some(&metadata)), Some(0));
-        assert_eq!(find_match(&config, None), Some(1));
+        assert_eq!(find_match(&config, Some(&metadata), None), Some(0));
+        assert_eq!(find_match(&config, None, None), Some(1));
         config.transport_socket_matches.pop();
-        assert_eq!(find_match(&config, Some(&json!({"envoy.transport_socket_match": {"x": "1"}}))), None);
+        assert_eq!(find_match(&config, Some(&json!({"envoy.transport_socket_match": {"x": "1"}})), None), None);
+        assert_eq!(find_match(&config, None, Some(&metadata)), Some(0));
     }
 }

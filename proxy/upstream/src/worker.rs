@@ -10,6 +10,7 @@ use crate::lb::{LbContext, WorkerLb};
 use crate::pool::Pools;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
@@ -37,11 +38,18 @@ struct Picks {
     generation: u64,
     state: Arc<ClusterState>,
     lb: WorkerLb,
+    /// Hosts that were picked already, for connections that are opened ahead.
+    ahead: VecDeque<Arc<Host>>,
 }
 
 impl WorkerCluster {
     fn new(cluster: &Cluster, weak: Weak<Cluster>) -> Self {
-        let picks = Picks { generation: cluster.generation(), state: cluster.state(), lb: WorkerLb::default() };
+        let picks = Picks {
+            generation: cluster.generation(),
+            state: cluster.state(),
+            lb: WorkerLb::default(),
+            ahead: VecDeque::new(),
+        };
         WorkerCluster { cluster: weak, picks: RefCell::new(picks), pools: Pools::default() }
     }
 }
@@ -67,14 +75,44 @@ pub(crate) fn of(cluster: &Cluster) -> Rc<WorkerCluster> {
 pub(crate) fn choose_host(cluster: &Cluster, context: &LbContext<'_>) -> Option<Arc<Host>> {
     let own = of(cluster);
     let mut picks = own.picks.borrow_mut();
-    let picks = &mut *picks;
-    let generation = cluster.generation();
-    if picks.generation != generation {
-        picks.state = cluster.state();
-        picks.generation = generation;
-        picks.lb.refresh(&picks.state.tables);
+    picks.refresh(cluster);
+    if !picks.ahead.is_empty()
+        && context.should_select_another_host.is_none()
+        && let Some(host) = picks.ahead.pop_front()
+    {
+        return Some(host);
     }
+    let picks = &mut *picks;
     picks.lb.choose_host(&picks.state.tables, &picks.state.priority_set, context, &cluster.stats)
+}
+
+/// The host that one of the next picks yields. None where that depends on the request, or every host has had its turn.
+pub(crate) fn peek_host(cluster: &Cluster) -> Option<Arc<Host>> {
+    let own = of(cluster);
+    let mut picks = own.picks.borrow_mut();
+    picks.refresh(cluster);
+    let picks = &mut *picks;
+    let (tables, set) = (&picks.state.tables, &picks.state.priority_set);
+    let (_, healthy, ..) = set.membership();
+    if !tables.picks_in_turn() || picks.ahead.len() >= healthy {
+        return None;
+    }
+    let host = picks.lb.choose_host(tables, set, &LbContext::default(), &cluster.stats)?;
+    picks.ahead.push_back(host.clone());
+    Some(host)
+}
+
+impl Picks {
+    #[inline]
+    fn refresh(&mut self, cluster: &Cluster) {
+        let generation = cluster.generation();
+        if self.generation != generation {
+            self.state = cluster.state();
+            self.generation = generation;
+            self.lb.refresh(&self.state.tables);
+            self.ahead.clear();
+        }
+    }
 }
 
 /// Mailboxes of all workers of one cluster manager.

@@ -7,13 +7,15 @@ use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
+use envoy_types::pb::google::protobuf::DoubleValue;
 
+use super::transport_sockets::{socket_match, socket_matcher, transport_socket};
 use super::{
     BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsDefaults, DnsLookupFamily, HealthCheckConfig, HealthCheckKind, HttpPolicies, LbPolicy, OutlierDetectionConfig,
-    TcpKeepalive, Thresholds, UpstreamHttpOptions, UpstreamProtocol, ZoneAwareConfig, discovery, dynamic_forward_proxy,
+    DnsDefaults, DnsLookupFamily, HappyEyeballs, HealthCheckConfig, HealthCheckKind, HttpPolicies, LbPolicy,
+    OutlierDetectionConfig, PreconnectPolicy, RetryBudget, TcpKeepalive, Thresholds, UpstreamHttpOptions,
+    UpstreamProtocol, UpstreamSocket, ZoneAwareConfig, discovery, dynamic_forward_proxy,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::bootstrap::StatsMatcher;
@@ -21,8 +23,8 @@ use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::hcm::decode::{CLUSTER_UPSTREAM, http_filters, share};
 use crate::hcm::{Http1Options, Http2Options};
-use crate::tls::UpstreamTlsContext;
-use crate::typed_config::TypedConfig;
+use crate::listener::IpVersion;
+use crate::route::MetadataMatcher;
 
 /// Soft limit of a connection's buffers unless configured, bytes.
 pub(crate) const DEFAULT_BUFFER_LIMIT: u32 = 1024 * 1024;
@@ -52,11 +54,14 @@ impl ClusterConfig {
             None => ClusterLoadAssignment { cluster_name: message.name.as_str().into(), ..Default::default() },
         };
         check_endpoints(cx, message, discovery.as_ref(), &endpoints);
-        let (tls, transport_socket) = match &message.transport_socket {
+        let (socket, transport_socket) = match &message.transport_socket {
             Some(socket) => cx.at("transport_socket", |cx| transport_socket(cx, socket)),
-            None => (None, None),
+            None => (UpstreamSocket::default(), None),
         };
+        let UpstreamSocket { tls, proxy_protocol } = socket;
         let matches = cx.each("transport_socket_matches", &message.transport_socket_matches, socket_match);
+        let matcher =
+            message.transport_socket_matcher.as_ref().and_then(|matcher| socket_matcher(cx, message, matcher));
         let (mut http, policies) = http_options(cx, message);
         if let Some(Discovery::DynamicForwardProxy { allow_insecure, .. }) = &discovery {
             let typed = message.typed_extension_protocol_options.contains_key(HTTP_OPTIONS);
@@ -75,7 +80,6 @@ impl ClusterConfig {
             );
         }
         let keepalive = message.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
-        let ratio = message.preconnect_policy.as_ref().and_then(|p| p.per_upstream_preconnect_ratio.as_ref());
         let stats = message.track_cluster_stats.as_ref();
         Some(ClusterConfig {
             name: cx.cluster_name(&message.name),
@@ -91,10 +95,15 @@ impl ClusterConfig {
                 .map(Arc::new),
             endpoints,
             http,
-            circuit_breakers: message.circuit_breakers.as_ref().map(CircuitBreakers::decode).unwrap_or_default(),
+            circuit_breakers: cx
+                .optional("circuit_breakers", &message.circuit_breakers, CircuitBreakers::decode)
+                .unwrap_or_default(),
             tls,
+            proxy_protocol,
             transport_socket,
             transport_socket_matches: matches,
+            transport_socket_matcher: matcher.map(Arc::new),
+            happy_eyeballs: happy_eyeballs(message),
             bind: cx
                 .optional("upstream_bind_config", &message.upstream_bind_config, |cx, bind| {
                     BindConfig::decode(cx, bind, &format!("Cluster {}", message.name))
@@ -112,7 +121,9 @@ impl ClusterConfig {
             ),
             metadata: json::metadata(&message.metadata),
             connection_pool_per_downstream_connection: message.connection_pool_per_downstream_connection,
-            per_upstream_preconnect_ratio: ratio.map_or(1000, |ratio| (ratio.value * 1000.0).round() as u32),
+            preconnect: cx
+                .optional("preconnect_policy", &message.preconnect_policy, PreconnectPolicy::decode)
+                .unwrap_or_default(),
             lrs_report_endpoint_metrics: message
                 .lrs_report_endpoint_metrics
                 .iter()
@@ -249,39 +260,19 @@ fn check_hostname_hashing(cx: &mut Context, message: &pb::Cluster) {
     );
 }
 
-/// TLS, plain text (`raw_buffer`), or a socket that the registry knows.
-fn transport_socket(
-    cx: &mut Context,
-    message: &core::TransportSocket,
-) -> (Option<Arc<UpstreamTlsContext>>, Option<TypedConfig>) {
-    let any = message.config_type.as_ref().map(|core::transport_socket::ConfigType::TypedConfig(any)| any);
-    match any.map(|any| (type_name(&any.type_url), any)) {
-        Some(("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", any)) => {
-            let context = cx.at("typed_config", |cx| {
-                let message: tls::UpstreamTlsContext = cx.unpack(any)?;
-                UpstreamTlsContext::from_message(cx, &message)
-            });
-            (context.map(Arc::new), None)
+fn happy_eyeballs(message: &pb::Cluster) -> HappyEyeballs {
+    use pb::upstream_connection_options::FirstAddressFamilyVersion as Version;
+    let options = message.upstream_connection_options.as_ref();
+    options.and_then(|options| options.happy_eyeballs_config.as_ref()).map_or_else(HappyEyeballs::default, |config| {
+        HappyEyeballs {
+            first: match config.first_address_family_version() {
+                Version::V4 => Some(IpVersion::V4),
+                Version::V6 => Some(IpVersion::V6),
+                _ => None,
+            },
+            count: u32_value(&config.first_address_family_count).unwrap_or(1),
         }
-        Some(("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", _)) => (None, None),
-        None if message.name == "envoy.transport_sockets.raw_buffer" => (None, None),
-        _ => (None, Some(cx.typed_config(&message.name, any))),
-    }
-}
-
-type SocketMatch = (Box<str>, serde_json::Value, Option<Arc<UpstreamTlsContext>>);
-
-fn socket_match(cx: &mut Context, message: &pb::cluster::TransportSocketMatch) -> Option<SocketMatch> {
-    let criteria = message.r#match.as_ref().map_or_else(|| serde_json::json!({}), json::from_struct);
-    let socket = message.transport_socket.as_ref()?;
-    let tls = cx.at("transport_socket", |cx| {
-        let (tls, other) = transport_socket(cx, socket);
-        if let Some(other) = other {
-            cx.error(format!("transport socket '{}' is not implemented in transport_socket_matches", other.type_name));
-        }
-        tls
-    });
-    Some((message.name.as_str().into(), criteria, tls))
+    })
 }
 
 /// The options of `typed_extension_protocol_options`, or of the deprecated fields of the cluster where it has none.
@@ -393,36 +384,55 @@ fn common_options(
     }
 }
 
+impl PreconnectPolicy {
+    fn decode(cx: &mut Context, message: &pb::cluster::PreconnectPolicy) -> Option<Self> {
+        let ratio =
+            |ratio: &Option<DoubleValue>| ratio.as_ref().map_or(1000, |ratio| (ratio.value * 1000.0).round() as u32);
+        Some(PreconnectPolicy {
+            per_upstream_ratio: ratio(&message.per_upstream_preconnect_ratio),
+            predictive_ratio: ratio(&message.predictive_preconnect_ratio),
+            enabled_metadata: cx
+                .optional("preconnect_enabled_metadata", &message.preconnect_enabled_metadata, MetadataMatcher::decode)
+                .map(Arc::new),
+        })
+    }
+}
+
 impl CircuitBreakers {
-    fn decode(message: &pb::CircuitBreakers) -> Self {
+    fn decode(cx: &mut Context, message: &pb::CircuitBreakers) -> Option<Self> {
         use core::RoutingPriority as Priority;
         // The first entry of a priority counts, as in Envoy.
         let find = |list: &'_ [pb::circuit_breakers::Thresholds], priority| {
             list.iter().find(|thresholds| thresholds.priority() == priority).cloned()
         };
-        let of = |priority| find(&message.thresholds, priority).as_ref().map(Thresholds::decode).unwrap_or_default();
-        CircuitBreakers {
-            default: of(Priority::Default),
-            high: of(Priority::High),
+        let mut of = |priority| {
+            let found = find(&message.thresholds, priority);
+            found.map(|thresholds| cx.at("thresholds", |cx| Thresholds::decode(cx, &thresholds))).unwrap_or_default()
+        };
+        let (default, high) = (of(Priority::Default), of(Priority::High));
+        Some(CircuitBreakers {
+            default,
+            high,
             per_host_max_connections: find(&message.per_host_thresholds, Priority::Default)
                 .and_then(|thresholds| u32_value(&thresholds.max_connections)),
-        }
+        })
     }
 }
 
 impl Thresholds {
-    fn decode(message: &pb::circuit_breakers::Thresholds) -> Self {
+    fn decode(cx: &mut Context, message: &pb::circuit_breakers::Thresholds) -> Self {
         let default = Thresholds::default();
         Thresholds {
             max_connections: u32_value(&message.max_connections).unwrap_or(default.max_connections),
             max_pending_requests: u32_value(&message.max_pending_requests).unwrap_or(default.max_pending_requests),
             max_requests: u32_value(&message.max_requests).unwrap_or(default.max_requests),
             max_retries: u32_value(&message.max_retries).unwrap_or(default.max_retries),
-            retry_budget: message.retry_budget.as_ref().map(|budget| {
-                (
-                    budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
-                    u32_value(&budget.min_retry_concurrency).unwrap_or(3),
-                )
+            retry_budget: cx.optional("retry_budget", &message.retry_budget, |cx, budget| {
+                Some(RetryBudget {
+                    percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
+                    min_concurrency: u32_value(&budget.min_retry_concurrency).unwrap_or(3),
+                    interval: cx.duration("budget_interval", &budget.budget_interval).unwrap_or_default(),
+                })
             }),
             track_remaining: message.track_remaining,
             max_connection_pools: u32_value(&message.max_connection_pools),

@@ -5,10 +5,9 @@ use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig a
 use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as NewFamily;
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as ForwardProxyCluster;
-use envoy_types::pb::google::protobuf::Any;
 
 use super::decode::{failure_refresh, typed_resolver};
-use super::{Discovery, DnsCacheConfig, DnsConfig, DnsLookupFamily, OriginalDstConfig};
+use super::{Discovery, DnsConfig, DnsLookupFamily, ForwardProxyNames, OriginalDstConfig};
 use crate::decode::{Context, serialized, type_name};
 
 /// What `message` says; DNS settings of a cluster type go into `dns`.
@@ -20,7 +19,10 @@ pub(super) fn discovery(cx: &mut Context, message: &pb::Cluster, dns: &mut DnsCo
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
             return cx.at("cluster_type", |cx| match custom.typed_config.as_ref() {
                 Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.dns.v3.DnsCluster" => {
-                    cx.at("typed_config", |cx| dns_cluster(cx, any, dns))
+                    cx.at("typed_config", |cx| {
+                        let config: DnsCluster = cx.unpack(any)?;
+                        Some(dns_cluster(cx, &config, dns))
+                    })
                 }
                 Some(any) if type_name(&any.type_url) == "envoy.extensions.clusters.aggregate.v3.ClusterConfig" => cx
                     .at("typed_config", |cx| {
@@ -34,9 +36,9 @@ pub(super) fn discovery(cx: &mut Context, message: &pb::Cluster, dns: &mut DnsCo
                 {
                     cx.at("typed_config", |cx| {
                         let config: ForwardProxyCluster = cx.unpack(any)?;
-                        let cache = DnsCacheConfig::of_cluster(cx, &config)?;
+                        let names = ForwardProxyNames::decode(cx, &config)?;
                         let allow_insecure = config.allow_insecure_cluster_options;
-                        Some(Discovery::DynamicForwardProxy { cache, allow_insecure })
+                        Some(Discovery::DynamicForwardProxy { names, allow_insecure })
                     })
                 }
                 None => match custom.name.as_str() {
@@ -78,8 +80,7 @@ fn eds(cx: &mut Context, message: &pb::Cluster) -> Option<Discovery> {
 }
 
 /// `DnsCluster`, the newer way to say STRICT_DNS and LOGICAL_DNS, which carries its own DNS settings.
-fn dns_cluster(cx: &mut Context, any: &Any, dns: &mut DnsConfig) -> Option<Discovery> {
-    let config: DnsCluster = cx.unpack(any)?;
+pub(super) fn dns_cluster(cx: &mut Context, config: &DnsCluster, dns: &mut DnsConfig) -> Discovery {
     if let Some(rate) = cx.duration("dns_refresh_rate", &config.dns_refresh_rate) {
         dns.refresh_rate = rate;
     }
@@ -88,6 +89,7 @@ fn dns_cluster(cx: &mut Context, any: &Any, dns: &mut DnsConfig) -> Option<Disco
             cx.at("dns_failure_refresh_rate", |cx| failure_refresh(cx, &rate.base_interval, &rate.max_interval));
     }
     dns.respect_ttl = config.respect_dns_ttl;
+    dns.min_refresh_rate = cx.duration("dns_min_refresh_rate", &config.dns_min_refresh_rate).unwrap_or_default();
     dns.jitter = cx.duration("dns_jitter", &config.dns_jitter).unwrap_or_default();
     dns.family = match config.dns_lookup_family() {
         NewFamily::Unspecified | NewFamily::Auto => DnsLookupFamily::Auto,
@@ -101,5 +103,5 @@ fn dns_cluster(cx: &mut Context, any: &Any, dns: &mut DnsConfig) -> Option<Disco
     } else {
         dns.take_defaults(cx.default_dns.clone());
     }
-    Some(if config.all_addresses_in_single_endpoint { Discovery::LogicalDns } else { Discovery::StrictDns })
+    if config.all_addresses_in_single_endpoint { Discovery::LogicalDns } else { Discovery::StrictDns }
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
+use envoy_types::pb::envoy::config::core::v3::SocketAddress;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as cluster;
 use envoy_types::pb::envoy::extensions::common::dynamic_forward_proxy::v3 as common;
 
 use super::decode::{failure_refresh, family, resolvers, typed_resolver};
-use super::{DnsConfig, UpstreamHttpOptions};
+use super::discovery::dns_cluster;
+use super::{CommonLbConfig, Discovery, DnsConfig, LbPolicy, UpstreamHttpOptions};
 use crate::decode::{Context, u32_value};
 
 /// `DnsCacheConfig`. Whoever gives the same name has to give the same settings.
@@ -66,13 +68,7 @@ impl DnsCacheConfig {
             );
         }
         let breaker = message.dns_cache_circuit_breaker.as_ref();
-        let preresolve = message.preresolve_hostnames.iter().map(|address| {
-            let port = match &address.port_specifier {
-                Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).unwrap_or(0),
-                _ => 0,
-            };
-            (address.address.as_str().into(), port)
-        });
+        let preresolve = message.preresolve_hostnames.iter().map(name_and_port);
         Arc::new(DnsCacheConfig {
             name: message.name.as_str().into(),
             dns,
@@ -89,20 +85,83 @@ impl DnsCacheConfig {
             preresolve: preresolve.collect(),
         })
     }
+}
 
+/// `sub_clusters_config`
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubClustersConfig {
+    /// Policy of the clusters.
+    pub lb_policy: LbPolicy,
+    /// Most clusters; default 1024.
+    pub max_sub_clusters: u32,
+    /// One that was not used for so long is removed; default 5 min.
+    pub ttl: Duration,
+    /// Names that have a cluster from the start, with their ports.
+    pub preresolve: Vec<(Box<str>, u16)>,
+    /// How names are asked for; None for the fields of the parent.
+    pub dns: Option<DnsConfig>,
+    /// All addresses of a name are one host.
+    pub logical: bool,
+}
+
+/// What a dynamic forward proxy keeps of the names that requests bring.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ForwardProxyNames {
+    /// A host for each, in a cache.
+    Cache(Arc<DnsCacheConfig>),
+    /// A cluster for each.
+    SubClusters(Arc<SubClustersConfig>),
+}
+
+impl ForwardProxyNames {
     /// Of a cluster's `typed_config`.
-    pub(super) fn of_cluster(cx: &mut Context, message: &cluster::ClusterConfig) -> Option<Arc<Self>> {
+    pub(super) fn decode(cx: &mut Context, message: &cluster::ClusterConfig) -> Option<Self> {
         use cluster::cluster_config::ClusterImplementationSpecifier as Kind;
         match &message.cluster_implementation_specifier {
-            Some(Kind::DnsCacheConfig(config)) => Some(cx.at("dns_cache_config", |cx| Self::decode(cx, config))),
-            // The support table refuses clusters for single hosts.
-            Some(Kind::SubClustersConfig(_)) => None,
+            Some(Kind::DnsCacheConfig(config)) => {
+                Some(ForwardProxyNames::Cache(cx.at("dns_cache_config", |cx| DnsCacheConfig::decode(cx, config))))
+            }
+            Some(Kind::SubClustersConfig(config)) => {
+                let config = cx.at("sub_clusters_config", |cx| SubClustersConfig::decode(cx, config))?;
+                Some(ForwardProxyNames::SubClusters(Arc::new(config)))
+            }
             None => {
-                cx.error("a dynamic forward proxy needs a dns_cache_config");
+                cx.error("a dynamic forward proxy needs a dns_cache_config or a sub_clusters_config");
                 None
             }
         }
     }
+}
+
+impl SubClustersConfig {
+    fn decode(cx: &mut Context, message: &cluster::SubClustersConfig) -> Option<Self> {
+        if message.lb_policy() == pb::cluster::LbPolicy::ClusterProvided {
+            cx.error_at("lb_policy", "unsupported lb_policy 'CLUSTER_PROVIDED' in sub_cluster_config");
+            return None;
+        }
+        let policy = pb::Cluster { lb_policy: message.lb_policy, ..Default::default() };
+        let dns = message.dns_cluster_config.as_ref().map(|config| {
+            let mut dns = DnsConfig::default();
+            let kind = cx.at("dns_cluster_config", |cx| dns_cluster(cx, config, &mut dns));
+            (dns, kind == Discovery::LogicalDns)
+        });
+        Some(SubClustersConfig {
+            lb_policy: LbPolicy::decode(cx, &policy, &mut CommonLbConfig::default())?,
+            max_sub_clusters: u32_value(&message.max_sub_clusters).unwrap_or(1024),
+            ttl: cx.duration("sub_cluster_ttl", &message.sub_cluster_ttl).unwrap_or(Duration::from_secs(300)),
+            preresolve: message.preresolve_clusters.iter().map(name_and_port).collect(),
+            logical: dns.as_ref().is_some_and(|(_, logical)| *logical),
+            dns: dns.map(|(dns, _)| dns),
+        })
+    }
+}
+
+fn name_and_port(address: &SocketAddress) -> (Box<str>, u16) {
+    let port = match &address.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).unwrap_or(0),
+        _ => 0,
+    };
+    (address.address.as_str().into(), port)
 }
 
 /// The name of the server is checked against certificates unless the cluster says that it need not be.
@@ -128,7 +187,6 @@ pub(super) fn check_names(
 mod tests {
     use super::*;
     use crate::decode::tests::errors;
-    use envoy_types::pb::envoy::config::core::v3::SocketAddress;
 
     fn decode(message: &common::DnsCacheConfig) -> Result<Arc<DnsCacheConfig>, Vec<crate::diagnostics::ConfigError>> {
         Context::default().run(|cx| Some(DnsCacheConfig::decode(cx, message)))

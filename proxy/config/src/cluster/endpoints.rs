@@ -11,10 +11,11 @@ use super::{
     SourceAddress, TcpKeepalive,
 };
 use crate::address::{Address, EndpointAddress, network_namespace, socket_address};
-use crate::decode::{Context, bool_value, json, u32_value};
+use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::listener::{IpVersion, SocketOption, SocketOptionState, SocketOptionValue};
 use crate::matchers::FractionalPercent;
+use crate::proxy_protocol;
 
 impl ClusterLoadAssignment {
     /// Decodes an assignment that came by EDS: its endpoints have to be addresses.
@@ -85,7 +86,11 @@ impl LocalityEndpoints {
         names: bool,
     ) -> Option<Self> {
         use pb::locality_lb_endpoints::LbConfig;
-        let decode = |cx: &mut Context, endpoint: &pb::LbEndpoint| Endpoint::decode(cx, endpoint, assignment, names);
+        let metadata = json::metadata(&message.metadata);
+        let decode = |cx: &mut Context, endpoint: &pb::LbEndpoint| {
+            let endpoint = Endpoint::decode(cx, endpoint, assignment, names)?;
+            Some(Endpoint { locality_metadata: metadata.clone(), ..endpoint })
+        };
         let endpoints = match &message.lb_config {
             Some(LbConfig::LoadBalancerEndpoints(list)) if message.lb_endpoints.is_empty() => {
                 cx.at("load_balancer_endpoints", |cx| cx.each("lb_endpoints", &list.lb_endpoints, decode))
@@ -156,7 +161,9 @@ impl Endpoint {
             },
             weight: u32_value(&message.load_balancing_weight).unwrap_or(1),
             metadata: json::metadata(&message.metadata),
+            locality_metadata: None,
             own_health_check,
+            added_tlvs: proxy_protocol::of_endpoint(&message.metadata).map(Into::into),
         })
     }
 }
@@ -195,6 +202,16 @@ impl BindConfig {
             cx.error(format!(
                 "{owner}'s upstream binding config has two same IP version source addresses. Only two different IP version source addresses can be supported in BindConfig's source_address and extra_source_addresses/additional_source_addresses fields"
             ));
+        }
+        if let Some(selector) = &message.local_address_selector {
+            let known = "envoy.config.upstream.local_address_selector.v3.DefaultLocalAddressSelector";
+            let name = selector.typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
+            if name != known {
+                cx.error_at(
+                    "local_address_selector",
+                    format!("Didn't find a registered implementation for '{}' with type URL: '{name}'", selector.name),
+                );
+            }
         }
         if message.validate_network_namespaces {
             for namespace in sources.iter().filter_map(|source| source.network_namespace.as_deref()) {

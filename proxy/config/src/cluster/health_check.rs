@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 use crate::address::Address;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::header_mutation::{HeaderMutations, HeaderValueOption};
+use crate::listener::ProxyProtocolVersion;
 use crate::matchers::StringMatcher;
 
 /// `HealthCheck`.
@@ -68,6 +69,8 @@ pub enum HealthCheckKind {
         send: Bytes,
         /// Bytes that must come, in this order.
         receive: Vec<Bytes>,
+        /// Each check begins with a PROXY header that tells of no client.
+        proxy_protocol: Option<ProxyProtocolVersion>,
     },
     /// `grpc.health.v1.Health/Check`.
     Grpc {
@@ -150,6 +153,7 @@ impl HealthCheckConfig {
                 Some(HealthCheckKind::Tcp {
                     send: cx.optional("send", &tcp.send, payload).unwrap_or_default(),
                     receive: cx.each("receive", &tcp.receive, payload),
+                    proxy_protocol: tcp.proxy_protocol_config.as_ref().map(ProxyProtocolVersion::decode),
                 })
             }),
             HealthChecker::GrpcHealthCheck(grpc) => cx.at("grpc_health_check", |cx| {

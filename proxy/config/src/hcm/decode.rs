@@ -174,10 +174,10 @@ impl HcmConfig {
             strip_port: strip_port(cx, message),
             strip_trailing_host_dot: message.strip_trailing_host_dot,
             stream_error_on_invalid_http_message: invalid_message.unwrap_or(false),
-            append_x_forwarded_port: message.append_x_forwarded_port,
-            append_local_overload: message.append_local_overload,
             add_proxy_protocol_connection_state: bool_value(&message.add_proxy_protocol_connection_state)
                 .unwrap_or(true),
+            append_x_forwarded_port: message.append_x_forwarded_port,
+            append_local_overload: message.append_local_overload,
             tracing: message.tracing.as_ref().map(serialized),
             path: cx.path_text(),
             routes: routes?,

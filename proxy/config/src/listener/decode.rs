@@ -16,17 +16,19 @@ use rustc_hash::FxHashMap;
 use super::chain_match::check_overlaps;
 use super::{
     ConnectionPredicate, FilterChainConfig, FilterChainMatch, ListenAddress, ListenerConfig, ListenerFilterConfig,
-    NetworkFilterConfig, ProxyProtocolConfig, SocketOption, TlsInspectorConfig, TrafficDirection,
+    NetworkFilterConfig, ProxyProtocolConfig, SniForwardProxyConfig, SocketOption, TlsInspectorConfig,
+    TrafficDirection,
 };
 use crate::access_log::AccessLogConfig;
 use crate::address::{Address, SocketAddress};
 use crate::bootstrap::StatsMatcher;
-use crate::cluster::{DEFAULT_BUFFER_LIMIT, TcpKeepalive};
+use crate::cluster::{DEFAULT_BUFFER_LIMIT, DnsCacheConfig, TcpKeepalive};
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::discovered::Discovered;
 use crate::hcm::{CodecType, HcmConfig};
 use crate::matching::{MatchInput, MatchTree};
+use crate::proxy_protocol::PassThroughTlvs;
 use crate::tcp_proxy::TcpProxyConfig;
 use crate::tls::DownstreamTlsContext;
 use crate::typed_config::TypedConfig;
@@ -309,9 +311,10 @@ fn transport_socket(
 const HTTP_CONNECTION_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+const SNI_FORWARD_PROXY: &str = "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig";
 
 /// Network filters of Envoy that never end a chain.
-const NON_TERMINAL: [&str; 14] = [
+const NON_TERMINAL: [&str; 15] = [
     "connection_limit",
     "ext_authz",
     "ext_proc",
@@ -325,6 +328,7 @@ const NON_TERMINAL: [&str; 14] = [
     "rbac",
     "set_filter_state",
     "sni_cluster",
+    "sni_dynamic_forward_proxy",
     "zookeeper_proxy",
 ];
 
@@ -380,6 +384,16 @@ fn network_filter(cx: &mut Context, name: &str, any: Option<&Any>) -> Option<Net
         Some((TCP_PROXY, any)) => {
             let message: network::tcp_proxy::v3::TcpProxy = cx.unpack(any)?;
             TcpProxyConfig::from_message(cx, &message).map(|proxy| NetworkFilterConfig::TcpProxy(Arc::new(proxy)))
+        }
+        Some((SNI_FORWARD_PROXY, any)) => {
+            use network::sni_dynamic_forward_proxy::v3 as sni;
+            let message: sni::FilterConfig = cx.unpack(any)?;
+            let cache = cx.required("dns_cache_config", &message.dns_cache_config, |cx, cache| {
+                Some(DnsCacheConfig::decode(cx, cache))
+            })?;
+            let port = message.port_specifier.map_or(0, |sni::filter_config::PortSpecifier::PortValue(port)| port);
+            let port = u16::try_from(port).unwrap_or(0);
+            Some(NetworkFilterConfig::SniForwardProxy(Arc::new(SniForwardProxyConfig { cache, port })))
         }
         _ => Some(NetworkFilterConfig::Extension(cx.typed_config_at(name, any, &[]))),
     }
@@ -505,6 +519,7 @@ impl ProxyProtocolConfig {
                     _ => 1,
                 })
                 .collect(),
+            pass_through: PassThroughTlvs::decode(&message.pass_through_tlvs),
             stat_prefix: message.stat_prefix.as_str().into(),
         }
     }

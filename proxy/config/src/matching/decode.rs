@@ -2,6 +2,7 @@
 
 use envoy_types::pb::envoy::extensions::matching::common_inputs::environment_variable::v3::Config as Variable;
 use envoy_types::pb::envoy::extensions::matching::common_inputs::network::v3 as network;
+use envoy_types::pb::envoy::extensions::matching::common_inputs::transport_socket::v3 as socket;
 use envoy_types::pb::envoy::extensions::matching::input_matchers::consistent_hashing::v3::ConsistentHashing;
 use envoy_types::pb::envoy::extensions::matching::input_matchers::ip::v3::Ip;
 use envoy_types::pb::envoy::extensions::matching::input_matchers::runtime_fraction::v3::RuntimeFraction as Fraction;
@@ -267,7 +268,8 @@ fn known_input(cx: &mut Context, name: &str, any: &Any) -> Option<MatchInput> {
     }
     let short = name.strip_prefix("envoy.type.matcher.v3.").or_else(|| {
         let name = name.strip_prefix("envoy.extensions.matching.common_inputs.")?;
-        name.strip_prefix("network.v3.").or_else(|| name.strip_prefix("ssl.v3."))
+        let network = name.strip_prefix("network.v3.").or_else(|| name.strip_prefix("ssl.v3."));
+        network.or_else(|| name.strip_prefix("transport_socket.v3.").filter(|name| name.ends_with("MetadataInput")))
     })?;
     Some(match short {
         "HttpRequestHeaderMatchInput" => {
@@ -309,8 +311,27 @@ fn known_input(cx: &mut Context, name: &str, any: &Any) -> Option<MatchInput> {
             let path = segments.map(|Segment::Key(key)| key.as_str().into()).collect();
             MatchInput::DynamicMetadata(message.filter.as_str().into(), path)
         }
+        "EndpointMetadataInput" => {
+            use socket::endpoint_metadata_input::path_segment::Segment;
+            let message: socket::EndpointMetadataInput = cx.unpack(any)?;
+            let segments = message.path.iter().filter_map(|segment| segment.segment.as_ref());
+            let path = segments.map(|Segment::Key(key)| key.as_str().into()).collect();
+            MatchInput::EndpointMetadata(of_lb(&message.filter), path)
+        }
+        "LocalityMetadataInput" => {
+            use socket::locality_metadata_input::path_segment::Segment;
+            let message: socket::LocalityMetadataInput = cx.unpack(any)?;
+            let segments = message.path.iter().filter_map(|segment| segment.segment.as_ref());
+            let path = segments.map(|Segment::Key(key)| key.as_str().into()).collect();
+            MatchInput::LocalityMetadata(of_lb(&message.filter), path)
+        }
         _ => return None,
     })
+}
+
+/// The namespace of metadata, that of load balancing where none is named.
+fn of_lb(filter: &str) -> Box<str> {
+    if filter.is_empty() { "envoy.lb".into() } else { filter.into() }
 }
 
 /// Type of an extension's configuration.

@@ -332,13 +332,9 @@ fn upgrades(cx: &mut Context, messages: &[action::UpgradeConfig]) -> Vec<RouteUp
 }
 
 fn connect_config(message: &action::upgrade_config::ConnectConfig) -> ConnectConfig {
-    let version = message.proxy_protocol_config.as_ref().map(|config| config.version());
     ConnectConfig {
         allow_post: message.allow_post,
-        proxy_protocol: version.map(|version| match version {
-            core::proxy_protocol_config::Version::V1 => ProxyProtocolVersion::V1,
-            core::proxy_protocol_config::Version::V2 => ProxyProtocolVersion::V2,
-        }),
+        proxy_protocol: message.proxy_protocol_config.as_ref().map(ProxyProtocolVersion::decode),
     }
 }
 

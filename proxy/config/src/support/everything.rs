@@ -24,7 +24,11 @@ const LISTENERS: &[&str] = &[
       {name: b, filter_disabled: {and_match: {rules: [{any_match: true}, {destination_port_range: {start: 1, end: 9}}]}}, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}},
       {name: c, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}},
       {name: d, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol,
-        rules: [{tlv_type: 2, on_tlv_present: {metadata_namespace: ns, key: k}}]}}]}",
+        rules: [{tlv_type: 2, on_tlv_present: {metadata_namespace: ns, key: k}}], pass_through_tlvs: {match_type: INCLUDE, tlv_type: [3]}}}]}",
+    "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 1}}, filter_chains: [{filters: [{name: s, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig, port_value: 1,
+      dns_cache_config: {name: a}}}, {name: t, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}]}]}",
     // Connection managers: protocol options.
     "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 1}}, filter_chains: [{filters: [{name: h, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: s,
@@ -78,7 +82,8 @@ const BOOTSTRAPS: &[&str] = &[
     "{dynamic_resources: {cds_config: {path_config_source: {path: /p, watched_directory: {path: /d}}}}}",
     "{node: {id: a, cluster: b, metadata: {a: b}, locality: {region: r}, user_agent_build_version: {version: {major_number: 1}},
        extensions: [{name: e, version: {}}], listening_addresses: [{pipe: {path: /p}}], dynamic_parameters: {x: {params: {a: b}}}}}",
-    "{static_resources: {clusters: [{name: c, type: STATIC, upstream_bind_config: {
+    "{static_resources: {clusters: [{name: c, type: STATIC, upstream_bind_config: {local_address_selector: {name: s, typed_config: {
+       '@type': type.googleapis.com/envoy.config.upstream.local_address_selector.v3.DefaultLocalAddressSelector}},
        source_address: {address: 127.0.0.1, port_value: 0, network_namespace_filepath: /no/such/namespace}}}]}}",
     "{dns_resolution_config: {resolvers: [{socket_address: {address: 127.0.0.1, port_value: 53}}], dns_resolver_options: {}}}",
     "{typed_dns_resolver_config: {name: dns, typed_config: {'@type': type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig,

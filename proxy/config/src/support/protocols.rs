@@ -30,7 +30,6 @@ const MANAGERS: &[&str] = &[
 
 /// Fields of the decoded connection manager that nothing uses yet.
 const CARRIED_OF_MANAGERS: &[&str] = &[
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.add_proxy_protocol_connection_state",
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.append_local_overload",
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.tracing",
     "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig.pack_trace_reason",

@@ -17,7 +17,7 @@ const CLUSTERS: &[&str] = &[
       common_lb_config: {locality_weighted_lb_config: {}},
       upstream_connection_options: {tcp_keepalive: {}, happy_eyeballs_config: {}},
       transport_socket_matches: [{name: m, match: {a: b}, transport_socket: {name: envoy.transport_sockets.raw_buffer}}],
-      preconnect_policy: {},
+      preconnect_policy: {preconnect_enabled_metadata: {filter: f, path: [{key: k}], value: {present_match: true}}},
       load_assignment: {cluster_name: c, policy: {drop_overloads: [{category: a, drop_percentage: {numerator: 3}}]},
         named_endpoints: {x: {address: {socket_address: {address: 127.0.0.3, port_value: 3}}}},
         endpoints: [{locality: {zone: z}, lb_endpoints: [{endpoint: {hostname: h, health_check_config: {},
@@ -40,19 +40,39 @@ const CLUSTERS: &[&str] = &[
       '@type': type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, dns_failure_refresh_rate: {base_interval: 1s}}}}",
     "{name: c, type: STRICT_DNS, connect_timeout: 1s, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}",
     "{name: c, type: STATIC, http2_protocol_options: {}}",
+    "{name: c, type: STATIC, transport_socket_matches: [{name: a, transport_socket: {name: envoy.transport_sockets.raw_buffer}}],
+      transport_socket_matcher: {matcher_list: {matchers: [
+        {predicate: {single_predicate: {value_match: {exact: b}, input: {name: i, typed_config: {
+          '@type': type.googleapis.com/envoy.extensions.matching.common_inputs.transport_socket.v3.EndpointMetadataInput, filter: f, path: [{key: k}]}}}},
+         on_match: {action: {name: act, typed_config: {
+          '@type': type.googleapis.com/envoy.extensions.matching.common_inputs.transport_socket.v3.TransportSocketNameAction, name: a}}}},
+        {predicate: {single_predicate: {value_match: {exact: b}, input: {name: i, typed_config: {
+          '@type': type.googleapis.com/envoy.extensions.matching.common_inputs.transport_socket.v3.LocalityMetadataInput, filter: f, path: [{key: k}]}}}},
+         on_match: {action: {name: act, typed_config: {
+          '@type': type.googleapis.com/envoy.extensions.matching.common_inputs.transport_socket.v3.TransportSocketNameAction, name: x}}}}]}},
+      load_assignment: {cluster_name: c, endpoints: [{metadata: {filter_metadata: {a: {b: c}}}, lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}]}]}}",
     "{name: c, type: STATIC, outlier_detection: {}}",
+    "{name: c, type: STATIC, transport_socket: {name: p, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport,
+      config: {pass_through_tlvs: {match_type: INCLUDE, tlv_type: [3]}, added_tlvs: [{type: 4, value: YQ==}, {type: 5, format_string: {text_format: a}}]},
+      transport_socket: {name: envoy.transport_sockets.raw_buffer}}},
+      load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}},
+        metadata: {typed_filter_metadata: {envoy.transport_sockets.proxy_protocol: {
+          '@type': type.googleapis.com/envoy.config.core.v3.PerHostConfig, added_tlvs: [{type: 6, value: YQ==}]}}}}]}]}}",
     "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1,
       tls_options: {}, event_logger: [{name: e, typed_config: {
         '@type': type.googleapis.com/envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink, event_log_path: p}}],
       http_health_check: {path: /, method: POST, send: {text: '61'}, receive: [{text: '62'}],
         expected_statuses: [{start: 200, end: 300}], service_name_matcher: {exact: x}}}]}",
-    "{name: c, type: STATIC, health_checks: [{tcp_health_check: {send: {text: '61'}, receive: [{binary: YQ==}]}}]}",
+    "{name: c, type: STATIC, health_checks: [{tcp_health_check: {send: {text: '61'}, receive: [{binary: YQ==}], proxy_protocol_config: {}}}]}",
     "{name: c, type: STATIC, http2_protocol_options: {}, health_checks: [{grpc_health_check: {}}]}",
     "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.aggregate, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [a, b]}}}",
     "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig,
       dns_cache_config: {name: a, dns_cache_circuit_breaker: {}, dns_failure_refresh_rate: {base_interval: 2s, max_interval: 4s}}}}}",
+    "{name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {
+      '@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, sub_clusters_config: {dns_cluster_config: {}}}}}",
     "{name: c, lb_policy: CLUSTER_PROVIDED, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
       '@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http_protocol_options: {}}}},
       cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {

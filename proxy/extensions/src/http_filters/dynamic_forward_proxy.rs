@@ -5,6 +5,7 @@
 
 use crate::registry::HttpFilterEntry;
 use envoy_types::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as pb;
+use nuncio_base::timer;
 use nuncio_config::cluster::{Discovery, DnsCacheConfig};
 use nuncio_config::decode::Context;
 use nuncio_config::hcm::HttpFilterConfig;
@@ -15,14 +16,20 @@ use nuncio_http::local_reply::LocalReply;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_upstream::ClusterManager;
 use nuncio_upstream::dns_cache::{CachedHost, DYNAMIC_HOST, DYNAMIC_PORT, DnsCache, LookUp};
+use nuncio_upstream::sub_clusters::SubCluster;
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// The filter.
 struct DynamicForwardProxy {
     name: Arc<str>,
     clusters: Arc<ClusterManager>,
-    cache: Arc<DnsCache>,
+    /// None where the cluster has clusters of its own for names.
+    cache: Option<Arc<DnsCache>>,
+    /// How long a cluster for a name is waited for.
+    cluster_init_timeout: Duration,
     /// Filter state may name the host.
     from_filter_state: bool,
 }
@@ -64,7 +71,16 @@ impl HttpFilter for DynamicForwardProxy {
         let Some(authority) = state(DYNAMIC_HOST).or_else(|| view.request.str(&names::AUTHORITY)) else {
             return HeadersAction::Continue;
         };
-        match self.cache.look_up(authority, port.unwrap_or_else(|| cluster.default_port())) {
+        let port = port.unwrap_or_else(|| cluster.default_port());
+        if let Some(subs) = cluster.sub_clusters() {
+            return match subs.ask(authority, port) {
+                SubCluster::Ready => HeadersAction::Continue,
+                SubCluster::Overflow => refuse("Sub cluster overflow", "sub_cluster_overflow"),
+                SubCluster::Made(ready) => self.wait(ready),
+            };
+        }
+        let Some(cache) = &self.cache else { return HeadersAction::Continue };
+        match cache.look_up(authority, port) {
             LookUp::Known(host) => go_on(&host, view),
             LookUp::Asked(waiting) => HeadersAction::Wait(Box::pin(async move {
                 let host = waiting.answer().await;
@@ -81,6 +97,22 @@ impl HttpFilter for DynamicForwardProxy {
                 "dynamic_forward_proxy_pending_request_overflow",
             ),
         }
+    }
+}
+
+impl DynamicForwardProxy {
+    /// Waits until a cluster is visible.
+    fn wait(&self, ready: oneshot::Receiver<()>) -> HeadersAction {
+        let limit = self.cluster_init_timeout;
+        HeadersAction::Wait(Box::pin(async move {
+            let outcome = timer::timeout(limit, ready).await;
+            let resume: Resume = Box::new(move |_| match outcome {
+                Ok(Ok(())) => HeadersAction::Continue,
+                Ok(Err(_)) => refuse("Sub cluster overflow", "sub_cluster_overflow"),
+                Err(_) => refuse("Sub cluster warming timeout", "sub_cluster_warming_timeout"),
+            });
+            resume
+        }))
     }
 }
 
@@ -105,19 +137,28 @@ fn build(
     use pb::filter_config::ImplementationSpecifier as Kind;
     let message =
         <pb::FilterConfig as prost::Message>::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
-    let config = match &message.implementation_specifier {
-        Some(Kind::DnsCacheConfig(config)) => config,
-        // The support table refuses clusters for single hosts.
-        Some(Kind::SubClusterConfig(_)) | None => return Err("the filter needs a dns_cache_config".to_owned()),
-    };
-    let decoded = Context::default().run(|cx| Some(DnsCacheConfig::decode(cx, config)));
+    let mut cluster_init_timeout = Duration::from_secs(5);
+    let decoded = Context::default().run(|cx| {
+        Some(match &message.implementation_specifier {
+            Some(Kind::DnsCacheConfig(config)) => Some(DnsCacheConfig::decode(cx, config)),
+            Some(Kind::SubClusterConfig(config)) => {
+                if let Some(limit) = cx.duration("cluster_init_timeout", &config.cluster_init_timeout) {
+                    cluster_init_timeout = limit;
+                }
+                None
+            }
+            None => None,
+        })
+    });
     let decoded = decoded.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    let cache = decoded.map(|config| context.clusters.dns_cache(&config)).transpose()?;
     chain.push(
         filter.name.clone(),
         DynamicForwardProxy {
             name: filter.name.clone(),
             clusters: context.clusters.clone(),
-            cache: context.clusters.dns_cache(&decoded)?,
+            cache,
+            cluster_init_timeout,
             from_filter_state: message.allow_dynamic_host_from_filter_state,
         },
     );

@@ -1,3 +1,4 @@
-//! Network filters that end a chain.
+//! Network filters.
 
+pub mod sni_dynamic_forward_proxy;
 pub mod tcp_proxy;

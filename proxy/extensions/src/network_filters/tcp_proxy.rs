@@ -10,11 +10,13 @@
 
 mod tunnel;
 
+use super::sni_dynamic_forward_proxy::SniForwardProxy;
 use crate::on_demand::{ClusterAnswer, ClusterSource};
 use futures_util::future::LocalBoxFuture;
 use nuncio_base::stats::Registry;
 use nuncio_base::{clock, random, timer};
-use nuncio_config::tcp_proxy::TcpProxyConfig;
+use nuncio_config::proxy_protocol::Tlv;
+use nuncio_config::tcp_proxy::{TcpProxyConfig, TlvMerge};
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::codec::ResetReason;
 use nuncio_http::formatter::{AccessLogType, FormatContext};
@@ -24,6 +26,7 @@ use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, DetectedClos
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
 use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
+use nuncio_upstream::proxy_header::{Client, TlvWriter};
 use nuncio_upstream::{
     Cluster, ClusterManager, Host, LbContext, OutlierResult, PoolFailure, PooledStream, StreamOptions,
 };
@@ -82,6 +85,10 @@ pub struct TcpProxy {
     tunnel: Option<Tunnel>,
     /// Where clusters are asked for that are not there.
     on_demand: Option<Arc<dyn ClusterSource>>,
+    /// TLVs for upstream connections; None where there are none.
+    tlvs: Option<TlvWriter>,
+    /// Looks up what TLS names first.
+    names: Option<SniForwardProxy>,
 }
 
 /// The connection of a session towards its host.
@@ -94,17 +101,21 @@ impl TcpProxy {
     /// The filter for `config`; `logs` are those of its configuration.
     ///
     /// # Errors
-    /// What is wrong with `tunneling_config`.
+    /// What is wrong with `tunneling_config` or `proxy_protocol_tlvs`, and which it is.
     pub fn new(
         config: Arc<TcpProxyConfig>,
         clusters: Arc<ClusterManager>,
         stats: &Registry,
         logs: AccessLogs,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, (&'static str, String)> {
+        let tunnel = config.tunneling.as_ref().map(Tunnel::new).transpose();
+        let tlvs = TlvWriter::new(&config.added_tlvs);
         Ok(TcpProxy {
             stats: TcpProxyStats::new(stats, &format!("tcp.{}.", config.stat_prefix)),
             total_weight: config.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum(),
-            tunnel: config.tunneling.as_ref().map(Tunnel::new).transpose()?,
+            tunnel: tunnel.map_err(|message| ("tunneling_config", message))?,
+            tlvs: Some(tlvs.map_err(|message| ("proxy_protocol_tlvs", message))?).filter(|tlvs| !tlvs.is_empty()),
+            names: None,
             on_demand: None,
             config,
             clusters,
@@ -131,6 +142,12 @@ impl TcpProxy {
             }
         }
         self.clusters.cluster(name)
+    }
+
+    /// The same behind a filter that looks up hosts by the names that TLS brings.
+    pub fn with_names(mut self, names: Option<SniForwardProxy>) -> Self {
+        self.names = names;
+        self
     }
 
     /// The place of the cluster for one more connection, by weight.
@@ -190,9 +207,18 @@ impl TcpProxy {
     }
 
     async fn session(&self, connection: &mut Connection, info: &RefCell<StreamInfo>) {
+        if let Some(names) = &self.names
+            // Boxed: few proxies have it.
+            && !Box::pin(names.look_up(info)).await
+        {
+            connection.info.closed_locally.set(true);
+            reset_unread(connection);
+            return;
+        }
         let Some(upstream) = self.connect(connection, info).await else {
             connection.info.closed_locally.set(true);
             connection.info.local_close_reason.set(initialization_failure(info.borrow().flags));
+            reset_unread(connection);
             return;
         };
         if self.config.flush_access_log_on_connected {
@@ -361,12 +387,33 @@ impl TcpProxy {
         host: &Arc<Host>,
         info: &RefCell<StreamInfo>,
     ) -> Result<Upstream, PoolFailure> {
+        let connection = info.borrow().connection.clone();
+        let tlvs =
+            self.tlvs.as_ref().map(|own| self.merged(own.tlvs(&FormatContext::new(&info.borrow())), &connection));
+        let mut client = Client::of(&connection);
+        client.tlvs = tlvs.as_deref().unwrap_or(client.tlvs);
+        let options = StreamOptions { client: Some(client), ..StreamOptions::default() };
         match &self.tunnel {
-            None => tcp_connect(cluster, host, &StreamOptions::default()).await.map(Upstream::Tcp),
+            None => tcp_connect(cluster, host, &options).await.map(Upstream::Tcp),
             // Boxed: what opening needs would else be part of the session for all of its life.
             Some(tunnel) => {
-                let open = Box::pin(tunnel.open(cluster, host, info, self.config.idle_timeout));
+                let open = Box::pin(tunnel.open(cluster, host, info, &options, self.config.idle_timeout));
                 open.await.map(Upstream::Tunnel)
+            }
+        }
+    }
+
+    /// The TLVs of this filter together with those of the client's header.
+    fn merged(&self, own: Vec<Tlv>, connection: &ConnectionInfo) -> Vec<Tlv> {
+        let Some(header) = &connection.proxy_protocol else { return own };
+        let came = header.tlvs.iter();
+        match self.config.tlv_merge {
+            TlvMerge::AddIfAbsent => came.cloned().collect(),
+            TlvMerge::Append => came.cloned().chain(own).collect(),
+            TlvMerge::Overwrite => {
+                let others = came.filter(|(kind, _)| !own.iter().any(|(other, _)| other == kind)).cloned();
+                let others: Vec<Tlv> = others.collect();
+                own.into_iter().chain(others).collect()
             }
         }
     }
@@ -397,6 +444,13 @@ async fn until<T>(end: Option<impl Future<Output = ()>>, work: impl Future<Outpu
         Poll::Pending => end.as_mut().poll(cx).map(|()| None),
     })
     .await
+}
+
+/// What listener filters have looked at counts as unread: closing then resets the connection, as it would if they had not.
+fn reset_unread(connection: &Connection) {
+    if !connection.io.prefix().is_empty() {
+        connection.io.reset_on_close();
+    }
 }
 
 /// Notes why this side ends a session.
@@ -505,6 +559,8 @@ mod tests {
             stat_prefix: "t".into(),
             clusters: vec![("a".into(), 1)],
             metadata_match: Vec::new(),
+            added_tlvs: Default::default(),
+            tlv_merge: Default::default(),
             idle_timeout: None,
             max_downstream_connection_duration: None,
             max_connect_attempts: 1,

@@ -142,7 +142,7 @@ impl ProxyProtocol {
         info.proxy_protocol = Some(Box::new(ProxyProtocolInfo {
             version: header.version,
             metadata: metadata.collect(),
-            tlvs: header.tlvs.clone(),
+            tlvs: header.tlvs.iter().filter(|(kind, _)| self.config.pass_through.includes(*kind)).cloned().collect(),
         }));
     }
 }
@@ -261,6 +261,7 @@ fn parse_tlvs(mut rest: &[u8]) -> Option<Vec<(u8, Box<[u8]>)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nuncio_config::proxy_protocol::PassThroughTlvs;
 
     const V4: &[u8] = b"\x01\x02\x03\x04\x05\x06\x07\x08\x03\xe8\x00\x50";
 
@@ -336,10 +337,11 @@ mod tests {
     }
 
     #[test]
-    fn rules_keep_tlvs_as_metadata() {
+    fn rules_keep_tlvs_as_metadata_and_others_are_passed_on() {
         let registry = Registry::new(1, nuncio_base::stats::StatsConfig::default());
         let config = ProxyProtocolConfig {
             rules: vec![(5, "".into(), "unique_id".into())],
+            pass_through: PassThroughTlvs::Types([6][..].into()),
             stat_prefix: "p".into(),
             ..ProxyProtocolConfig::default()
         };
@@ -349,7 +351,7 @@ mod tests {
         let data = v2([0x21, 0x11], &[V4, b"\x05\x00\x02ab\x06\x00\x00"].concat());
         assert_eq!(filter.on_data(&data, &mut info), Verdict::Done { consume: data.len() - 5 });
         let found = info.proxy_protocol.expect("found");
-        assert_eq!(found.tlvs.len(), 2);
+        assert_eq!(found.tlvs, [(6, Box::default())]);
         assert_eq!(
             found.metadata,
             [ProxyProtocolMetadata { namespace: NAMESPACE.into(), key: "unique_id".into(), value: b"ab"[..].into() }]

@@ -8,6 +8,8 @@ use nuncio_base::stats::NameMatcher;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::listener::{ListenerConfig, ListenerFilterConfig, NetworkFilterConfig};
 use nuncio_config::paths::FieldPath;
+use nuncio_config::tcp_proxy::TcpProxyConfig;
+use nuncio_extensions::network_filters::sni_dynamic_forward_proxy::SniForwardProxy;
 use nuncio_extensions::network_filters::tcp_proxy::{TcpProxy, TcpProxyFactory};
 use nuncio_extensions::on_demand::ClusterSources as _;
 use nuncio_extensions::registry;
@@ -135,7 +137,7 @@ pub(crate) struct Place {
     pub(crate) buffer_limit: usize,
 }
 
-/// The factory of a filter chain. Network filters before the terminal one are not implemented yet.
+/// The factory of a filter chain. Of filters before the terminal one there is the one that looks up hosts by SNI.
 fn build_chain(
     chain: &nuncio_config::listener::FilterChainConfig,
     listener: &ListenerConfig,
@@ -150,15 +152,31 @@ fn build_chain(
     let place = Place { prefix: prefix.into(), buffer_limit: listener.per_connection_buffer_limit_bytes as usize };
     let mut factory: Option<Arc<dyn FilterChainFactory>> = None;
     let last = chain.filters.len().saturating_sub(1);
+    let mut names = None;
     for (i, filter) in chain.filters.iter().enumerate() {
-        if i != last && !matches!(filter, NetworkFilterConfig::Extension(_)) {
+        if let NetworkFilterConfig::SniForwardProxy(config) = filter
+            && matches!(chain.filters.get(i + 1), Some(NetworkFilterConfig::TcpProxy(_)))
+        {
+            match SniForwardProxy::new(config, &context.clusters) {
+                Ok(found) => names = Some(found),
+                Err(message) => {
+                    let path = FieldPath::parse(&chain.path).field("filters").index(i);
+                    errors.push(ConfigError::new(path, message));
+                }
+            }
+            continue;
+        }
+        if i != last && !matches!(filter, NetworkFilterConfig::Extension(_) | NetworkFilterConfig::SniForwardProxy(_)) {
             errors.push(ConfigError::new(
                 FieldPath::parse(&chain.path).field("filters").index(i),
                 "Error: terminal filter must be the last filter in a network filter chain.",
             ));
             continue;
         }
-        factory = network_filter(filter, &place, context, targets, errors);
+        factory = match filter {
+            NetworkFilterConfig::TcpProxy(config) => tcp_proxy(config, names.take(), context, errors),
+            _ => network_filter(filter, &place, context, targets, errors),
+        };
     }
     if chain.filters.is_empty() {
         // Envoy accepts such a chain and closes its connections.
@@ -185,26 +203,39 @@ pub(crate) fn network_filter(
                 hcm_builder::build(config, &place.prefix, context, targets, errors)?;
             Some(Arc::new(HttpFactory { hcm, buffer_limit: place.buffer_limit, routes, discovered: usages }))
         }
-        NetworkFilterConfig::TcpProxy(config) => {
-            let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
-            let source =
-                match config.on_demand.as_ref().map(|on_demand| context.on_demand.source(on_demand)).transpose() {
-                    Ok(source) => source,
-                    Err(message) => {
-                        let path = FieldPath::parse(&config.path).field("on_demand").field("odcds_config");
-                        errors.push(ConfigError::new(path, message));
-                        return None;
-                    }
-                };
-            match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
-                Ok(filter) => Some(Arc::new(TcpProxyFactory::new(filter.with_source(source)))),
-                Err(message) => {
-                    let path = FieldPath::parse(&config.path).field("tunneling_config");
-                    errors.push(ConfigError::new(path, message));
-                    None
-                }
-            }
+        NetworkFilterConfig::TcpProxy(config) => tcp_proxy(config, None, context, errors),
+        NetworkFilterConfig::SniForwardProxy(_) => {
+            errors.push(ConfigError::new(
+                FieldPath::root(),
+                "envoy.filters.network.sni_dynamic_forward_proxy is implemented before a TCP proxy only",
+            ));
+            None
         }
         NetworkFilterConfig::Discovered(filter) => discovered::network::build(filter, place, context, targets, errors),
+    }
+}
+
+/// A TCP proxy; `names` looks up what TLS names before.
+fn tcp_proxy(
+    config: &Arc<TcpProxyConfig>,
+    names: Option<SniForwardProxy>,
+    context: &Context,
+    errors: &mut Vec<ConfigError>,
+) -> Option<Arc<dyn FilterChainFactory>> {
+    let logs = hcm_builder::access_logs(&config.access_logs, context, errors);
+    let source = match config.on_demand.as_ref().map(|on_demand| context.on_demand.source(on_demand)).transpose() {
+        Ok(source) => source,
+        Err(message) => {
+            let path = FieldPath::parse(&config.path).field("on_demand").field("odcds_config");
+            errors.push(ConfigError::new(path, message));
+            return None;
+        }
+    };
+    match TcpProxy::new(config.clone(), context.clusters.clone(), &context.registry, logs) {
+        Ok(filter) => Some(Arc::new(TcpProxyFactory::new(filter.with_source(source).with_names(names)))),
+        Err((field, message)) => {
+            errors.push(ConfigError::new(FieldPath::parse(&config.path).field(field), message));
+            None
+        }
     }
 }

@@ -47,7 +47,8 @@ fn extensions() -> Vec<pb::Extension> {
         .chain(of("envoy.load_balancing_policies", registry::LOAD_BALANCING_POLICIES))
         .chain(of("envoy.clusters", registry::CLUSTERS))
         .chain(of("envoy.access_loggers", registry::ACCESS_LOGGERS))
-        .chain(of("envoy.transport_sockets.downstream", registry::TRANSPORT_SOCKETS));
+        .chain(of("envoy.transport_sockets.downstream", registry::DOWNSTREAM_TRANSPORT_SOCKETS))
+        .chain(of("envoy.transport_sockets.upstream", registry::UPSTREAM_TRANSPORT_SOCKETS));
     all.map(|(category, name, message)| pb::Extension {
         name: name.to_owned(),
         category: category.to_owned(),

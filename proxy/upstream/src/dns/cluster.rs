@@ -246,7 +246,7 @@ async fn refresh(
 /// Time until the next question after an answer.
 fn success_delay(dns: &DnsConfig, answer: &Answer, random: impl FnOnce(u64) -> u64) -> Duration {
     let use_ttl = dns.respect_ttl && !answer.addresses.is_empty() && !answer.ttl.is_zero();
-    let rate = if use_ttl { answer.ttl } else { dns.refresh_rate };
+    let rate = if use_ttl { answer.ttl.max(dns.min_refresh_rate) } else { dns.refresh_rate };
     rate + Duration::from_millis(random(dns.jitter.as_millis() as u64))
 }
 
@@ -271,6 +271,9 @@ mod tests {
         dns.jitter = Duration::from_millis(100);
         assert_eq!(success_delay(&dns, &answer(60), |bound| bound - 1), Duration::from_millis(60_099));
         assert_eq!(success_delay(&dns, &answer(0), |_| 0), Duration::from_secs(5));
+        dns.min_refresh_rate = Duration::from_secs(20);
+        assert_eq!(success_delay(&dns, &answer(60), |_| 0), Duration::from_secs(60));
+        assert_eq!(success_delay(&dns, &answer(7), |_| 0), Duration::from_secs(20));
     }
 
     #[test]

@@ -8,8 +8,8 @@ mod host;
 mod named;
 
 pub use host::CachedHost;
-pub(crate) use named::NamedTable;
 pub use named::{DYNAMIC_HOST, DYNAMIC_PORT};
+pub(crate) use named::{NamedTable, authority_of};
 
 use crate::cluster::Cluster;
 use crate::dns::{Resolver, Resolvers};
@@ -384,6 +384,12 @@ pub(crate) fn normalized(authority: &str, default_port: u16) -> Name {
 pub(crate) struct Name(SmallVec<[u8; 80]>);
 
 impl Name {
+    /// The same behind `prefix`.
+    pub(crate) fn prefixed(mut self, prefix: &str) -> Name {
+        self.0.insert_from_slice(0, prefix.as_bytes());
+        self
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         // Made of text and ASCII.
         std::str::from_utf8(&self.0).unwrap_or_default()

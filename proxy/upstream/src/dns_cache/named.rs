@@ -33,17 +33,8 @@ impl NamedTable {
 
     /// The host that the request asks for; None where it was not looked up, or fails its health checks.
     pub(crate) fn choose(&self, context: &LbContext<'_>) -> Option<Arc<Host>> {
-        let state = |name: &str| {
-            let state = context.info?.filter_state.as_ref()?;
-            state.iter().find(|(key, _)| **key == *name).map(|(_, text)| &**text)
-        };
-        let authority = match (state(DYNAMIC_HOST), context.headers) {
-            (Some(host), _) => host,
-            (None, Some(headers)) => headers.str(&names::AUTHORITY)?,
-            (None, None) => context.info?.connection.requested_server_name.as_deref()?,
-        };
-        let port = state(DYNAMIC_PORT).and_then(|port| port.parse().ok()).filter(|port| *port > 0);
-        let name = normalized(authority, port.unwrap_or(self.default_port));
+        let (authority, port) = authority_of(context, self.default_port)?;
+        let name = normalized(authority, port);
         let (host, cached) = self.hosts.get(name.as_str())?;
         if host.health() == Health::Unhealthy {
             return None;
@@ -51,6 +42,21 @@ impl NamedTable {
         cached.touch();
         Some(host.clone())
     }
+}
+
+/// The host that a request or connection names, and the port if the name has none.
+pub(crate) fn authority_of<'a>(context: &LbContext<'a>, default_port: u16) -> Option<(&'a str, u16)> {
+    let state = |name: &str| {
+        let state = context.info?.filter_state.as_ref()?;
+        state.iter().find(|(key, _)| **key == *name).map(|(_, text)| &**text)
+    };
+    let authority = match (state(DYNAMIC_HOST), context.headers) {
+        (Some(host), _) => host,
+        (None, Some(headers)) => headers.str(&names::AUTHORITY)?,
+        (None, None) => context.info?.connection.requested_server_name.as_deref()?,
+    };
+    let port = state(DYNAMIC_PORT).and_then(|port| port.parse().ok()).filter(|port| *port > 0);
+    Some((authority, port.unwrap_or(default_port)))
 }
 
 /// Gives `cluster` a host for each of `names` that has addresses. Hosts that stay keep their connections.

@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn lines_are_envoys() {
         let now = UNIX_EPOCH + Duration::from_millis(1_795_408_918_806);
-        let kind = HealthCheckKind::Tcp { send: bytes::Bytes::new(), receive: Vec::new() };
+        let kind = HealthCheckKind::Tcp { send: bytes::Bytes::new(), receive: Vec::new(), proxy_protocol: None };
         let host = host(7, 1, &Arc::default());
         let line = |event| line(event, &kind, "c", &host, now);
         let head = "{\"health_checker_type\":\"TCP\",\"host\":{\"socket_address\":{\"protocol\":\"TCP\",\

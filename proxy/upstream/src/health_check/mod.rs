@@ -382,7 +382,7 @@ pub(crate) mod testing {
     pub(crate) fn tcp_check() -> HealthCheckConfig {
         let second = Duration::from_secs(1);
         HealthCheckConfig {
-            kind: HealthCheckKind::Tcp { send: bytes::Bytes::new(), receive: Vec::new() },
+            kind: HealthCheckKind::Tcp { send: bytes::Bytes::new(), receive: Vec::new(), proxy_protocol: None },
             timeout: second,
             interval: second,
             initial_jitter: Duration::ZERO,

@@ -12,6 +12,7 @@ use crate::transport::{TransportOptions, find_match};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use nuncio_base::random;
 use nuncio_config::cluster::{HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
+use nuncio_config::listener::ProxyProtocolVersion;
 use nuncio_http::codec::h1::H1Client;
 use nuncio_http::codec::h2::{H2Client, H2Sender};
 use nuncio_http::codec::{ClientStream, Frame, Protocol};
@@ -22,6 +23,7 @@ use nuncio_http::matchers::string_matches;
 use nuncio_http::stream_info::StreamInfo;
 use nuncio_net::address::Address;
 use nuncio_net::connection::{ConnectionInfo, Io};
+use nuncio_net::proxy_protocol_header::{local_header, proxy_protocol_header};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -50,7 +52,8 @@ impl Drop for Driver {
 enum Connection {
     Http1(Box<H1Client<Io>>, Rc<ConnectionInfo>),
     Http2(H2Sender, Driver, Rc<ConnectionInfo>),
-    Tcp(Box<Io>),
+    /// With the PROXY header that goes before what each check sends.
+    Tcp(Box<Io>, Bytes),
 }
 
 /// Does the checks of one host.
@@ -81,14 +84,16 @@ impl Prober {
         let config = self.config.clone();
         match &config.kind {
             HealthCheckKind::Http(http) => self.http(cluster, http).await,
-            HealthCheckKind::Tcp { send, receive } => self.tcp(cluster, send, receive).await,
+            HealthCheckKind::Tcp { send, receive, proxy_protocol } => {
+                self.tcp(cluster, send, receive, *proxy_protocol).await
+            }
             HealthCheckKind::Grpc { service_name, authority, .. } => self.grpc(cluster, service_name, authority).await,
         }
     }
 
     /// Ends when the host closes the connection kept for further TCP checks: that is a failure too.
     pub(super) async fn closed(&mut self) {
-        let Some(Connection::Tcp(io)) = &mut self.connection else { return std::future::pending().await };
+        let Some(Connection::Tcp(io, _)) = &mut self.connection else { return std::future::pending().await };
         let mut buffer = [0; 512];
         while matches!(io.read(&mut buffer).await, Ok(count) if count > 0) {}
         self.connection = None;
@@ -114,7 +119,7 @@ impl Prober {
             None => self.host.transport_socket_match,
             Some(labels) => {
                 let metadata = serde_json::json!({"envoy.transport_socket_match": labels});
-                find_match(&cluster.config, Some(&metadata))
+                find_match(&cluster.config, Some(&metadata), None)
             }
         };
         let alpn: Vec<&[u8]> = self.config.check_alpn.iter().map(|name| &**name).collect();
@@ -178,7 +183,7 @@ impl Prober {
                 self.apply_rules(&mut headers, info, Protocol::Http2);
                 exchange(&mut sender.stream(), &headers, &http.payload, limit).await
             }
-            Connection::Tcp(_) => None,
+            Connection::Tcp(..) => None,
         };
         let Some(answer) = answer else { return CheckResult::NETWORK };
         let reusable = match &connection {
@@ -244,11 +249,25 @@ impl Prober {
         if passed { CheckResult::Success { degraded: false } } else { CheckResult::WRONG }
     }
 
-    async fn tcp(&mut self, cluster: &Cluster, send: &Bytes, receive: &[Bytes]) -> CheckResult {
-        let mut io = match self.connection.take() {
-            Some(Connection::Tcp(io)) => io,
+    async fn tcp(
+        &mut self,
+        cluster: &Cluster,
+        send: &Bytes,
+        receive: &[Bytes],
+        proxy_protocol: Option<ProxyProtocolVersion>,
+    ) -> CheckResult {
+        let (mut io, header) = match self.connection.take() {
+            Some(Connection::Tcp(io, header)) => (io, header),
             _ => match self.connect(cluster).await {
-                Some(connected) => Box::new(connected.io),
+                Some(connected) => {
+                    let (from, to) = (&connected.info.local_address, &connected.info.remote_address);
+                    let header = match proxy_protocol {
+                        None => Vec::new(),
+                        Some(ProxyProtocolVersion::V1) => proxy_protocol_header(ProxyProtocolVersion::V1, from, to),
+                        Some(ProxyProtocolVersion::V2) => local_header(),
+                    };
+                    (Box::new(connected.io), Bytes::from(header))
+                }
                 None => return CheckResult::NETWORK,
             },
         };
@@ -257,7 +276,8 @@ impl Prober {
             io.reset_on_close();
             return CheckResult::Success { degraded: false };
         }
-        if io.write_all(send).await.is_err() || io.flush().await.is_err() {
+        let request: [&[u8]; 2] = [&header, send];
+        if io.write_all(&request.concat()).await.is_err() || io.flush().await.is_err() {
             return CheckResult::NETWORK;
         }
         let mut answer = BytesMut::new();
@@ -268,7 +288,7 @@ impl Prober {
             }
         }
         if self.config.reuse_connection {
-            self.connection = Some(Connection::Tcp(io));
+            self.connection = Some(Connection::Tcp(io, header));
         } else {
             io.reset_on_close();
         }

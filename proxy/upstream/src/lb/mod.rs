@@ -22,6 +22,7 @@ use crate::host::{Health, Host, now_ms};
 use crate::host_set::{Grouping, HostSet, LocalityHosts, PrioritySet};
 use crate::original_dst::{DestinationTable, Destinations, Made};
 use crate::stats::ClusterStats;
+use crate::sub_clusters::SubClusters;
 use bounded::Bounds;
 use edf::EdfScheduler;
 use nuncio_base::random;
@@ -92,6 +93,8 @@ enum Policy {
     OriginalDst(DestinationTable),
     /// The request names its host.
     Named(NamedTable),
+    /// The same, with a cluster for each name; and the port of names that have none.
+    SubClusters(Arc<SubClusters>, u16),
     /// Members pick.
     Aggregate(aggregate::Row),
     /// By priority.
@@ -246,6 +249,16 @@ impl LbTables {
     /// The tables of a dynamic forward proxy's cluster.
     pub(crate) fn named(cache: &DnsCache, set: &PrioritySet, default_port: u16) -> Self {
         Self::by_request(Policy::Named(NamedTable::new(cache, set, default_port)), set)
+    }
+
+    /// The tables of a dynamic forward proxy with a cluster for each name.
+    pub(crate) fn sub_clusters(subs: Arc<SubClusters>, set: &PrioritySet, default_port: u16) -> Self {
+        Self::by_request(Policy::SubClusters(subs, default_port), set)
+    }
+
+    /// Whether picks can be made ahead: they depend neither on requests nor on what hosts do meanwhile.
+    pub(crate) fn picks_in_turn(&self) -> bool {
+        matches!(self.policy, Policy::RoundRobin | Policy::Random) && self.overrides.is_none() && self.subsets.is_none()
     }
 
     fn by_request(policy: Policy, set: &PrioritySet) -> Self {
@@ -435,6 +448,7 @@ impl WorkerLb {
             Policy::Aggregate(row) => return row.choose(context.priority_load.unwrap_or(&tables.load), context),
             Policy::OriginalDst(table) => return table.choose(&mut self.made, context, stats),
             Policy::Named(table) => return table.choose(context),
+            Policy::SubClusters(subs, default_port) => return subs.choose(context, *default_port),
             _ => {}
         }
         let mut attempt = 0;

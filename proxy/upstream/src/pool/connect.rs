@@ -7,10 +7,13 @@ use crate::stats::ClusterStats;
 use crate::transport::TransportOptions;
 use nuncio_base::clock;
 use nuncio_base::timer;
+use nuncio_config::cluster::HappyEyeballs;
+use nuncio_config::listener::IpVersion;
 use nuncio_http::codec::ResetReason;
 use nuncio_net::address::Address;
 use nuncio_net::connection::{ByteStats, ConnectionInfo, Io, Plain};
 use nuncio_net::socket::{self, ConnectError};
+use smallvec::SmallVec;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -58,8 +61,28 @@ async fn attempt(
     options: &TransportOptions,
     alpn: Option<&[&[u8]]>,
 ) -> Result<Connected, ConnectFailure> {
-    let target = Target { addresses: &host.connect_addresses(), socket_match: host.transport_socket_match };
+    let mut addresses = host.connect_addresses();
+    in_turn(&mut addresses, cluster.config.happy_eyeballs);
+    let target = Target { addresses: &addresses, socket_match: host.transport_socket_match };
     open(cluster, host, &target, options, alpn).await
+}
+
+/// Puts addresses of both IP versions in the order of RFC 8305: some of the first version, one of the other, and so on.
+fn in_turn(addresses: &mut SmallVec<[Address; 2]>, order: HappyEyeballs) {
+    let version = |address: &Address| address.ip().map(|ip| ip.is_ipv4());
+    let [first, rest @ ..] = &**addresses else { return };
+    // Other addresses than IP stand alone.
+    let Some(v4) = version(first) else { return };
+    if order.first.is_none() && rest.iter().all(|address| version(address) == Some(v4)) {
+        return;
+    }
+    let v4 = order.first.map_or(v4, |first| first == IpVersion::V4);
+    let (preferred, other): (Vec<_>, Vec<_>) = addresses.drain(..).partition(|address| version(address) == Some(v4));
+    let (mut preferred, mut other) = (preferred.into_iter(), other.into_iter());
+    while preferred.len() + other.len() > 0 {
+        addresses.extend(preferred.by_ref().take(order.count.max(1) as usize));
+        addresses.extend(other.next());
+    }
 }
 
 /// Where a connection goes.
@@ -297,5 +320,35 @@ impl Drop for CountedPending {
         self.cluster.stats.upstream_rq_pending_active().dec();
         self.host.stats.rq_pending_active.fetch_sub(1, Relaxed);
         self.cluster.resource_manager(self.priority).dec(Resource::PendingRequests);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_versions_take_turns() {
+        let ordered = |text: &str, first, count| {
+            let address = |name: &str| {
+                let ip = if name.starts_with('6') { "[::1]" } else { "127.0.0.1" };
+                Address::Ip(format!("{ip}:{}", &name[1..]).parse().expect("an address"))
+            };
+            let mut addresses = text.split(' ').map(address).collect();
+            in_turn(&mut addresses, HappyEyeballs { first, count });
+            let name = |address: &Address| {
+                let version = if address.ip().is_some_and(|ip| ip.is_ipv6()) { 6 } else { 4 };
+                format!("{version}{}", address.port().unwrap_or_default())
+            };
+            addresses.iter().map(name).collect::<Vec<_>>().join(" ")
+        };
+        let (v4, v6) = (Some(IpVersion::V4), Some(IpVersion::V6));
+        assert_eq!(ordered("41 42 63 44 65", None, 1), "41 63 42 65 44");
+        assert_eq!(ordered("61 62 43 44", None, 1), "61 43 62 44");
+        assert_eq!(ordered("61 42 63 44", v4, 1), "42 61 44 63");
+        assert_eq!(ordered("61 42 63 44", v4, 2), "42 44 61 63");
+        assert_eq!(ordered("61 62 63 64 45 46", v6, 3), "61 62 63 45 64 46");
+        assert_eq!(ordered("41 42 43", v6, 1), "41 42 43");
+        assert_eq!(ordered("41", v6, 1), "41");
     }
 }

@@ -22,6 +22,7 @@ use crate::transport::TransportOptions;
 use nuncio_base::clock;
 use nuncio_base::timer;
 use nuncio_http::codec::{ResetReason, h1, h2};
+use nuncio_http::matchers::metadata_matches;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -83,6 +84,22 @@ struct Inner {
     timed: bool,
     /// Whether HTTP/1 was agreed upon last; for pools that choose by ALPN.
     seen_http1: bool,
+}
+
+/// Streams of a pool or of several, and those that their connections have room for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Demand {
+    /// That wait or are active.
+    pub(super) streams: u64,
+    /// That there is room for, those that are active included.
+    pub(super) capacity: u64,
+}
+
+impl Demand {
+    /// Whether `ratio` thousandths of the streams are more than there is room for.
+    pub(super) fn exceeds(self, ratio: u32) -> bool {
+        self.streams * u64::from(ratio) > self.capacity * 1000
+    }
 }
 
 /// A request that waits for a connection.
@@ -151,7 +168,7 @@ impl HttpPool {
     pub(super) fn ready_stream(self: &Rc<Self>) -> Option<Result<PooledStream, PoolFailure>> {
         let ready = self.take_ready()?;
         let result = self.attach(ready);
-        if self.cluster.config.per_upstream_preconnect_ratio > 1000 {
+        if self.cluster.config.preconnect.per_upstream_ratio > 1000 {
             self.create_connections();
         }
         Some(result)
@@ -309,27 +326,52 @@ impl HttpPool {
     fn create_connections(self: &Rc<Self>) {
         // The number per call is bounded as in Envoy, for the sake of preconnecting.
         for _ in 0..3 {
-            if !self.create_connection() {
+            if !self.create_connection(None) {
                 return;
             }
         }
     }
 
-    fn create_connection(self: &Rc<Self>) -> bool {
-        let (wanted, none) = {
+    /// Opens a connection for a stream that is expected here, by the cluster's `ratio` (in thousandths). False where it
+    /// has enough.
+    pub(super) fn preconnect(self: &Rc<Self>, ratio: u32) -> bool {
+        self.create_connection(Some(ratio))
+    }
+
+    /// What it has and what it wants.
+    pub(super) fn demand(&self) -> Demand {
+        let inner = self.inner.borrow();
+        let free = inner.idle.len() as u64 + inner.multiplexed.iter().map(|connection| connection.free()).sum::<u64>();
+        Demand {
+            streams: inner.pending.len() as u64 + u64::from(inner.active_streams),
+            capacity: inner.connecting_capacity + free + u64::from(inner.active_streams),
+        }
+    }
+
+    /// Whether connections may be opened before they are needed.
+    fn may_preconnect(&self) -> bool {
+        let matcher = self.cluster.config.preconnect.enabled_metadata.as_deref();
+        let matches = |matcher| {
+            let metadata = self.host.metadata();
+            metadata_matches(matcher, metadata.as_deref().and_then(serde_json::Value::as_object))
+        };
+        self.host.health() == Health::Healthy && matcher.is_none_or(matches)
+    }
+
+    /// `anticipated`: one more stream is expected, with this ratio in place of the host's.
+    fn create_connection(self: &Rc<Self>, anticipated: Option<u32>) -> bool {
+        let ratio = anticipated.unwrap_or(self.cluster.config.preconnect.per_upstream_ratio);
+        let wanted = if ratio > 1000 && self.may_preconnect() {
+            let mut demand = self.demand();
+            demand.streams += u64::from(anticipated.is_some());
+            demand.exceeds(ratio)
+        } else {
             let inner = self.inner.borrow();
-            let (pending, active) = (inner.pending.len() as u64, u64::from(inner.active_streams));
-            let ratio = u64::from(self.cluster.config.per_upstream_preconnect_ratio);
-            let wanted = if ratio > 1000 && self.host.health() == Health::Healthy {
-                let free =
-                    inner.idle.len() as u64 + inner.multiplexed.iter().map(|connection| connection.free()).sum::<u64>();
-                (pending + active) * ratio > (inner.connecting_capacity + free + active) * 1000
-            } else {
-                pending > inner.connecting_capacity
-            };
-            let none =
-                inner.idle.is_empty() && inner.busy == 0 && inner.multiplexed.is_empty() && inner.connecting == 0;
-            (wanted, none)
+            inner.pending.len() as u64 > inner.connecting_capacity
+        };
+        let none = {
+            let inner = self.inner.borrow();
+            inner.idle.is_empty() && inner.busy == 0 && inner.multiplexed.is_empty() && inner.connecting == 0
         };
         if !wanted {
             return false;

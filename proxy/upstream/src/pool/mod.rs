@@ -19,10 +19,11 @@ pub use tcp::{TcpUpstream, raw_stream, tcp_connect, tcp_connect_with};
 use crate::circuit_breakers::{Resource, ResourcePriority};
 use crate::cluster::Cluster;
 use crate::host::Host;
+use crate::proxy_header::Client;
 use crate::transport::{TransportOptions, sni_of};
 use crate::worker;
 pub(crate) use http::Codecs;
-use http::{HttpPool, PoolProtocol};
+use http::{Demand, HttpPool, PoolProtocol};
 use nuncio_base::random;
 use nuncio_config::cluster::{UpstreamHttpOptions, UpstreamProtocol};
 use nuncio_http::codec::h1::parse::Limits;
@@ -56,6 +57,8 @@ pub struct StreamOptions<'a> {
     /// Id of the downstream connection; it has pools of its own where the cluster asks for that
     /// (`connection_pool_per_downstream_connection`).
     pub downstream_connection: u64,
+    /// For whom it is, where upstream connections may tell that.
+    pub client: Option<Client<'a>>,
 }
 
 /// No stream could be had.
@@ -204,6 +207,9 @@ pub async fn http_stream(
     options: &StreamOptions<'_>,
 ) -> Result<PooledStream, PoolFailure> {
     let wait = {
+        if cluster.config.preconnect.predictive_ratio > 1000 {
+            preconnect(cluster, options);
+        }
         let pool = pool_of(&cluster.serving(host), host, options)?;
         if let Some(result) = pool.ready_stream() {
             return result;
@@ -211,6 +217,27 @@ pub async fn http_stream(
         pool.wait()?
     };
     wait.await
+}
+
+/// Opens connections to the hosts that are picked next, for streams that are expected to follow the one that comes now.
+fn preconnect(cluster: &Arc<Cluster>, options: &StreamOptions<'_>) {
+    let ratio = cluster.config.preconnect.predictive_ratio;
+    // The number per stream is bounded as in Envoy.
+    for _ in 0..3 {
+        let mut demand = Demand { streams: 1, capacity: 0 };
+        for pool in worker::of(cluster).pools.map.borrow().values() {
+            let own = pool.demand();
+            demand.streams += own.streams;
+            demand.capacity += own.capacity;
+        }
+        if !demand.exceeds(ratio) {
+            return;
+        }
+        let next = worker::peek_host(cluster).and_then(|host| pool_of(cluster, &host, options).ok());
+        if !next.is_some_and(|pool| pool.preconnect(ratio)) {
+            return;
+        }
+    }
 }
 
 /// What tells the pools of a cluster apart.
@@ -248,17 +275,28 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
     let own_pool = cluster.config.connection_pool_per_downstream_connection;
     let downstream = if own_pool { options.downstream_connection } else { 0 };
     let mut key = PoolKey { host: host.id, priority: options.priority, protocol, options: 0, downstream };
-    if let Some(name) = server_name {
+    let client = options.client.filter(|_| cluster.transport.tells_of_clients(host));
+    if server_name.is_some() || client.is_some() {
         let mut hasher = FxHasher::default();
-        name.hash(&mut hasher);
+        server_name.hash(&mut hasher);
+        if let Some(client) = &client {
+            client.hash(&mut hasher);
+        }
         key.options = hasher.finish() | 1;
     }
+    let fits = |options: &TransportOptions| {
+        options.server_name.as_deref() == server_name
+            && match (&client, &options.client) {
+                (Some(client), Some(told)) => client.is(told),
+                (client, told) => client.is_none() && told.is_none(),
+            }
+    };
     let own = worker::of(cluster);
     let map = own.pools.map.borrow();
     loop {
         match map.get(&key) {
-            Some(pool) if pool.options.server_name.as_deref() == server_name => return Ok(pool.clone()),
-            // Another name with the same hash: a client may look for such, so never share.
+            Some(pool) if fits(&pool.options) => return Ok(pool.clone()),
+            // Other options with the same hash: a client may look for such, so never share.
             Some(_) => key.options = key.options.wrapping_add(2),
             None => break,
         }
@@ -273,7 +311,10 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
         return Err(PoolFailure::overflow(None));
     }
     worker::register(&cluster.workers);
-    let transport = TransportOptions { server_name: server_name.map(Into::into) };
+    let transport = TransportOptions {
+        server_name: server_name.map(Into::into),
+        client: client.map(|client| Box::new(client.to_owned())),
+    };
     let codecs = own.pools.codecs.get_or_init(|| codecs(cluster)).clone();
     let pool = HttpPool::new(cluster, host, options.priority, protocol, transport, key, codecs);
     if cluster.is_removed() {

@@ -93,8 +93,10 @@ pub async fn tcp_connect_with(
     }
     let mut pending = Pending { counted: Some(CountedPending::new(cluster, host, options.priority)), cluster };
     let mut counted = CountedConnection::new(cluster, host, options.priority);
+    let client = options.client.filter(|_| cluster.transport.tells_of_clients(host));
+    let transport = TransportOptions { server_name: None, client: client.map(|client| Box::new(client.to_owned())) };
     // Boxed: what connecting needs would else be part of the session for all of its life.
-    match Box::pin(connect::connect(cluster, host, &TransportOptions::default(), alpn)).await {
+    match Box::pin(connect::connect(cluster, host, &transport, alpn)).await {
         Ok(connected) => {
             counted.connected(&connected.info);
             pending.counted = None;

@@ -514,7 +514,7 @@ async fn preconnecting_counts_what_connections_have_free() {
     let (listener, address) = listen().await;
     run(async {
         answer_all(listener);
-        let setup = Setup::new(&[address], |config| config.per_upstream_preconnect_ratio = 1500);
+        let setup = Setup::new(&[address], |config| config.preconnect.per_upstream_ratio = 1500);
         for _ in 0..8 {
             let mut stream = setup.stream().await.expect("a stream");
             exchange(&mut stream).await.expect("an answer");

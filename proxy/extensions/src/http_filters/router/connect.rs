@@ -11,6 +11,7 @@ use nuncio_http::headers::HeaderValue;
 use nuncio_http::headers::names;
 use nuncio_http::route::rewrite::update_authority;
 use nuncio_net::proxy_protocol_header::proxy_protocol_header;
+use nuncio_upstream::proxy_header::Client;
 use nuncio_upstream::{Cluster, Host, LbContext, PoolFailure, PooledStream, StreamOptions, http_stream, raw_stream};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -78,11 +79,14 @@ pub(crate) async fn connect(
 ) -> Result<PooledStream, Outcome> {
     let named = stream.request.get(request.cluster.auto_sni_header()).filter(|value| !value.as_bytes().is_empty());
     let authority = named.or_else(|| stream.request.get(&names::AUTHORITY)).cloned();
+    let connection = stream.connection.info.clone();
+    let told = stream.connection.hcm.config.add_proxy_protocol_connection_state || connection.proxy_protocol.is_some();
     let options = StreamOptions {
         priority: request.priority,
         downstream_protocol: Some(stream.protocol()),
         authority: authority.as_ref().and_then(HeaderValue::to_str),
-        downstream_connection: stream.connection.info.id,
+        downstream_connection: connection.id,
+        client: told.then(|| Client::of(&connection)),
     };
     let cluster = request.cluster.clone();
     let tunnel = tunnel(stream, request);

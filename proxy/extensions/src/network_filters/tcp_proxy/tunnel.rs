@@ -76,10 +76,11 @@ impl Tunnel {
         cluster: &Arc<Cluster>,
         host: &Arc<Host>,
         info: &RefCell<StreamInfo>,
+        options: &StreamOptions<'_>,
         idle: Option<Duration>,
     ) -> Result<PooledStream, PoolFailure> {
         let failed = |reason| PoolFailure { reason, transport_failure_reason: None, host: Some(host.clone()) };
-        let mut upstream = Box::pin(http_stream(cluster, host, &StreamOptions::default())).await?;
+        let mut upstream = Box::pin(http_stream(cluster, host, options)).await?;
         let head = self.request(&info.borrow(), upstream.connection().is_tls());
         let Some(head) = head else {
             upstream.reset(ResetReason::LocalReset);
