@@ -2,7 +2,7 @@
 //!
 //! They are not part of the repository: `CORPORA` names the folder with `resources/`, where there is one.
 
-use super::decode::tests::{resource, server};
+use super::decode::tests::{resource, server_of};
 use super::decode::{Decoder, fingerprint, text};
 use crate::init::InitTargets;
 use crate::server::Server;
@@ -75,7 +75,15 @@ fn real_resources_are_taken_or_refused_for_an_extension_that_is_named() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     let (_runtime, _local) = (runtime.enter(), local.enter());
-    let server = server(&[]);
+    let server = server_of(
+        "node: {id: a, cluster: b}\n\
+         dynamic_resources: {ads_config: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: ads}}]}}\n\
+         static_resources: {clusters: [{name: ads, typed_extension_protocol_options: \
+         {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': \
+         type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+         explicit_http_config: {http2_protocol_options: {}}}}}]}\n",
+        &[],
+    );
     let decoder = Decoder::new(&server);
     let (mut accepted, mut refused) = (0, Vec::new());
     let mut not_yet: BTreeMap<String, usize> = BTreeMap::new();

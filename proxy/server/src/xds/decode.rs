@@ -201,6 +201,11 @@ pub(super) mod tests {
     pub(in crate::xds) fn server(flags: &[&str]) -> Arc<Server> {
         let config = "node: {id: a, cluster: b}\n\
                       dynamic_resources: {cds_config: {path_config_source: {path: /dev/null}}}\n";
+        server_of(config, flags)
+    }
+
+    /// The same with a bootstrap of its own.
+    pub(in crate::xds) fn server_of(config: &str, flags: &[&str]) -> Arc<Server> {
         let args = ["nuncio", "--config-yaml", config, "--concurrency", "1", "-l", "error"];
         let args = args.iter().chain(flags).map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
         let options = Options::parse_args(args).unwrap_or_else(|(text, _)| panic!("{text}"));
