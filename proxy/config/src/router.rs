@@ -1,7 +1,7 @@
 //! The router filter's configuration (`envoy.extensions.filters.http.router.v3`).
 
 use crate::access_log::AccessLogConfig;
-use crate::decode::{Context, bool_value};
+use crate::decode::Context;
 use crate::hcm::HttpFilterConfig;
 use crate::hcm::decode::{ROUTER_UPSTREAM, http_filters};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3 as pb;
@@ -10,8 +10,6 @@ use std::time::Duration;
 /// `Router`.
 #[derive(Debug, Clone)]
 pub struct RouterConfig {
-    /// Counts by response code are kept; default true.
-    pub dynamic_stats: bool,
     /// `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
@@ -46,7 +44,6 @@ pub enum StrictHeader {
 impl Default for RouterConfig {
     fn default() -> Self {
         RouterConfig {
-            dynamic_stats: true,
             suppress_envoy_headers: false,
             respect_expected_rq_timeout: false,
             strict_check_headers: Vec::new(),
@@ -63,7 +60,6 @@ impl RouterConfig {
     pub fn decode(cx: &mut Context, message: &pb::Router) -> Option<Self> {
         let options = message.upstream_log_options.as_ref();
         Some(RouterConfig {
-            dynamic_stats: bool_value(&message.dynamic_stats).unwrap_or(true),
             suppress_envoy_headers: message.suppress_envoy_headers,
             respect_expected_rq_timeout: message.respect_expected_rq_timeout,
             strict_check_headers: message.strict_check_headers.iter().filter_map(|name| strict_header(name)).collect(),
@@ -133,6 +129,31 @@ mod tests {
             [
                 "upstream_http_filters[0]: Error: terminal filter named c of type envoy.filters.http.upstream_codec must \
               be the last filter in a router upstream http filter chain."
+            ]
+        );
+    }
+
+    #[test]
+    fn filters_towards_upstreams_are_not_fetched_yet() {
+        use envoy_types::pb::envoy::config::core::v3::{ConfigSource, ExtensionConfigSource, config_source};
+        let ads = config_source::ConfigSourceSpecifier::Ads(Default::default());
+        let source = ExtensionConfigSource {
+            config_source: Some(ConfigSource { config_source_specifier: Some(ads), ..Default::default() }),
+            type_urls: vec!["envoy.extensions.filters.http.header_mutation.v3.HeaderMutation".into()],
+            ..Default::default()
+        };
+        let fetched = manager::HttpFilter {
+            name: "m".into(),
+            config_type: Some(manager::http_filter::ConfigType::ConfigDiscovery(source)),
+            ..Default::default()
+        };
+        let filters = vec![fetched, filter("c", "upstream_codec.v3.UpstreamCodec")];
+        let message = pb::Router { upstream_http_filters: filters, ..Default::default() };
+        assert_eq!(
+            errors(Context::default().run(|cx| RouterConfig::decode(cx, &message))),
+            [
+                "upstream_http_filters[0].config_discovery: envoy.config.core.v3.ExtensionConfigSource of an upstream HTTP \
+              filter is not implemented yet: give its typed_config"
             ]
         );
     }

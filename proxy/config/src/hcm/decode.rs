@@ -393,7 +393,13 @@ pub(crate) fn http_filters(
         let filter = http_filter(cx, message);
         let position = index;
         index += 1;
-        if position == last && message.disabled {
+        if filter.config_discovery.is_some() && matches!(kind, ROUTER_UPSTREAM | CLUSTER_UPSTREAM) {
+            cx.error_at(
+                "config_discovery",
+                "envoy.config.core.v3.ExtensionConfigSource of an upstream HTTP filter is not implemented yet: give its \
+                 typed_config",
+            );
+        } else if position == last && message.disabled {
             cx.error(format!(
                 "Error: the last (terminal) filter ({}) in the chain cannot be disabled by default.",
                 message.name
