@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::http::router::v3 as pb;
 use std::time::Duration;
 
 /// `Router`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
     /// `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
@@ -39,20 +39,6 @@ pub enum StrictHeader {
     RetryOn,
     /// `x-envoy-retry-grpc-on`
     RetryGrpcOn,
-}
-
-impl Default for RouterConfig {
-    fn default() -> Self {
-        RouterConfig {
-            suppress_envoy_headers: false,
-            respect_expected_rq_timeout: false,
-            strict_check_headers: Vec::new(),
-            upstream_http_filters: Vec::new(),
-            upstream_logs: Vec::new(),
-            log_on_upstream_stream: false,
-            log_interval: None,
-        }
-    }
 }
 
 impl RouterConfig {
