@@ -11,7 +11,7 @@
 //! Six levels of 64 slots, a millisecond to two years; an entry sits on the level of the highest bit in which its
 //! deadline differs from the wheel's time, and falls one level or more when its slot comes up.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -29,6 +29,7 @@ const SLOT_BITS: u32 = 6;
 /// Longest delay that the wheel holds, in ticks of a millisecond (34 years would need one level more).
 const MAX_TICKS: u64 = (1 << (SLOT_BITS * LEVELS as u32)) - 1;
 const NONE: u32 = u32::MAX;
+const NANOS_PER_TICK: u64 = 1_000_000;
 
 thread_local! {
     static WHEEL: RefCell<Wheel> = RefCell::new(Wheel::new());
@@ -54,12 +55,13 @@ pub fn start() {
 /// [`Elapsed`] when the time ran out first; the future is dropped then.
 pub async fn timeout<F: Future>(delay: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = std::pin::pin!(future);
-    let mut sleep = sleep(delay);
+    // Most are ready at once, and then no deadline is needed.
+    let mut timer = None;
     std::future::poll_fn(move |context| {
         if let Poll::Ready(output) = future.as_mut().poll(context) {
             return Poll::Ready(Ok(output));
         }
-        Pin::new(&mut sleep).poll(context).map(|()| Err(Elapsed))
+        Pin::new(timer.get_or_insert_with(|| sleep(delay))).poll(context).map(|()| Err(Elapsed))
     })
     .await
 }
@@ -141,6 +143,10 @@ fn deadline_tick(delay: Duration) -> u64 {
     WHEEL.with_borrow(|wheel| wheel.deadline_tick(delay))
 }
 
+fn nanos_of(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
+}
+
 /// Not linked: the deadline has passed.
 const FIRED: u16 = u16::MAX;
 
@@ -155,6 +161,8 @@ struct Entry {
 
 struct Wheel {
     start: Instant,
+    /// The last reading of the clock, and what it is in nanoseconds since the start.
+    reading: Cell<(Instant, u64)>,
     /// Every tick up to this one has been handled.
     now: u64,
     entries: Slab<Entry>,
@@ -172,8 +180,10 @@ enum DriverState {
 
 impl Wheel {
     fn new() -> Self {
+        let start = Instant::now();
         Self {
-            start: Instant::now(),
+            start,
+            reading: Cell::new((start, 0)),
             now: 0,
             entries: Slab::new(),
             heads: [NONE; LEVELS * SLOTS],
@@ -185,17 +195,29 @@ impl Wheel {
 
     /// Whole milliseconds since the wheel's start.
     fn current_tick(&self) -> u64 {
-        clock::now().saturating_duration_since(self.start).as_millis() as u64
+        self.nanos() / NANOS_PER_TICK
+    }
+
+    /// Nanoseconds since the wheel's start (584 years at most). Several timers of a request ask within one reading of the
+    /// clock.
+    fn nanos(&self) -> u64 {
+        let now = clock::now();
+        let (at, nanos) = self.reading.get();
+        if at == now {
+            return nanos;
+        }
+        let nanos = nanos_of(now.saturating_duration_since(self.start));
+        self.reading.set((now, nanos));
+        nanos
     }
 
     fn deadline_tick(&self, delay: Duration) -> u64 {
-        let at = clock::now().saturating_duration_since(self.start).saturating_add(delay);
-        // Without a division of 128 bits: this runs several times for each request.
-        let ticks = at.as_secs().saturating_mul(1000).saturating_add(at.subsec_nanos().div_ceil(1_000_000).into());
-        let millis = delay.as_secs().saturating_mul(1000).saturating_add(delay.subsec_millis().into());
-        // At most 1/128 of the delay, so that the deadlines of many requests share slots.
+        let delay = nanos_of(delay);
+        let ticks = self.nanos().saturating_add(delay).div_ceil(NANOS_PER_TICK);
+        let millis = delay / NANOS_PER_TICK;
+        // At most 1/128 of the delay, so that the deadlines of many requests share slots. A power of two.
         let grain = if millis < 100 { 1 } else { 1u64 << (millis / 128).max(1).ilog2() };
-        ticks.checked_next_multiple_of(grain).unwrap_or(u64::MAX)
+        ticks.saturating_add(grain - 1) & !(grain - 1)
     }
 
     fn insert(&mut self, deadline: u64, waker: Waker) -> u32 {
@@ -324,7 +346,9 @@ impl Wheel {
         }
         if self.entries.is_empty() {
             // A new runtime on this thread may have another (paused) clock.
-            (self.start, self.now) = (self.start.min(Instant::now()), self.now.min(self.current_tick()));
+            self.start = self.start.min(Instant::now());
+            self.reading.set((self.start, 0));
+            self.now = self.now.min(self.current_tick());
         }
         self.driver = DriverState::Running(None);
         self.armed = None;

@@ -170,8 +170,9 @@ impl<'a> ActiveStream<'a> {
         stream
     }
 
-    /// Serves the stream to its end and logs it.
-    pub(crate) async fn run(mut self, malformed: Option<StreamError>) {
+    /// Serves the stream to its end and logs it. By reference, as its like below: a future that takes `self` holds it twice,
+    /// and a stream is large.
+    pub(crate) async fn run(&mut self, malformed: Option<StreamError>) {
         match malformed {
             Some(error) => self.answer_malformed(&error),
             None => loop {
@@ -187,19 +188,19 @@ impl<'a> ActiveStream<'a> {
     }
 
     /// Ends a stream whose head did not arrive before one of its timers fired.
-    pub(crate) async fn run_aborted(mut self, abort: Abort) {
+    pub(crate) async fn run_aborted(&mut self, abort: Abort) {
         self.abort = Some(abort);
         self.finish().await;
     }
 
     /// Answers a head that did not arrive in time.
-    pub(crate) async fn run_header_timeout(mut self) {
+    pub(crate) async fn run_header_timeout(&mut self) {
         self.local_reply(LocalReply::new(408, "request header timeout", "request_header_timeout").close());
         self.finish().await;
     }
 
     /// Logs a request that the codec refused; its stream has been reset already.
-    pub(crate) async fn run_refused(mut self, error: &StreamError) {
+    pub(crate) async fn run_refused(&mut self, error: &StreamError) {
         let limit = matches!(
             error.details,
             "http2.too_many_headers" | "http2.header_list_size_too_large" | "http2.unexpected_underscore"
@@ -216,7 +217,7 @@ impl<'a> ActiveStream<'a> {
     }
 
     /// Logs a head that the peer did not finish.
-    pub(crate) async fn run_disconnected(mut self) {
+    pub(crate) async fn run_disconnected(&mut self) {
         self.abort = Some(Abort::Downstream(StreamError::new(ResetReason::ConnectionTermination)));
         self.finish().await;
     }

@@ -555,42 +555,42 @@ async fn serve_h1(context: &Rc<ConnectionContext>, io: Io, config: Rc<ServerConf
             Wake::Event(RequestEvent::Request(request)) => {
                 context.count_request();
                 context.active.set(1);
-                Box::pin(
-                    ActiveStream::new(
-                        context,
-                        &context.hcm.chains.pin(),
-                        &mut server,
-                        request.headers,
-                        request.end_stream,
-                    )
-                    .run(None),
-                )
+                let downstream = &mut server;
+                Box::pin(async move {
+                    let chains = context.hcm.chains.pin();
+                    ActiveStream::new(context, &chains, downstream, request.headers, request.end_stream)
+                        .run(None)
+                        .await;
+                })
                 .await;
                 context.active.set(0);
             }
             Wake::Event(RequestEvent::Malformed(error)) => {
                 context.count_request();
-                Box::pin(
+                Box::pin(async {
                     ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
-                        .run(Some(error)),
-                )
+                        .run(Some(error))
+                        .await;
+                })
                 .await;
             }
             Wake::HeaderTimeout => {
                 hcm.stats.downstream_rq_header_timeout().inc();
                 server.begin_unparsed();
-                Box::pin(
+                Box::pin(async {
                     ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
-                        .run_header_timeout(),
-                )
+                        .run_header_timeout()
+                        .await;
+                })
                 .await;
             }
             Wake::HeadAborted(abort) => {
                 server.begin_unparsed();
-                Box::pin(
+                Box::pin(async {
                     ActiveStream::new(context, &context.hcm.chains.pin(), &mut server, Headers::new(), false)
-                        .run_aborted(abort),
-                )
+                        .run_aborted(abort)
+                        .await;
+                })
                 .await;
             }
             Wake::Drained => {}
@@ -693,8 +693,10 @@ fn begin_drain(idle: &mut Idle, context: &ConnectionContext) {
 /// A connection that ended inside a head is logged as a request without one, as in Envoy.
 async fn partial_request(context: &ConnectionContext, server: &mut H1Server<Io>) {
     server.begin_unparsed();
-    Box::pin(ActiveStream::new(context, &context.hcm.chains.pin(), server, Headers::new(), false).run_disconnected())
-        .await;
+    Box::pin(async {
+        ActiveStream::new(context, &context.hcm.chains.pin(), server, Headers::new(), false).run_disconnected().await;
+    })
+    .await;
 }
 
 #[cfg(test)]

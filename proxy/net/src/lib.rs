@@ -28,4 +28,4 @@ pub mod splice;
 
 mod sys;
 
-pub use sys::{Mapped, committed_memory, release_free_memory, release_program_pages};
+pub use sys::{Allocator, Mapped, committed_memory, release_free_memory, release_program_pages};

@@ -3,6 +3,7 @@
 //! Each function is small, takes typed arguments and checks what the kernel returns.
 #![allow(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout};
 use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -35,6 +36,62 @@ extern "C" fn commit_on_demand() {
 #[used]
 #[unsafe(link_section = ".init_array.00099")]
 static COMMIT_ON_DEMAND: extern "C" fn() = commit_on_demand;
+
+/// The allocator of the process: mimalloc. The crate of that name asks it for the alignment of each piece by name, which it
+/// serves by a slower way, and with more memory than asked for, as soon as a piece is larger than a kilobyte; yet what it
+/// gives without being asked is aligned like C's `malloc`, which is as much as nearly all types need.
+#[derive(Debug, Clone, Copy)]
+pub struct Allocator;
+
+/// What `malloc` aligns to, for pieces that are at least as large.
+const MALLOC_ALIGN: usize = 16;
+
+fn is_plain(size: usize, align: usize) -> bool {
+    align <= MALLOC_ALIGN && align <= size
+}
+
+// SAFETY: each function hands its arguments on to mimalloc, whose contracts are those of C. Sizes are never above
+// `isize::MAX` (`Layout`), alignments are powers of two, and pieces of either kind of call may be freed and resized by either.
+// `mi_malloc` aligns to 16 bytes from a size of 16, to 8 bytes below.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: see above.
+        unsafe {
+            match is_plain(size, align) {
+                true => libmimalloc_sys::mi_malloc(size).cast(),
+                false => libmimalloc_sys::mi_malloc_aligned(size, align).cast(),
+            }
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let (size, align) = (layout.size(), layout.align());
+        // SAFETY: see above.
+        unsafe {
+            match is_plain(size, align) {
+                true => libmimalloc_sys::mi_zalloc(size).cast(),
+                false => libmimalloc_sys::mi_zalloc_aligned(size, align).cast(),
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, piece: *mut u8, _: Layout) {
+        // SAFETY: `piece` is from this allocator (contract of the trait).
+        unsafe { libmimalloc_sys::mi_free(piece.cast()) }
+    }
+
+    unsafe fn realloc(&self, piece: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let align = layout.align();
+        // SAFETY: `piece` is from this allocator (contract of the trait); else see above.
+        unsafe {
+            match is_plain(size, align) {
+                true => libmimalloc_sys::mi_realloc(piece.cast(), size).cast(),
+                false => libmimalloc_sys::mi_realloc_aligned(piece.cast(), size, align).cast(),
+            }
+        }
+    }
+}
 
 /// Bytes that the allocator has committed: what it has taken from the system and not given back. 0 where the process has
 /// another allocator than mimalloc.
@@ -230,6 +287,29 @@ pub(crate) fn original_destination(socket: &impl AsRawFd, ipv6: bool) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_all_sizes_and_alignments_are_aligned_and_keep_their_content() {
+        for (size, align) in (0..10).flat_map(|bit| (1..3000).step_by(7).map(move |size| (size, 1usize << bit))) {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            // SAFETY: no size is 0; each piece is resized with the layout it has, and freed once.
+            unsafe {
+                let piece = Allocator.alloc(layout);
+                assert!(!piece.is_null() && piece.addr().is_multiple_of(align), "{layout:?}");
+                piece.write_bytes(7, size);
+                let other = size * 5 % 2999 + 1;
+                let piece = Allocator.realloc(piece, layout, other);
+                assert!(!piece.is_null() && piece.addr().is_multiple_of(align), "{layout:?} to {other}");
+                let kept = std::slice::from_raw_parts(piece, size.min(other));
+                assert!(kept.iter().all(|&byte| byte == 7), "{layout:?} to {other}");
+                Allocator.dealloc(piece, Layout::from_size_align(other, align).unwrap());
+                let zeroed = Allocator.alloc_zeroed(layout);
+                assert!(!zeroed.is_null() && zeroed.addr().is_multiple_of(align), "{layout:?}");
+                assert!(std::slice::from_raw_parts(zeroed, size).iter().all(|&byte| byte == 0), "{layout:?}");
+                Allocator.dealloc(zeroed, layout);
+            }
+        }
+    }
 
     #[test]
     fn only_what_the_file_still_holds_is_let_go() {

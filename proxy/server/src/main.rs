@@ -1,6 +1,5 @@
 //! The binary: parses the command line, reports errors, runs the server.
 
-use mimalloc::MiMalloc;
 use nuncio::log::Log;
 use nuncio::options::{Command, Mode, Options, Output};
 use nuncio::server::{self, StartError};
@@ -11,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: nuncio_net::Allocator = nuncio_net::Allocator;
 
 fn main() -> ExitCode {
     // The allocator asks for huge pages, and one byte would then take 2 MiB. A failure costs memory only.

@@ -204,7 +204,7 @@ impl ActiveStream<'_> {
     }
 
     /// Answers what aborted the stream, writes what is queued, counts and logs.
-    pub(super) async fn finish(mut self) {
+    pub(super) async fn finish(&mut self) {
         let mut left = false;
         if let Some(abort) = self.abort.take() {
             left = matches!(abort, Abort::Downstream(_));
