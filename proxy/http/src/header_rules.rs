@@ -97,7 +97,7 @@ pub fn mutate_request(
 ) -> RequestFacts {
     let upgrade = is_upgrade(headers);
     let removed = if upgrade { ALWAYS_REMOVED } else { ALWAYS_REMOVED.and(NOT_UPGRADE) };
-    headers.remove_if(|n, _| removed.contains(n));
+    headers.remove_all(removed);
     sanitize_te(headers);
     sanitize_referer(headers);
 
@@ -162,7 +162,7 @@ pub fn mutate_request(
         headers.set(names::X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
     } else {
         let set = if edge { INTERNAL_ONLY.and(EDGE_ONLY) } else { INTERNAL_ONLY };
-        headers.remove_if(|n, _| set.contains(n));
+        headers.remove_all(set);
         for name in internal_only {
             headers.remove(name);
         }
@@ -200,7 +200,7 @@ pub fn mutate_response(response: &mut Headers, request: &Headers, config: &HcmCo
     const RESPONSE_REMOVED: NameSet = NameSet::of(&["keep-alive", "proxy-connection", "transfer-encoding"]);
     const CONNECTION: NameSet = NameSet::of(&["connection"]);
     let removed = if upgrade { RESPONSE_REMOVED } else { RESPONSE_REMOVED.and(CONNECTION) };
-    response.remove_if(|n, _| removed.contains(n));
+    response.remove_all(removed);
     if !response.contains(&names::DATE) {
         response.append(names::DATE, HeaderValue::from_checked(nuncio_base::date::http_date()));
     }

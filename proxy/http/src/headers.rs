@@ -262,16 +262,17 @@ const fn interned(text: &[u8]) -> usize {
 }
 
 /// A set of interned names, so that many headers are found in one pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NameSet(u128);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NameSet([u64; 2]);
 
 impl NameSet {
     /// The set of these interned names, by their lower-case text. Another name is an error at compile time.
     pub const fn of(texts: &[&str]) -> NameSet {
-        let mut bits = 0;
+        let mut bits = [0; 2];
         let mut i = 0;
         while i < texts.len() {
-            bits |= 1 << interned(texts[i].as_bytes());
+            let at = interned(texts[i].as_bytes());
+            bits[at / 64] |= 1 << (at % 64);
             i += 1;
         }
         NameSet(bits)
@@ -279,16 +280,45 @@ impl NameSet {
 
     /// Both sets.
     pub const fn and(self, other: NameSet) -> NameSet {
-        NameSet(self.0 | other.0)
+        NameSet([self.0[0] | other.0[0], self.0[1] | other.0[1]])
     }
 
     /// Whether `name` is in it.
     #[inline]
     pub fn contains(self, name: &HeaderName) -> bool {
         match &name.0 {
-            Repr::Known(k) => self.0 & (1 << (*k as u8)) != 0,
+            Repr::Known(k) => self.has(*k),
             Repr::Custom(_) => false,
         }
+    }
+
+    #[inline]
+    fn has(self, known: Known) -> bool {
+        let at = usize::from(known as u8);
+        self.0[at / 64 % 2] >> (at % 64) & 1 != 0
+    }
+
+    #[inline]
+    fn insert(&mut self, name: &HeaderName) {
+        if let Repr::Known(k) = &name.0 {
+            let at = usize::from(*k as u8);
+            self.0[at / 64 % 2] |= 1 << (at % 64);
+        }
+    }
+
+    fn take(&mut self, name: &HeaderName) {
+        if let Repr::Known(k) = &name.0 {
+            let at = usize::from(*k as u8);
+            self.0[at / 64 % 2] &= !(1 << (at % 64));
+        }
+    }
+
+    fn meets(self, other: NameSet) -> bool {
+        (self.0[0] & other.0[0]) | (self.0[1] & other.0[1]) != 0
+    }
+
+    fn without(self, other: NameSet) -> NameSet {
+        NameSet([self.0[0] & !other.0[0], self.0[1] & !other.0[1]])
     }
 }
 
@@ -354,22 +384,32 @@ impl fmt::Debug for HeaderValue {
 }
 
 /// Headers or trailers of one message, in order.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Headers {
     entries: Vec<(HeaderName, HeaderValue)>,
+    /// Interned names that may be there. Most that are looked for are not, and then nothing is compared.
+    seen: NameSet,
     /// Names as the peer wrote them, where a `preserve_case` formatter asked for it.
     original_names: Option<Box<[Bytes]>>,
 }
 
+impl PartialEq for Headers {
+    fn eq(&self, other: &Headers) -> bool {
+        self.entries == other.entries && self.original_names == other.original_names
+    }
+}
+
+impl Eq for Headers {}
+
 impl Headers {
     /// An empty list that allocates nothing.
     pub const fn new() -> Headers {
-        Headers { entries: Vec::new(), original_names: None }
+        Headers { entries: Vec::new(), seen: NameSet::of(&[]), original_names: None }
     }
 
     /// An empty list with room.
     pub fn with_capacity(n: usize) -> Headers {
-        Headers { entries: Vec::with_capacity(n), original_names: None }
+        Headers { entries: Vec::with_capacity(n), seen: NameSet::of(&[]), original_names: None }
     }
 
     /// Number of entries, pseudo-headers included.
@@ -413,6 +453,7 @@ impl Headers {
     #[inline]
     fn position(&self, name: &HeaderName) -> Option<usize> {
         match &name.0 {
+            Repr::Known(k) if !self.seen.has(*k) => None,
             Repr::Known(k) => self.entries.iter().position(|(n, _)| matches!(&n.0, Repr::Known(x) if x == k)),
             Repr::Custom(c) => self.entries.iter().position(|(n, _)| matches!(&n.0, Repr::Custom(x) if x == c)),
         }
@@ -420,7 +461,9 @@ impl Headers {
 
     /// All values of `name` in order.
     pub fn get_all<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a HeaderValue> {
-        self.entries.iter().filter(move |(n, _)| n == name).map(|(_, v)| v)
+        let absent = matches!(&name.0, Repr::Known(k) if !self.seen.has(*k));
+        let entries = if absent { &[] } else { &self.entries[..] };
+        entries.iter().filter(move |(n, _)| n == name).map(|(_, v)| v)
     }
 
     /// All values of `name` joined with "," as Envoy matches them; borrowed when there is one.
@@ -440,6 +483,7 @@ impl Headers {
     /// Adds a line after the others, whatever is there.
     #[inline]
     pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
+        self.seen.insert(&name);
         if name.is_pseudo() {
             let at = self.entries.iter().take_while(|(n, _)| n.is_pseudo()).count();
             self.entries.insert(at, (name, value));
@@ -452,6 +496,7 @@ impl Headers {
     #[inline]
     pub(crate) fn push(&mut self, name: HeaderName, value: HeaderValue) {
         debug_assert!(!name.is_pseudo() || self.entries.last().is_none_or(|(n, _)| n.is_pseudo()));
+        self.seen.insert(&name);
         self.entries.push((name, value));
     }
 
@@ -486,11 +531,13 @@ impl Headers {
             None => self.append(name, value),
             Some(i) => {
                 self.entries[i].1 = value;
-                let mut at = 0;
-                self.entries.retain(|(n, _)| {
-                    at += 1;
-                    at - 1 <= i || *n != name
-                });
+                if self.entries[i + 1..].iter().any(|(n, _)| *n == name) {
+                    let mut at = 0;
+                    self.entries.retain(|(n, _)| {
+                        at += 1;
+                        at - 1 <= i || *n != name
+                    });
+                }
             }
         }
     }
@@ -515,8 +562,20 @@ impl Headers {
     pub fn remove(&mut self, name: &HeaderName) -> bool {
         let Some(first) = self.position(name) else { return false };
         self.entries.remove(first);
-        self.entries.retain(|(n, _)| n != name);
+        if self.entries[first..].iter().any(|(n, _)| n == name) {
+            self.entries.retain(|(n, _)| n != name);
+        }
+        self.seen.take(name);
         true
+    }
+
+    /// Removes all lines of the names in `set`; costs next to nothing when there are none, which is the usual case.
+    #[inline]
+    pub fn remove_all(&mut self, set: NameSet) {
+        if self.seen.meets(set) {
+            self.entries.retain(|(n, _)| !set.contains(n));
+            self.seen = self.seen.without(set);
+        }
     }
 
     /// Removes what `drop` chooses, in one pass.
@@ -533,6 +592,7 @@ impl Headers {
     /// Removes everything and keeps the room.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.seen = NameSet::default();
     }
 
     /// `:path`, empty when absent.
@@ -628,6 +688,31 @@ mod tests {
         h.append(name("x-a"), HeaderValue::from_static("3"));
         h.set(name("X-A"), HeaderValue::from_static("9"));
         assert_eq!(format!("{h:?}"), "{x-a: 9, x-b: 2}");
+    }
+
+    #[test]
+    fn what_may_be_there_follows_what_is_there() {
+        let mut h = Headers::new();
+        for (n, v) in [("via", "1"), ("x-a", "2"), ("via", "3"), ("keep-alive", "4")] {
+            h.append(name(n), HeaderValue::from_static(v));
+        }
+        assert!(h.contains(&names::VIA) && !h.contains(&names::TE));
+        assert_eq!(h.get_all(&names::TE).count(), 0);
+        assert!(h.remove(&names::VIA) && !h.remove(&names::VIA) && !h.contains(&names::VIA));
+        h.set(names::TE, HeaderValue::from_static("5"));
+        h.remove_all(NameSet::of(&["via", "date"]));
+        assert_eq!(format!("{h:?}"), "{x-a: 2, keep-alive: 4, te: 5}");
+        h.remove_all(NameSet::of(&["keep-alive", "date"]));
+        assert!(!h.contains(&names::KEEP_ALIVE));
+        h.remove_if(|n, _| *n == names::TE);
+        h.append(names::KEEP_ALIVE, HeaderValue::from_static("6"));
+        assert_eq!(format!("{h:?}"), "{x-a: 2, keep-alive: 6}");
+        let mut other = Headers::new();
+        other.append(name("x-a"), HeaderValue::from_static("2"));
+        other.append(names::KEEP_ALIVE, HeaderValue::from_static("6"));
+        assert_eq!(h, other, "what was there once does not count");
+        h.clear();
+        assert!(!h.contains(&names::KEEP_ALIVE));
     }
 
     #[test]

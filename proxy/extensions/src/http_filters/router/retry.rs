@@ -308,13 +308,10 @@ fn consume_headers(headers: &mut Headers, alt_stat_name: &mut Option<HeaderValue
         "x-envoy-upstream-rq-per-try-timeout-ms",
         "x-envoy-upstream-alt-stat-name",
     ]);
-    headers.remove_if(|name: &HeaderName, value| {
-        let consumed = CONSUMED.contains(name);
-        if consumed && *name == names::X_ENVOY_UPSTREAM_ALT_STAT_NAME {
-            *alt_stat_name = Some(value.clone());
-        }
-        consumed
-    });
+    if let Some(name) = headers.get_all(&names::X_ENVOY_UPSTREAM_ALT_STAT_NAME).last() {
+        *alt_stat_name = Some(name.clone());
+    }
+    headers.remove_all(CONSUMED);
 }
 
 #[cfg(test)]
