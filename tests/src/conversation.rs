@@ -59,6 +59,9 @@ pub struct Conversation {
     /// More of the bootstrap.
     #[serde(default)]
     pub bootstrap: String,
+    /// More of its `dynamic_resources`, a line each.
+    #[serde(default)]
+    pub dynamic: Vec<String>,
     /// Of the mode with files: what is in them first, with placeholders. `cds.yaml` and `lds.yaml` are always asked for.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
@@ -343,6 +346,7 @@ fn bootstrap(script: &Conversation) -> String {
          node: {{id: test-id, cluster: test-cluster}}\n\
          dynamic_resources:\n{ads}  cds_config: {{{clusters}}}\n  lds_config: {{{listeners}}}\n"
     );
+    out.extend(script.dynamic.iter().map(|line| format!("  {line}\n")));
     if !script.bootstrap.contains("static_resources:") {
         out += "static_resources: {clusters: [{{xds cluster}}]}\n";
     }

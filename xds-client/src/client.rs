@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::driver;
 use crate::mux::{Mux, MuxOptions, Protocol, WatchId};
+use crate::names::canonical;
 use crate::stats::{ControlPlaneStats, SubscriptionStats};
 use crate::status::SourceState;
 use crate::transport::file::FileWatch;
@@ -42,6 +43,9 @@ pub struct GrpcSource {
     pub protocol: Protocol,
     /// Opens the streams.
     pub transport: Rc<dyn GrpcTransport>,
+    /// Opens them to another server while the first has never answered and has failed twice. In between, and when the other
+    /// fails, the first is tried again.
+    pub failover: Option<Rc<dyn GrpcTransport>>,
     /// `set_node_on_first_message_only`.
     pub node_on_first_message_only: bool,
     /// `rate_limit_settings`.
@@ -96,6 +100,8 @@ pub trait JsonCodec {
 pub enum Source {
     /// The aggregated stream ([`Client::set_ads`]).
     Ads,
+    /// Another aggregated stream ([`Client::aggregated`]).
+    Aggregated(Aggregated),
     /// A stream for each subscription.
     Grpc(Rc<GrpcSource>),
     /// Polls. The consumer is given all that a response holds, whatever it asked for.
@@ -135,18 +141,55 @@ pub(crate) struct ClientShared {
     pub(crate) node_bytes: Vec<u8>,
     random: RefCell<fastrand::Rng>,
     ads: RefCell<Option<Ads>>,
+    aggregated: RefCell<Vec<Weak<Ads>>>,
     channels: RefCell<Vec<Weak<Channel>>>,
 }
 
+/// An aggregated stream.
 struct Ads {
     source: Rc<GrpcSource>,
     channel: Rc<Channel>,
-    started: bool,
+    started: Cell<bool>,
 }
+
+impl Ads {
+    fn new(client: &Rc<ClientShared>, source: GrpcSource) -> Ads {
+        let channel = Channel::grpc(client, "ads", &source);
+        Ads { source: Rc::new(source), channel, started: Cell::new(false) }
+    }
+
+    fn start(&self, client: &Rc<ClientShared>) {
+        if self.started.replace(true) {
+            return;
+        }
+        let path = match self.source.protocol {
+            Protocol::Sotw => ADS_SOTW_PATH,
+            Protocol::Delta => ADS_DELTA_PATH,
+        };
+        let (client, channel) = (Rc::downgrade(client), Rc::downgrade(&self.channel));
+        self.channel.spawn(driver::grpc::run(client, channel, self.source.clone(), path.to_owned()));
+    }
+}
+
+/// An aggregated stream beside the one of [`Client::set_ads`]: that of an authority, which knows the resources of `xdstp://`
+/// names.
+#[derive(Clone)]
+pub struct Aggregated(Rc<Ads>);
 
 impl ClientShared {
     pub(crate) fn random(&self) -> u64 {
         self.random.borrow_mut().u64(..)
+    }
+
+    fn all_aggregated(&self) -> Vec<Rc<Ads>> {
+        let mut all = self.aggregated.borrow_mut();
+        all.retain(|ads| ads.strong_count() > 0);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn aggregated_channels(&self) -> Vec<Rc<Channel>> {
+        let first = self.ads.borrow().as_ref().map(|ads| ads.channel.clone());
+        first.into_iter().chain(self.all_aggregated().into_iter().map(|ads| ads.channel.clone())).collect()
     }
 }
 
@@ -244,34 +287,37 @@ impl Client {
                 node: options.node,
                 random: RefCell::new(fastrand::Rng::with_seed(options.seed)),
                 ads: RefCell::default(),
+                aggregated: RefCell::default(),
                 channels: RefCell::default(),
             }),
         }
     }
 
+    /// What every server is told.
+    pub fn node(&self) -> &Node {
+        &self.shared.node
+    }
+
     /// Declares the aggregated source. Subscriptions to it are taken from now on, and asked for once it is started. One
     /// that was declared before is dropped, with its subscriptions.
     pub fn set_ads(&self, source: GrpcSource) {
-        let channel = Channel::grpc(&self.shared, "ads", &source);
-        *self.shared.ads.borrow_mut() = Some(Ads { source: Rc::new(source), channel, started: false });
+        *self.shared.ads.borrow_mut() = Some(Ads::new(&self.shared, source));
     }
 
-    /// Opens the aggregated stream, and keeps it open from now on.
+    /// Declares another aggregated source, which lives as long as what is returned. It is opened with the first
+    /// ([`Client::start_ads`]).
+    pub fn aggregated(&self, source: GrpcSource) -> Aggregated {
+        let ads = Rc::new(Ads::new(&self.shared, source));
+        self.shared.aggregated.borrow_mut().push(Rc::downgrade(&ads));
+        Aggregated(ads)
+    }
+
+    /// Opens the aggregated streams, and keeps them open from now on.
     pub fn start_ads(&self) {
-        let mut ads = self.shared.ads.borrow_mut();
-        let Some(ads) = ads.as_mut().filter(|a| !a.started) else { return };
-        ads.started = true;
-        let path = match ads.source.protocol {
-            Protocol::Sotw => ADS_SOTW_PATH,
-            Protocol::Delta => ADS_DELTA_PATH,
-        };
-        let task = driver::grpc::run(
-            Rc::downgrade(&self.shared),
-            Rc::downgrade(&ads.channel),
-            ads.source.clone(),
-            path.to_owned(),
-        );
-        ads.channel.spawn(task);
+        if let Some(ads) = self.shared.ads.borrow().as_ref() {
+            ads.start(&self.shared);
+        }
+        self.shared.all_aggregated().iter().for_each(|ads| ads.start(&self.shared));
     }
 
     /// Asks for resources. The subscription ends when what is returned is dropped.
@@ -293,6 +339,7 @@ impl Client {
                 drop(ads);
                 subscribe(channel, options, consumer)
             }
+            Source::Aggregated(Aggregated(ads)) => subscribe(ads.channel.clone(), options, consumer),
             Source::Grpc(source) => {
                 let path = path_of(&type_url, source.protocol).ok_or_else(no_service)?;
                 let channel = Channel::grpc(&self.shared, "grpc", source);
@@ -333,28 +380,30 @@ impl Client {
         let no_service = || SubscribeError::NoService(type_url.clone());
         match source {
             Source::Ads => self.shared.ads.borrow().as_ref().map(|_| ()).ok_or(SubscribeError::NoAds),
+            Source::Aggregated(_) => Ok(()),
             Source::Grpc(source) => path_of(type_url, source.protocol).map(|_| ()).ok_or_else(no_service),
             Source::Rest(_) => type_url.rest_path().map(|_| ()).ok_or_else(no_service),
             Source::Path(source) => watch_of(source).map(|_| ()),
         }
     }
 
-    /// Holds back the requests of these types on the aggregated stream, acknowledgements included, until what is returned
+    /// Holds back the requests of these types on the aggregated streams, acknowledgements included, until what is returned
     /// is dropped. Pauses of one type add up.
     pub fn pause(&self, types: &[TypeUrl]) -> Pause {
-        let channel = self.shared.ads.borrow().as_ref().map(|a| a.channel.clone());
-        if let Some(channel) = &channel {
+        let channels = self.shared.aggregated_channels();
+        for channel in &channels {
             let mut mux = channel.mux.borrow_mut();
             types.iter().for_each(|t| mux.pause(t));
         }
-        Pause { channel, types: types.to_vec() }
+        Pause { channels, types: types.to_vec() }
     }
 
-    /// The last good resource of that name on the aggregated stream, if its source keeps them
+    /// The last good resource of that name on an aggregated stream, if its source keeps them
     /// ([`GrpcSource::cache_endpoints`]) and someone still asks for it.
     pub fn cached(&self, type_url: &TypeUrl, name: &str) -> Option<Resource> {
-        let ads = self.shared.ads.borrow();
-        ads.as_ref()?.channel.mux.borrow().cached(type_url, name).cloned()
+        let name = canonical(name);
+        let channels = self.shared.aggregated_channels();
+        channels.iter().find_map(|channel| channel.mux.borrow().cached(type_url, &name).cloned())
     }
 
     /// All that is known about all sources.
@@ -441,13 +490,13 @@ impl Drop for Subscription {
 /// Requests of some types are held back while this lives.
 #[must_use]
 pub struct Pause {
-    channel: Option<Rc<Channel>>,
+    channels: Vec<Rc<Channel>>,
     types: Vec<TypeUrl>,
 }
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        if let Some(channel) = &self.channel {
+        for channel in &self.channels {
             let mut mux = channel.mux.borrow_mut();
             self.types.iter().for_each(|t| mux.resume(t));
             drop(mux);

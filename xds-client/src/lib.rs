@@ -11,6 +11,8 @@ pub use resource::{
 mod timing;
 pub use timing::{Backoff, Now, RateLimit};
 
+pub mod names;
+
 pub mod mux;
 pub use mux::Protocol;
 
@@ -22,6 +24,6 @@ pub mod transport;
 mod client;
 mod driver;
 pub use client::{
-    Client, ClientOptions, GrpcSource, JsonCodec, ParseFile, PathSource, Pause, RestSource, Source, SubscribeError,
-    Subscription,
+    Aggregated, Client, ClientOptions, GrpcSource, JsonCodec, ParseFile, PathSource, Pause, RestSource, Source,
+    SubscribeError, Subscription,
 };

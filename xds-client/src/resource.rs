@@ -9,6 +9,7 @@ use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
 
 use crate::TypeUrl;
+use crate::names::{canonical, is_xdstp};
 
 /// One resource as the server sent it.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,9 +145,28 @@ pub enum Interest {
     Wildcard,
     /// These names. An empty list asks for nothing.
     Names(Vec<String>),
+    /// All of a collection (`xdstp://.../*`, or a name under which a server gives many). State of the world: a response in
+    /// which there is anything of it is all there is of it.
+    Collection(String),
     /// Delta only: all whose name begins with this and a slash (virtual hosts of one route configuration). Nothing is
     /// named to the server until `Subscription::request_on_demand`.
     Namespace(String),
+}
+
+impl Interest {
+    /// With names as they are sent and compared.
+    pub(crate) fn canonical(self) -> Interest {
+        match self {
+            Interest::Names(mut names) => {
+                for name in names.iter_mut().filter(|name| is_xdstp(name)) {
+                    *name = canonical(name).into_owned();
+                }
+                Interest::Names(names)
+            }
+            Interest::Collection(name) => Interest::Collection(canonical(&name).into_owned()),
+            other => other,
+        }
+    }
 }
 
 /// How a subscription is made.

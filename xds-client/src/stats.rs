@@ -21,10 +21,21 @@ pub trait SubscriptionStats {
     fn init_fetch_timeout(&self) {}
 }
 
+/// Whether there is a stream, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connected {
+    /// There is none.
+    No,
+    /// To the server of the source.
+    Primary,
+    /// To the one that stands in for it.
+    Failover,
+}
+
 /// Receives the events of one stream to a control plane (`control_plane.*`). Every method does nothing by default.
 pub trait ControlPlaneStats {
     /// `connected_state`.
-    fn connected(&self, _connected: bool) {}
+    fn connected(&self, _to: Connected) {}
     /// `pending_requests`: requests held back by the rate limit.
     fn pending_requests(&self, _count: usize) {}
     /// `rate_limit_enforced`.

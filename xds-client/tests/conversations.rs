@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use prost::Message;
 use support::{Recorder, Server, client, response, run, summary, within};
 use tokio::time::Instant;
-use xds_client::stats::{ControlPlaneStats, SubscriptionStats};
+use xds_client::stats::{Connected, ControlPlaneStats, SubscriptionStats};
 use xds_client::status::ResourceStatus;
 use xds_client::transport::grpc::{Channel, ChannelOptions};
 use xds_client::transport::{LocalFuture, RestResponse, RestTransport};
@@ -37,6 +37,7 @@ fn source(channel: Channel, protocol: Protocol) -> GrpcSource {
         name: "xds".into(),
         protocol,
         transport: Rc::new(channel),
+        failover: None,
         node_on_first_message_only: true,
         rate_limit: None,
         backoff: Backoff::default(),
@@ -136,6 +137,46 @@ fn a_handler_may_subscribe_and_pause_and_its_requests_go_as_one_before_the_ack()
         drop(clusters.warming.take());
         assert_eq!(asked(&mut stream).await, "Cluster v=1 n=n1 []");
         clusters.client.take();
+    });
+}
+
+#[test]
+fn a_second_server_is_asked_while_the_first_has_never_answered() {
+    run(async {
+        let (first, mut second) = (Server::new(), Server::new());
+        *first.refuse.borrow_mut() = 3;
+        let client = client();
+        let counters = Rc::new(Counters::default());
+        client.set_ads(GrpcSource {
+            failover: Some(Rc::new(channel(&second))),
+            stats: counters.clone(),
+            ..source(channel(&first), Protocol::Sotw)
+        });
+        client.start_ads();
+        let handler = Recorder::new();
+        let _cds = subscribe(&client, CDS, &[], &handler);
+        let mut stream = second.stream().await;
+        assert_eq!(asked(&mut stream).await, "Cluster v= n= [] node");
+        stream.send(&response(&CDS, "1", &["a"]));
+        assert_eq!(asked(&mut stream).await, "Cluster v=1 n=n1 []");
+        // The first is looked at again, which fails once more.
+        stream.end(14, "bye");
+        let mut stream = second.stream().await;
+        assert_eq!(asked(&mut stream).await, "Cluster v=1 n= [] node");
+        assert_eq!(
+            *counters.connected.borrow(),
+            [Connected::No, Connected::Failover, Connected::No, Connected::Failover]
+        );
+        // Now it is there, and stays the one that is asked.
+        stream.end(14, "bye");
+        let mut first = first;
+        for _ in 0..3 {
+            let mut stream = first.stream().await;
+            assert_eq!(asked(&mut stream).await, "Cluster v=1 n= [] node");
+            stream.send(&response(&CDS, "1", &["a"]));
+            assert_eq!(asked(&mut stream).await, "Cluster v=1 n=n1 []");
+            stream.end(14, "bye");
+        }
     });
 }
 
@@ -332,7 +373,7 @@ struct Counters {
     success: RefCell<Vec<String>>,
     rejected: Cell<u32>,
     failure: Cell<u32>,
-    connected: RefCell<Vec<bool>>,
+    connected: RefCell<Vec<Connected>>,
     identifier: RefCell<String>,
 }
 
@@ -352,7 +393,7 @@ impl SubscriptionStats for Counters {
 }
 
 impl ControlPlaneStats for Counters {
-    fn connected(&self, connected: bool) {
+    fn connected(&self, connected: Connected) {
         let mut seen = self.connected.borrow_mut();
         if seen.last() != Some(&connected) {
             seen.push(connected);
@@ -387,7 +428,7 @@ fn what_happens_is_counted() {
         handler.failures(1).await;
         assert_eq!(*counters.success.borrow(), ["1"]);
         assert_eq!((counters.attempts.get(), counters.rejected.get(), counters.failure.get()), (4, 1, 1));
-        assert_eq!(*counters.connected.borrow(), [true, false]);
+        assert_eq!(*counters.connected.borrow(), [Connected::Primary, Connected::No]);
         assert_eq!(*counters.identifier.borrow(), "cp");
     });
 }

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as PbBootstrap;
 use envoy_types::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources as PbDynamicResources;
 use envoy_types::pb::envoy::config::core::v3 as pb;
 use prost::Message as _;
+use rustc_hash::FxHashSet;
 
 use crate::data_source::DataSource;
 use crate::decode::{Context, serialized, u32_value};
@@ -27,6 +29,8 @@ pub struct ConfigSource {
     pub kind: SourceKind,
     /// How long to wait for the first answer; zero waits for ever.
     pub initial_fetch_timeout: Duration,
+    /// Authorities whose `xdstp://` names it knows.
+    pub authorities: Box<[Box<str>]>,
 }
 
 /// Kinds of sources.
@@ -41,6 +45,8 @@ pub enum SourceKind {
         /// A write in that directory shows one, too.
         watch_modify: bool,
     },
+    /// A file with a collection, in place of a response (`file://` locators).
+    CollectionFile(PathBuf),
     /// The aggregated stream of the bootstrap.
     Ads,
     /// The source that the message with this source came from.
@@ -80,6 +86,8 @@ pub enum Api {
         aggregated: bool,
         /// Where to.
         service: GrpcService,
+        /// Where to when that one does not answer.
+        failover: Option<Box<GrpcService>>,
     },
 }
 
@@ -114,6 +122,8 @@ pub enum GrpcTarget {
         uri: Box<str>,
         /// TLS, or None for plain text.
         tls: Option<GoogleTls>,
+        /// Sent with each stream.
+        access_token: Option<Box<str>>,
         /// `stat_prefix`.
         stat_prefix: Box<str>,
     },
@@ -174,35 +184,70 @@ pub struct DynamicResources {
     pub cds: Option<ConfigSource>,
     /// The aggregated stream.
     pub ads: Option<ApiConfigSource>,
+    /// The collection of listeners.
+    pub lds_locator: Option<Box<str>>,
+    /// The collection of clusters.
+    pub cds_locator: Option<Box<str>>,
+    /// `config_sources`: where `xdstp://` names are looked up, by authority.
+    pub authorities: Vec<ConfigSource>,
+    /// `default_config_source`: where those of other authorities are.
+    pub default_authority: Option<ConfigSource>,
+    /// `node_context_params`: what of the node is told in the names of collections.
+    pub node_context_params: Vec<Box<str>>,
 }
 
 impl DynamicResources {
     /// Whether anything is fetched.
     pub fn is_used(&self) -> bool {
-        self.lds.is_some() || self.cds.is_some() || self.ads.is_some()
+        self.fetches_listeners() || self.fetches_clusters() || self.ads.is_some()
     }
 
-    pub(crate) fn decode(cx: &mut Context, message: &PbDynamicResources) -> Option<Self> {
+    /// Whether there are listeners to be fetched.
+    pub fn fetches_listeners(&self) -> bool {
+        self.lds.is_some() || self.lds_locator.is_some()
+    }
+
+    /// Whether there are clusters to be fetched.
+    pub fn fetches_clusters(&self) -> bool {
+        self.cds.is_some() || self.cds_locator.is_some()
+    }
+
+    /// All that a bootstrap says of what is fetched.
+    pub(crate) fn of_bootstrap(cx: &mut Context, message: &PbBootstrap) -> Self {
+        let resources = cx.optional("dynamic_resources", &message.dynamic_resources, Self::decode).unwrap_or_default();
+        DynamicResources {
+            authorities: cx.each("config_sources", &message.config_sources, |cx, source| {
+                let source = authority(cx, source)?;
+                if source.authorities.is_empty() {
+                    cx.error("xdstp-based non-default config source must have at least one authority.");
+                }
+                Some(source)
+            }),
+            default_authority: cx.optional("default_config_source", &message.default_config_source, authority),
+            node_context_params: message.node_context_params.iter().map(|name| name.as_str().into()).collect(),
+            ..resources
+        }
+    }
+
+    fn decode(cx: &mut Context, message: &PbDynamicResources) -> Option<Self> {
         let ads = cx.optional("ads_config", &message.ads_config, ApiConfigSource::decode);
-        let own = |cx: &mut Context, source: &pb::ConfigSource| {
-            let source = ConfigSource::decode(cx, source)?;
+        let own = |cx: &mut Context, source: &pb::ConfigSource, collection: bool| {
+            let source = ConfigSource::decode_any(cx, source, collection)?;
             if source.kind == SourceKind::Ads && message.ads_config.is_none() {
                 cx.error("ads is used, and there is no ads_config");
             }
             Some(source)
         };
-        for (set, field) in [
-            (!message.lds_resources_locator.is_empty(), "lds_resources_locator"),
-            (!message.cds_resources_locator.is_empty(), "cds_resources_locator"),
-        ] {
-            if set {
-                cx.error_at(field, "xdstp resource locators are not implemented yet");
-            }
-        }
+        let locator = |text: &str| (!text.is_empty()).then(|| text.into());
+        let lds_locator: Option<Box<str>> = locator(&message.lds_resources_locator);
+        let cds_locator: Option<Box<str>> = locator(&message.cds_resources_locator);
         Some(DynamicResources {
-            lds: cx.optional("lds_config", &message.lds_config, own),
-            cds: cx.optional("cds_config", &message.cds_config, own),
+            lds: cx.optional("lds_config", &message.lds_config, |cx, source| own(cx, source, lds_locator.is_some())),
+            cds: cx.optional("cds_config", &message.cds_config, |cx, source| own(cx, source, cds_locator.is_some())),
             ads,
+            lds_locator,
+            cds_locator,
+            ..DynamicResources::default()
         })
     }
 }
@@ -220,10 +265,12 @@ impl ConfigSource {
     }
 
     pub(crate) fn decode(cx: &mut Context, message: &pb::ConfigSource) -> Option<Self> {
+        Self::decode_any(cx, message, false)
+    }
+
+    /// As [`ConfigSource::decode`]; aggregated types may stand only where something makes a stream of its own of them.
+    fn decode_any(cx: &mut Context, message: &pb::ConfigSource, aggregated: bool) -> Option<Self> {
         use pb::config_source::ConfigSourceSpecifier as Kind;
-        if !message.authorities.is_empty() {
-            cx.error_at("authorities", "xdstp authorities are not implemented yet");
-        }
         let kind = match &message.config_source_specifier {
             Some(Kind::Path(path)) => {
                 SourceKind::Path { path: path.into(), watched_directory: None, watch_modify: false }
@@ -234,22 +281,52 @@ impl ConfigSource {
                 watch_modify: source.watched_directory.as_ref().is_some_and(|directory| directory.watch_modify),
             },
             Some(Kind::ApiConfigSource(source)) => {
-                SourceKind::Api(Box::new(cx.at("api_config_source", |cx| ApiConfigSource::decode(cx, source))?))
+                let api = cx.at("api_config_source", |cx| ApiConfigSource::decode(cx, source))?;
+                if let Api::Grpc { delta, aggregated: true, .. } = api.api
+                    && !aggregated
+                {
+                    let kind = if delta { "AGGREGATED_DELTA_GRPC" } else { "AGGREGATED_GRPC" };
+                    cx.error(format!("Unsupported config source {kind}"));
+                }
+                SourceKind::Api(Box::new(api))
             }
             Some(Kind::Ads(_)) => SourceKind::Ads,
             Some(Kind::Self_(_)) => SourceKind::SelfSource,
             None => {
-                cx.error(
-                    "Missing config source specifier in envoy.config.core.v3.ConfigSource: set one of path_config_source, \
-                     api_config_source, ads, self",
-                );
+                cx.error("Missing config source specifier in envoy::config::core::v3::ConfigSource");
                 return None;
             }
         };
         let initial_fetch_timeout =
             cx.duration("initial_fetch_timeout", &message.initial_fetch_timeout).unwrap_or(FETCH_TIMEOUT);
-        Some(ConfigSource { kind, initial_fetch_timeout })
+        let authorities = message.authorities.iter().map(|authority| authority.name.as_str().into()).collect();
+        Some(ConfigSource { kind, initial_fetch_timeout, authorities })
     }
+}
+
+/// A source of the bootstrap for `xdstp://` names.
+fn authority(cx: &mut Context, message: &pb::ConfigSource) -> Option<ConfigSource> {
+    use pb::config_source::ConfigSourceSpecifier as Kind;
+    if !matches!(message.config_source_specifier, Some(Kind::ApiConfigSource(_))) {
+        cx.error("Only api_config_source type is currently supported for xdstp-based config sources.");
+        return None;
+    }
+    let source = ConfigSource::decode_any(cx, message, true)?;
+    let mut seen = FxHashSet::default();
+    for name in &source.authorities {
+        if !seen.insert(name) {
+            cx.error(format!(
+                "xdstp-based config source authority {name} is configured more than once in an xdstp-based config source."
+            ));
+        }
+    }
+    match &source.kind {
+        SourceKind::Api(api) if matches!(api.api, Api::Grpc { aggregated: true, .. }) => {}
+        _ => cx.error(
+            "xdstp-based config source authority only supports AGGREGATED_GRPC and AGGREGATED_DELTA_GRPC types.",
+        ),
+    }
+    Some(source)
 }
 
 impl ApiConfigSource {
@@ -259,21 +336,24 @@ impl ApiConfigSource {
             if !message.cluster_names.is_empty() {
                 cx.error_at(
                     "cluster_names",
-                    "envoy.config.core.v3.ApiConfigSource::GRPC must not have a cluster name specified",
+                    "envoy.config.core.v3.ApiConfigSource::(AGGREGATED_)(DELTA_)GRPC must not have a cluster name specified",
                 );
+                return None;
             }
             let Some(service) = message.grpc_services.first() else {
                 cx.error("API configs must have either a gRPC service or a cluster name defined");
                 return None;
             };
-            if message.grpc_services.len() > 1 {
-                cx.error_at(
-                    "grpc_services",
-                    "only a single gRPC service is supported: failover is not implemented yet",
-                );
+            // Whether there may be two is for the runtime to say.
+            if message.grpc_services.len() > 2 {
+                cx.error_at("grpc_services", too_many_services(2));
             }
-            let service = cx.at("grpc_services", |cx| cx.at_index(0, |cx| GrpcService::decode(cx, service)))?;
-            Some(Api::Grpc { delta, aggregated, service })
+            let decode = |cx: &mut Context, index, service| {
+                cx.at("grpc_services", |cx| cx.at_index(index, |cx| GrpcService::decode(cx, service)))
+            };
+            let failover = message.grpc_services.get(1).and_then(|service| decode(cx, 1, service)).map(Box::new);
+            let service = decode(cx, 0, service)?;
+            Some(Api::Grpc { delta, aggregated, service, failover })
         };
         let api = match message.api_type() {
             ApiType::Grpc => grpc(cx, false, false)?,
@@ -291,7 +371,11 @@ impl ApiConfigSource {
             }
         };
         if message.transport_api_version() == pb::ApiVersion::V2 {
-            cx.error_at("transport_api_version", "the V2 protocol has been removed: set V3");
+            cx.error_at(
+                "transport_api_version",
+                "V2 xDS transport protocol version is deprecated. The v2 xDS major version has been removed and is no longer \
+                 supported. See the advice in https://www.envoyproxy.io/docs/envoy/latest/faq/api/envoy_v3.",
+            );
         }
         let rate_limit = message.rate_limit_settings.as_ref().map(|settings| RateLimitSettings {
             max_tokens: u32_value(&settings.max_tokens).unwrap_or(100),
@@ -311,12 +395,20 @@ impl ApiConfigSource {
     }
 }
 
+/// That a source names more than `most` services.
+pub fn too_many_services(most: usize) -> String {
+    format!(
+        "envoy.config.core.v3.ApiConfigSource::(AGGREGATED_)(DELTA_)GRPC must have no more than {most} gRPC services specified"
+    )
+}
+
 fn rest(cx: &mut Context, message: &pb::ApiConfigSource) -> Option<Api> {
     if !message.grpc_services.is_empty() {
         cx.error_at(
             "grpc_services",
             "envoy.config.core.v3.ApiConfigSource, if not a gRPC type, must not have a gRPC service specified",
         );
+        return None;
     }
     if message.cluster_names.len() > 1 {
         cx.error_at(
@@ -370,9 +462,19 @@ impl GrpcService {
 }
 
 fn google(cx: &mut Context, message: &pb::grpc_service::GoogleGrpc) -> Option<GrpcTarget> {
+    use pb::grpc_service::google_grpc::call_credentials::CredentialSpecifier as CallCredential;
     use pb::grpc_service::google_grpc::channel_credentials::CredentialSpecifier;
-    if !message.call_credentials.is_empty() || !message.call_credentials_plugin.is_empty() {
-        cx.error_at("call_credentials", "call credentials are not implemented yet");
+    let mut access_token = None;
+    for (index, credentials) in message.call_credentials.iter().enumerate() {
+        match &credentials.credential_specifier {
+            Some(CallCredential::AccessToken(token)) => access_token = Some(token.as_str().into()),
+            _ => cx.at("call_credentials", |cx| {
+                cx.at_index(index, |cx| cx.error("call credentials of this kind are not implemented yet"));
+            }),
+        }
+    }
+    if !message.call_credentials_plugin.is_empty() {
+        cx.error_at("call_credentials_plugin", "credential plugins are not implemented yet");
     }
     let credentials = message.channel_credentials.as_ref().and_then(|c| c.credential_specifier.as_ref());
     let tls = match credentials {
@@ -389,9 +491,13 @@ fn google(cx: &mut Context, message: &pb::grpc_service::GoogleGrpc) -> Option<Gr
             })
         }),
     };
+    if access_token.is_some() && tls.is_none() {
+        cx.error_at("call_credentials", "an access token needs ssl_credentials: it must not be sent in the clear");
+    }
     Some(GrpcTarget::Google {
         uri: message.target_uri.as_str().into(),
         tls,
+        access_token,
         stat_prefix: message.stat_prefix.as_str().into(),
     })
 }
@@ -401,6 +507,7 @@ mod tests {
     use super::*;
     use crate::decode::tests::errors;
     use envoy_types::pb::google::protobuf::Duration as PbDuration;
+    use envoy_types::pb::xds::core::v3::Authority;
 
     fn api(api_type: pb::api_config_source::ApiType) -> pb::ApiConfigSource {
         pb::ApiConfigSource { api_type: api_type as i32, ..Default::default() }
@@ -428,7 +535,7 @@ mod tests {
         });
         let SourceKind::Api(source) = parse(Kind::ApiConfigSource(message)).unwrap().kind else { panic!("an API") };
         assert_eq!(source.cluster(), Some("xds"));
-        assert!(matches!(source.api, Api::Grpc { delta: true, aggregated: false, .. }));
+        assert!(matches!(source.api, Api::Grpc { delta: true, aggregated: false, failover: None, .. }));
     }
 
     #[test]
@@ -451,5 +558,42 @@ mod tests {
         let message = PbDynamicResources { lds_config: Some(ads), ..Default::default() };
         let result = Context::default().run(|cx| DynamicResources::decode(cx, &message));
         assert_eq!(errors(result), ["lds_config: ads is used, and there is no ads_config"]);
+    }
+
+    #[test]
+    fn sources_of_authorities_are_aggregated_and_name_each_once() {
+        use pb::config_source::ConfigSourceSpecifier as Kind;
+        let source = |api_type, authorities: &[&str]| {
+            let service = pb::GrpcService {
+                target_specifier: Some(pb::grpc_service::TargetSpecifier::EnvoyGrpc(Default::default())),
+                ..Default::default()
+            };
+            let api = pb::ApiConfigSource { grpc_services: vec![service], ..api(api_type) };
+            let authority = |name: &&str| Authority { name: (*name).into() };
+            pb::ConfigSource {
+                authorities: authorities.iter().map(authority).collect(),
+                config_source_specifier: Some(Kind::ApiConfigSource(api)),
+                ..Default::default()
+            }
+        };
+        let decode = |config_sources: Vec<pb::ConfigSource>| {
+            let message = PbBootstrap { config_sources, ..Default::default() };
+            Context::default().run(|cx| Some(DynamicResources::of_bootstrap(cx, &message)))
+        };
+        use pb::api_config_source::ApiType;
+        let good = decode(vec![source(ApiType::AggregatedGrpc, &["a", "b"])]).unwrap();
+        assert_eq!(*good.authorities[0].authorities, ["a".into(), "b".into()]);
+        for (bad, wanted) in [
+            (source(ApiType::AggregatedGrpc, &[]), "at least one authority"),
+            (source(ApiType::AggregatedGrpc, &["a", "a"]), "a is configured more than once"),
+            (source(ApiType::Grpc, &["a"]), "only supports AGGREGATED_GRPC"),
+            (pb::ConfigSource::default(), "Only api_config_source type"),
+        ] {
+            let found = errors(decode(vec![bad]));
+            assert!(found.len() == 1 && found[0].contains(wanted), "{found:?}");
+        }
+        let alone = source(ApiType::AggregatedDeltaGrpc, &[]);
+        let parsed = ConfigSource::parse(&alone.encode_to_vec(), FieldPath::root());
+        assert_eq!(errors(parsed), ["Unsupported config source AGGREGATED_DELTA_GRPC"]);
     }
 }

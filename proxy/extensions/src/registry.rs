@@ -98,28 +98,32 @@ pub const UPSTREAM_HTTP_FILTERS: &[HttpFilterEntry] =
     &[http_filters::header_mutation::ENTRY, http_filters::upstream_codec::ENTRY];
 
 /// Reads a message of `typed_per_filter_config`.
-pub type DecodePerRoute = fn(&TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String>;
+pub type DecodePerRoute = fn(&TypedConfig, &PerRouteDecoder<'_>) -> Result<Arc<dyn Any + Send + Sync>, String>;
 
 /// Messages of `typed_per_filter_config`, by their names.
 pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[
-    (
-        "envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
-        http_filters::dynamic_forward_proxy::per_route,
-    ),
-    ("envoy.extensions.filters.http.on_demand.v3.PerRouteConfig", http_filters::on_demand::per_route),
-    (
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
-        http_filters::header_mutation::per_route,
-    ),
+    ("envoy.extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig", |config, _| {
+        http_filters::dynamic_forward_proxy::per_route(config)
+    }),
+    ("envoy.extensions.filters.http.on_demand.v3.PerRouteConfig", |config, decoder| {
+        http_filters::on_demand::per_route(config, decoder.on_demand)
+    }),
+    ("envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute", |config, _| {
+        http_filters::header_mutation::per_route(config)
+    }),
 ];
 
 /// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of other filters are left alone.
-pub struct PerRouteDecoder;
+#[derive(Clone, Copy)]
+pub struct PerRouteDecoder<'a> {
+    /// Sources of clusters on demand.
+    pub on_demand: &'a dyn ClusterSources,
+}
 
-impl PerFilterDecoder for PerRouteDecoder {
+impl PerFilterDecoder for PerRouteDecoder<'_> {
     fn decode(&self, config: &PerFilterConfig) -> Result<Option<Arc<dyn Any + Send + Sync>>, String> {
         let known = PER_ROUTE.iter().find(|(message, _)| *message == &*config.config.type_name);
-        known.map(|(_, decode)| decode(&config.config)).transpose()
+        known.map(|(_, decode)| decode(&config.config, self)).transpose()
     }
 }
 

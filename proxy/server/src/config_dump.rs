@@ -187,7 +187,16 @@ pub(crate) fn endpoints(cluster: &Cluster) -> pb::ClusterLoadAssignment {
         };
         let at = localities.iter().position(|l| l.priority == priority && l.locality.as_ref() == Some(&locality));
         let at = at.unwrap_or_else(|| {
-            localities.push(pb::LocalityLbEndpoints { locality: Some(locality), priority, ..Default::default() });
+            let set = state.priority_set.host_sets.get(priority as usize);
+            let own = set.and_then(|set| set.localities.iter().find(|own| own.locality == host.locality));
+            // As in Envoy, one without a weight has 0.
+            let weight = UInt32Value { value: own.map_or(0, |own| own.weight) };
+            localities.push(pb::LocalityLbEndpoints {
+                locality: Some(locality),
+                priority,
+                load_balancing_weight: Some(weight),
+                ..Default::default()
+            });
             localities.len() - 1
         });
         localities[at].lb_endpoints.push(endpoint(host));
@@ -217,6 +226,8 @@ fn endpoint(host: &Host) -> pb::LbEndpoint {
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(proto_address(&host.address)),
             hostname: host.hostname.to_string(),
+            // As Envoy shows it, though it says nothing.
+            health_check_config: Some(pb::endpoint::HealthCheckConfig::default()),
             ..Default::default()
         })),
         ..Default::default()

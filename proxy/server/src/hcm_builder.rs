@@ -149,21 +149,20 @@ fn routes(config: &HcmConfig, context: &Context, errors: &mut Vec<ConfigError>) 
     let prefix = format!("http.{}.", config.stat_prefix);
     match &config.routes {
         RouteSource::Static(routes) => {
-            let table = keep(named_routes::build(routes.clone(), &context.registry), errors)?;
+            let table = keep(named_routes::build(routes.clone(), &context.table_tools()), errors)?;
             Some((Routes::Table(Arc::new(ArcSwap::from_pointee(table))), None, KeptRoutes::Own))
         }
         RouteSource::Rds { name, source } => {
             let path = FieldPath::parse(&config.path).field("rds").field("config_source");
-            keep(context.sources.check(source, path), errors)?;
+            keep(context.sources.place(name, source, path), errors)?;
             let named = context.routes.get(name, source, &prefix)?;
             let on_demand = RoutesOnDemand::table(&named, &context.wants);
             Some((Routes::Table(named.table.clone()), Some(on_demand), KeptRoutes::Named(named)))
         }
         RouteSource::Scoped(scoped) => {
-            if let ScopeSource::Discovered(source) = &scoped.scopes {
+            if let ScopeSource::Discovered { source, locator } = &scoped.scopes {
                 let path = FieldPath::parse(&scoped.path);
-                let scopes = path.field("scoped_rds").field("scoped_rds_config_source");
-                keep(context.sources.check(source, scopes), errors)?;
+                keep(context.sources.scopes(source, locator, path.field("scoped_rds")), errors)?;
                 keep(context.sources.check(&scoped.rds_source, path.field("rds_config_source")), errors)?;
             }
             let (routes, kept) = scoped_routes::build(scoped, &prefix, context, errors)?;

@@ -11,6 +11,7 @@ use nuncio_base::stats::Registry;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::route::RouteConfiguration;
+use nuncio_extensions::on_demand::ClusterSources;
 use nuncio_extensions::registry::PerRouteDecoder;
 use nuncio_http::route::{BuildContext, RouteTable};
 use std::collections::{BTreeMap, HashMap};
@@ -36,8 +37,17 @@ pub struct NamedRoutes {
     /// Virtual hosts come beside them.
     vhds: AtomicBool,
     parts: Mutex<Parts>,
-    registry: Registry,
+    tools: TableTools,
     wants: Wants,
+}
+
+/// What every table is compiled with.
+#[derive(Clone)]
+pub struct TableTools {
+    /// Where statistics of routes live.
+    pub registry: Registry,
+    /// Whom routes ask for clusters on demand.
+    pub on_demand: Arc<dyn ClusterSources>,
 }
 
 /// Virtual hosts by name, each compiled as a table of its own.
@@ -67,7 +77,7 @@ impl NamedRoutes {
     /// Everything that is wrong; the old routes stay.
     pub fn set(&self, routes: Arc<RouteConfiguration>, hosts: Option<VirtualHosts>) -> Result<(), Vec<ConfigError>> {
         let vhds = routes.vhds.is_some();
-        let base = Arc::new(build(routes, &self.registry)?);
+        let base = Arc::new(build(routes, &self.tools)?);
         let mut parts = self.parts();
         let none = VirtualHosts::new();
         let used = if vhds { hosts.as_ref().unwrap_or(&parts.hosts) } else { &none };
@@ -105,7 +115,7 @@ impl NamedRoutes {
     /// # Errors
     /// Everything that is wrong.
     pub fn compile_host(&self, alone: RouteConfiguration) -> Result<Arc<RouteTable>, Vec<ConfigError>> {
-        build(Arc::new(alone), &self.registry).map(Arc::new)
+        build(Arc::new(alone), &self.tools).map(Arc::new)
     }
 
     /// Whether routes have come.
@@ -120,7 +130,7 @@ impl NamedRoutes {
 
     /// Every request is a 404 from now on.
     pub fn clear(&self) {
-        if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes, &self.registry).ok()) {
+        if let Some(table) = empty_routes(&self.name).and_then(|routes| build(routes, &self.tools).ok()) {
             self.table.store(Arc::new(table));
             *self.parts() = Parts::default();
             self.vhds.store(false, Ordering::Release);
@@ -150,14 +160,14 @@ type Key = (Box<str>, Bytes);
 /// All tables by name and source.
 pub struct RouteTables {
     by_key: Mutex<HashMap<Key, Weak<NamedRoutes>>>,
-    registry: Registry,
+    tools: TableTools,
     wants: Wants,
 }
 
 impl RouteTables {
-    /// No tables yet. Statistics of routes will live in `registry`.
-    pub fn new(wants: Wants, registry: Registry) -> RouteTables {
-        RouteTables { by_key: Mutex::default(), registry, wants }
+    /// No tables yet; they will be compiled with `tools`.
+    pub fn new(wants: Wants, tools: TableTools) -> RouteTables {
+        RouteTables { by_key: Mutex::default(), tools, wants }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<NamedRoutes>>> {
@@ -172,18 +182,18 @@ impl RouteTables {
         if let Some(found) = by_key.get(&key).and_then(Weak::upgrade) {
             return Some(found);
         }
-        let table = build(empty_routes(name)?, &self.registry).ok()?;
+        let table = build(empty_routes(name)?, &self.tools).ok()?;
         let made = Arc::new(NamedRoutes {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
             source: source.clone(),
             stat_prefix: stat_prefix.to_owned(),
             table: Arc::new(ArcSwap::from_pointee(table)),
-            target: InitTarget::new(format!("RdsRouteConfigSubscription {name}")),
+            target: InitTarget::new(format!("shared target RdsRouteConfigSubscription RDS init {name}")),
             loaded: AtomicBool::new(false),
             vhds: AtomicBool::new(false),
             parts: Mutex::default(),
-            registry: self.registry.clone(),
+            tools: self.tools.clone(),
             wants: self.wants.clone(),
         });
         if by_key.len() >= 64 && by_key.len().is_power_of_two() {
@@ -200,8 +210,9 @@ impl RouteTables {
 ///
 /// # Errors
 /// Everything that is wrong, with paths.
-pub fn build(routes: Arc<RouteConfiguration>, registry: &Registry) -> Result<RouteTable, Vec<ConfigError>> {
-    RouteTable::build_with(routes, BuildContext { registry: Some(registry), decoder: Some(&PerRouteDecoder) })
+pub fn build(routes: Arc<RouteConfiguration>, tools: &TableTools) -> Result<RouteTable, Vec<ConfigError>> {
+    let decoder = PerRouteDecoder { on_demand: &*tools.on_demand };
+    RouteTable::build_with(routes, BuildContext { registry: Some(&tools.registry), decoder: Some(&decoder) })
         .map_err(errors)
 }
 
@@ -213,17 +224,25 @@ pub fn empty_routes(name: &str) -> Option<Arc<RouteConfiguration>> {
 }
 
 #[cfg(test)]
+impl TableTools {
+    pub(crate) fn of_tests() -> TableTools {
+        let server = crate::xds::test_server();
+        TableTools { registry: server.context.registry.clone(), on_demand: server.context.on_demand.clone() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn registry() -> Registry {
-        Registry::new(1, nuncio_base::stats::StatsConfig::default())
+    fn tools() -> TableTools {
+        TableTools::of_tests()
     }
 
     #[test]
     fn a_name_has_one_table_per_source_and_both_ends_of_its_life_are_told() {
         let (wants, mut wanted) = Wants::channel();
-        let tables = RouteTables::new(wants, registry());
+        let tables = RouteTables::new(wants, tools());
         let (ads, file) = (Bytes::from_static(b"ads"), Bytes::from_static(b"file"));
         let one = tables.get("r", &ads, "http.a.").expect("a table");
         let again = tables.get("r", &ads, "http.b.").expect("a table");
@@ -239,7 +258,7 @@ mod tests {
 
     #[test]
     fn bad_routes_leave_the_old_ones_in_use() {
-        let tables = RouteTables::new(Wants::channel().0, registry());
+        let tables = RouteTables::new(Wants::channel().0, tools());
         let routes = tables.get("r", &Bytes::new(), "").expect("a table");
         let mut wrong = (*empty_routes("r").expect("routes")).clone();
         wrong.vhost_header = Some("not a header".into());
@@ -252,7 +271,7 @@ mod tests {
 
     #[test]
     fn virtual_hosts_stay_beside_routes_that_want_them_and_go_with_the_wish() {
-        let tables = RouteTables::new(Wants::channel().0, registry());
+        let tables = RouteTables::new(Wants::channel().0, tools());
         let routes = tables.get("r", &Bytes::new(), "").expect("a table");
         let mut config = (*empty_routes("r").expect("routes")).clone();
         config.vhds = Some(Bytes::new());

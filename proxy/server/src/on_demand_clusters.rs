@@ -7,7 +7,7 @@ use crate::source_check::SourceCheck;
 use crate::xds::wants::{OnDemand, Want, Wants};
 use bytes::Bytes;
 use nuncio_base::timer;
-use nuncio_config::config_source::{ConfigSource, OnDemandClusters};
+use nuncio_config::config_source::{ConfigSource, OnDemandClusters, SourceKind};
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::paths::FieldPath;
 use nuncio_extensions::on_demand::{ClusterAnswer, ClusterSource, ClusterSources};
@@ -55,7 +55,10 @@ impl ClusterSources for OnDemandSources {
             Some(known) => known.clone(),
             None => {
                 let parsed = ConfigSource::parse(&config.source, FieldPath::root()).map_err(|errors| text(&errors))?;
-                self.check.usable(&parsed)?;
+                // The cluster of a server may come later.
+                if !matches!(parsed.kind, SourceKind::Api(_)) {
+                    self.check.usable(&parsed)?;
+                }
                 if !self.check.is_delta(&parsed) {
                     return Err("clusters on demand need a source of api_type DELTA_GRPC".to_owned());
                 }

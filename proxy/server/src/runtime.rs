@@ -27,7 +27,7 @@ struct Layer {
 }
 
 /// A key of a layer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Entry {
     key: String,
     value: Value,
@@ -122,6 +122,18 @@ impl RuntimeLoader {
             }
         }
         self.refresh();
+    }
+
+    /// Reads disk layers again if they are not what was read of them: something may change before they are watched.
+    pub fn reload_disk_if_changed(&self) {
+        let changed = {
+            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut on_disk = layers.iter().filter_map(|layer| Some((layer, layer.disk.as_ref()?)));
+            on_disk.any(|(layer, disk)| layer.values != read_disk(&disk.root))
+        };
+        if changed {
+            self.reload_disk();
+        }
     }
 
     /// Links of disk layers (`symlink_root`), to be watched: one that is swapped is a new version.
@@ -377,8 +389,13 @@ mod tests {
         assert_eq!(r.layers()[0].1, [("x.y".to_owned(), " 3".to_owned())]);
         std::os::unix::fs::symlink("v2", dir.path().join("new")).unwrap();
         std::fs::rename(dir.path().join("new"), &link).unwrap();
-        r.reload_disk();
+        r.reload_disk_if_changed();
         assert_eq!(r.integer("x.y"), Some(4));
+        let loads = r.stats.load_success().value();
+        r.reload_disk_if_changed();
+        assert_eq!(r.stats.load_success().value(), loads, "nothing has changed");
+        r.reload_disk();
+        assert_eq!(r.stats.load_success().value(), loads + 1);
     }
 
     #[test]

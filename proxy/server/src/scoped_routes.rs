@@ -5,12 +5,11 @@
 //! are fetched.
 
 use crate::init::InitTarget;
-use crate::named_routes::{self, NamedRoutes};
+use crate::named_routes::{self, NamedRoutes, TableTools};
 use crate::server::Context;
 use crate::xds::wants::{OnDemand, Want, Wants};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use nuncio_base::stats::Registry;
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::hcm::{ScopeSource, ScopedRouteConfiguration, ScopedRoutesConfig};
 use nuncio_config::paths::FieldPath;
@@ -32,6 +31,8 @@ pub struct DiscoveredScopes {
     pub name: Box<str>,
     /// Serialized `ConfigSource` of the scopes.
     pub source: Bytes,
+    /// The collection of them; empty for all that the source has.
+    pub locator: Box<str>,
     /// Serialized `ConfigSource` of their routes.
     pub rds_source: Bytes,
     /// `http.<stat_prefix>.` of the first that asked, for stats.
@@ -41,7 +42,7 @@ pub struct DiscoveredScopes {
     /// What workers see.
     pub scopes: Arc<Scopes>,
     held: Mutex<Held>,
-    registry: Registry,
+    tools: TableTools,
     wants: Wants,
 }
 
@@ -85,8 +86,8 @@ impl Drop for DiscoveredScopes {
     }
 }
 
-fn empty(registry: &Registry) -> Option<Arc<ArcSwap<RouteTable>>> {
-    let table = named_routes::build(named_routes::empty_routes("")?, registry).ok()?;
+fn empty(tools: &TableTools) -> Option<Arc<ArcSwap<RouteTable>>> {
+    let table = named_routes::build(named_routes::empty_routes("")?, tools).ok()?;
     Some(Arc::new(ArcSwap::from_pointee(table)))
 }
 
@@ -138,7 +139,7 @@ impl DiscoveredScopes {
         let config = &scope.config;
         let table = match &scope.routes {
             Some(routes) => routes.table.clone(),
-            None => match empty(&self.registry) {
+            None => match empty(&self.tools) {
                 Some(table) => table,
                 None => return,
             },
@@ -209,7 +210,7 @@ impl Held {
 pub struct ScopeTables {
     discovered: Mutex<Vec<Weak<DiscoveredScopes>>>,
     inline: Mutex<Vec<Weak<InlineScopes>>>,
-    registry: Registry,
+    tools: TableTools,
     wants: Wants,
 }
 
@@ -223,7 +224,7 @@ impl InlineScopes {
     fn dump(&self) -> ScopesDump {
         let scopes: &[ScopedRouteConfiguration] = match &self.config.scopes {
             ScopeSource::Inline(scopes) => scopes,
-            ScopeSource::Discovered(_) => &[],
+            ScopeSource::Discovered { .. } => &[],
         };
         ScopesDump {
             name: self.config.name.to_string(),
@@ -250,9 +251,9 @@ fn live<T>(list: &Mutex<Vec<Weak<T>>>) -> MutexGuard<'_, Vec<Weak<T>>> {
 }
 
 impl ScopeTables {
-    /// No scopes yet. Statistics of routes will live in `registry`.
-    pub fn new(wants: Wants, registry: Registry) -> ScopeTables {
-        ScopeTables { discovered: Mutex::default(), inline: Mutex::default(), registry, wants }
+    /// No scopes yet; their routes will be compiled with `tools`.
+    pub fn new(wants: Wants, tools: TableTools) -> ScopeTables {
+        ScopeTables { discovered: Mutex::default(), inline: Mutex::default(), tools, wants }
     }
 
     /// Scopes in place for `/config_dump`.
@@ -265,11 +266,17 @@ impl ScopeTables {
         live(&self.discovered).iter().filter_map(Weak::upgrade).filter_map(|scopes| scopes.dump()).collect()
     }
 
-    fn discovered(&self, config: &ScopedRoutesConfig, source: &Bytes, stat_prefix: &str) -> Arc<DiscoveredScopes> {
+    fn discovered(
+        &self,
+        config: &ScopedRoutesConfig,
+        (source, locator): (&Bytes, &str),
+        stat_prefix: &str,
+    ) -> Arc<DiscoveredScopes> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut discovered = live(&self.discovered);
         let found = discovered.iter().filter_map(Weak::upgrade).find(|scopes| {
-            scopes.name == config.name && scopes.source == *source && scopes.rds_source == config.rds_source
+            (&*scopes.name, &*scopes.locator, &scopes.source, &scopes.rds_source)
+                == (&*config.name, locator, source, &config.rds_source)
         });
         if let Some(found) = found {
             return found;
@@ -278,12 +285,13 @@ impl ScopeTables {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             name: config.name.clone(),
             source: source.clone(),
+            locator: locator.into(),
             rds_source: config.rds_source.clone(),
             stat_prefix: stat_prefix.to_owned(),
-            target: InitTarget::new(format!("ScopedRdsConfigSubscription {}", config.name)),
+            target: InitTarget::new("target ConfigSubscriptionCommonBase init target 'SRDS'"),
             scopes: Arc::default(),
             held: Mutex::default(),
-            registry: self.registry.clone(),
+            tools: self.tools.clone(),
             wants: self.wants.clone(),
         });
         discovered.push(Arc::downgrade(&made));
@@ -305,8 +313,8 @@ pub fn build(
         .map_err(|error| errors.push(ConfigError::new(path, format!("scope_key_builder: {error}"))))
         .ok()?;
     match &config.scopes {
-        ScopeSource::Discovered(source) => {
-            let discovered = context.scopes.discovered(config, source, stat_prefix);
+        ScopeSource::Discovered { source, locator } => {
+            let discovered = context.scopes.discovered(config, (source, locator), stat_prefix);
             let scopes = discovered.scopes.clone();
             Some((ScopedRoutes { key, scopes }, KeptScopes::Discovered(discovered)))
         }
@@ -314,7 +322,7 @@ pub fn build(
             let scopes = Scopes::default();
             for scope in list {
                 let Some(routes) = &scope.routes else { continue };
-                match named_routes::build(routes.clone(), &context.registry) {
+                match named_routes::build(routes.clone(), &context.table_tools()) {
                     Ok(table) => scopes.insert(Arc::new(Scope {
                         name: scope.name.clone(),
                         key: scope.key.clone(),
@@ -392,7 +400,7 @@ mod tests {
     }
 
     fn setup() -> Setup {
-        let registry = Registry::new(1, nuncio_base::stats::StatsConfig::default());
+        let tools = TableTools::of_tests();
         let (wants, wanted) = Wants::channel();
         let fragment = nuncio_config::hcm::KeyFragment {
             header: "x-key".into(),
@@ -403,14 +411,16 @@ mod tests {
             name: "s".into(),
             key: vec![fragment],
             rds_source: Bytes::new(),
-            scopes: ScopeSource::Discovered(Bytes::new()),
+            scopes: ScopeSource::Discovered { source: Bytes::new(), locator: "".into() },
             path: "".into(),
         };
-        let tables = ScopeTables::new(wants.clone(), registry.clone());
-        let scopes = tables.discovered(&config, &Bytes::new(), "http.a.");
-        assert!(Arc::ptr_eq(&scopes, &tables.discovered(&config, &Bytes::new(), "http.b.")));
+        let tables = ScopeTables::new(wants.clone(), tools.clone());
+        let all = Bytes::new();
+        let scopes = tables.discovered(&config, (&all, ""), "http.a.");
+        assert!(Arc::ptr_eq(&scopes, &tables.discovered(&config, (&all, ""), "http.b.")));
+        assert!(!Arc::ptr_eq(&scopes, &tables.discovered(&config, (&all, "file:///s"), "http.b.")));
         let key = ScopeKeyBuilder::new(&config.key).expect("a key");
-        Setup { scopes, routes: RouteTables::new(wants, registry), key, wanted }
+        Setup { scopes, routes: RouteTables::new(wants, tools), key, wanted }
     }
 
     fn scope(name: &str, key: &str) -> Arc<ScopedRouteConfiguration> {

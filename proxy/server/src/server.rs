@@ -14,7 +14,7 @@ use crate::init::InitTargets;
 use crate::listeners::{self, ListenerManager};
 use crate::loading::Bootstrap;
 use crate::log::Log;
-use crate::named_routes::RouteTables;
+use crate::named_routes::{RouteTables, TableTools};
 use crate::on_demand_clusters::OnDemandSources;
 use crate::options::{DrainStrategy as Strategy, IpVersion, Options};
 use crate::resources::Resources;
@@ -49,6 +49,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
+use xds_client::TypeUrl;
 
 /// What every builder of the server needs.
 pub struct Context {
@@ -95,6 +96,11 @@ impl Context {
             on_demand: self.on_demand.clone(),
             access_logs: self.log_builder.clone(),
         }
+    }
+
+    /// What route tables are compiled with.
+    pub fn table_tools(&self) -> TableTools {
+        TableTools { registry: self.registry.clone(), on_demand: self.on_demand.clone() }
     }
 
     /// The process's own address as text.
@@ -241,12 +247,13 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     clusters.apply_runtime(&keys);
     let locality = Arc::new(config.node.locality.clone());
     clusters.set_zones(Zones { local_cluster: config.local_cluster_name.clone(), locality });
-    let sources = Arc::new(SourceCheck::new(&clusters, config.dynamic.ads.as_ref()));
+    let sources = Arc::new(SourceCheck::new(&clusters, &keys, &config.dynamic));
     let grpc_logs = Arc::new(GrpcLogs::new(registry.clone(), clusters.clone(), wants.clone()));
     let log_builder = LogBuilder { writer: access_logs.clone(), runtime: runtime.clone(), grpc: grpc_logs.clone() };
     let log_builder: Arc<dyn AccessLogBuilder> = Arc::new(log_builder);
     let on_demand = OnDemandSources::new(&clusters, &sources, &wants);
     clusters.set_filters(upstream_filters(&clusters, &registry, &log_builder, &on_demand));
+    let tools = TableTools { registry: registry.clone(), on_demand: on_demand.clone() };
     let context = Context {
         grpc_logs,
         access_logs,
@@ -254,8 +261,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         contexts,
         global: Arc::default(),
         drain: DrainHandle::new(),
-        routes: RouteTables::new(wants.clone(), registry.clone()),
-        scopes: ScopeTables::new(wants.clone(), registry.clone()),
+        routes: RouteTables::new(wants.clone(), tools.clone()),
+        scopes: ScopeTables::new(wants.clone(), tools),
         extensions: ExtensionConfigs::new(wants.clone(), registry.clone()),
         on_demand,
         log_builder,
@@ -352,8 +359,12 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
 /// Sources of what is fetched before listeners. As in Envoy, that of listeners is looked at when they are asked for.
 fn check_sources(dynamic: &DynamicResources, runtime: &RuntimeLoader, sources: &SourceCheck) -> Vec<ConfigError> {
     let mut errors = Vec::new();
-    if let Some(Err(error)) = dynamic.cds.as_ref().map(|source| sources.usable(source)) {
-        errors.push(ConfigError::new(FieldPath::root().field("dynamic_resources").field("cds_config"), error));
+    errors.extend(sources.authorities().err());
+    if dynamic.fetches_clusters()
+        && let Err(error) = sources.root(dynamic.cds.as_ref(), dynamic.cds_locator.as_deref(), &TypeUrl::CLUSTER)
+    {
+        let field = if dynamic.cds_locator.is_some() { "cds_resources_locator" } else { "cds_config" };
+        errors.push(ConfigError::new(FieldPath::root().field("dynamic_resources").field(field), error));
     }
     for layer in runtime.fetched() {
         let path = FieldPath::root().field("layered_runtime").field("layers").index(layer.index);

@@ -62,8 +62,11 @@ pub fn spawn_watchers(server: &Arc<Server>) {
             server.apply_runtime_limits();
         }
     });
-    for link in server.runtime.disk_links() {
-        watch_runtime(server, &link);
+    let links = server.runtime.disk_links();
+    if !links.is_empty() {
+        links.iter().for_each(|link| watch_runtime(server, link));
+        server.runtime.reload_disk_if_changed();
+        server.apply_runtime_limits();
     }
     let contexts = server.context.contexts.clone();
     tokio::task::spawn_local(async move { contexts.run().await });

@@ -4,28 +4,208 @@
 //! The rules are Envoy's: a file has to exist, and a cluster that is asked has to be one of the bootstrap without endpoints
 //! from outside. Nothing is opened or subscribed to here.
 
+use envoy_types::pb::envoy::config::core::v3 as pb;
 use nuncio_config::cluster::{ClusterConfig, Discovery};
-use nuncio_config::config_source::{Api, ApiConfigSource, ConfigSource, SourceKind};
+use nuncio_config::config_source::{
+    Api, ApiConfigSource, ConfigSource, DynamicResources, GrpcTarget, SourceKind, too_many_services,
+};
 use nuncio_config::diagnostics::ConfigError;
 use nuncio_config::listener::ListenerConfig;
 use nuncio_config::paths::FieldPath;
 use nuncio_config::tls::{CertificateSource, CommonTlsContext, SdsSecretConfig, ValidationSource};
+use nuncio_http::matchers::Runtime;
 use nuncio_upstream::ClusterManager;
+use percent_encoding::percent_decode_str;
+use prost::Message as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use xds_client::TypeUrl;
+use xds_client::names::{ResourceName, is_xdstp};
 
 /// See the module.
 pub struct SourceCheck {
     clusters: Arc<ClusterManager>,
+    runtime: Arc<dyn Runtime>,
     /// The bootstrap has an `ads_config`, and whether it is incremental.
     ads: Option<bool>,
+    authorities: Vec<ConfigSource>,
+    default_authority: Option<ConfigSource>,
+}
+
+/// Runtime feature, off by default: routes and endpoints with `xdstp://` names are asked from the authority of the name.
+const BY_AUTHORITY: &str = "envoy.reloadable_features.xdstp_based_config_singleton_subscriptions";
+/// Runtime feature, off by default: a source may name a second server.
+const FAILOVER: &str = "envoy.restart_features.xds_failover_support";
+
+/// Where a resource is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Place {
+    /// Where its configuration says.
+    Source(ConfigSource),
+    /// From the authority of its name.
+    Authority {
+        /// Which of `config_sources`; None for `default_config_source`.
+        index: Option<usize>,
+        /// Of that source.
+        initial_fetch_timeout: Duration,
+    },
+}
+
+/// What is the root of all that is fetched, or of the scopes of a connection manager.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Root {
+    /// Where it is asked for.
+    pub source: ConfigSource,
+    /// The collection; None for all of the type.
+    pub collection: Option<ResourceName>,
 }
 
 impl SourceCheck {
-    /// For the process whose clusters these are; `ads` is the `ads_config` of its bootstrap.
-    pub fn new(clusters: &Arc<ClusterManager>, ads: Option<&ApiConfigSource>) -> SourceCheck {
-        let ads = ads.map(|ads| matches!(ads.api, Api::Grpc { delta: true, .. }));
-        SourceCheck { clusters: clusters.clone(), ads }
+    /// For the process whose clusters and runtime these are; `dynamic` is of its bootstrap.
+    pub fn new(clusters: &Arc<ClusterManager>, runtime: &Arc<dyn Runtime>, dynamic: &DynamicResources) -> SourceCheck {
+        let ads = dynamic.ads.as_ref().map(|ads| matches!(ads.api, Api::Grpc { delta: true, .. }));
+        SourceCheck {
+            clusters: clusters.clone(),
+            runtime: runtime.clone(),
+            ads,
+            authorities: dynamic.authorities.clone(),
+            default_authority: dynamic.default_authority.clone(),
+        }
+    }
+
+    fn feature(&self, name: &str) -> bool {
+        self.runtime.integer(name).unwrap_or(0) != 0
+    }
+
+    /// Where the resource `name` is asked for whose serialized `ConfigSource`, which may be empty, is at `path`.
+    ///
+    /// # Errors
+    /// There is no such place.
+    pub fn place(&self, name: &str, source: &[u8], path: FieldPath) -> Result<Place, Vec<ConfigError>> {
+        if is_xdstp(name) && self.feature(BY_AUTHORITY) {
+            let found = self.authority_of(name, source);
+            if let Some(place) = found.map_err(|error| vec![ConfigError::new(path.clone(), error)])? {
+                return Ok(place);
+            }
+        }
+        let parsed = ConfigSource::parse(source, path.clone())?;
+        self.usable(&parsed).map_err(|error| vec![ConfigError::new(path, error)])?;
+        Ok(Place::Source(parsed))
+    }
+
+    fn authority_of(&self, name: &str, source: &[u8]) -> Result<Option<Place>, String> {
+        let authority = ResourceName::parse(name).map_err(|error| error.to_string())?.authority;
+        let own = pb::ConfigSource::decode(source).map_err(|error| error.to_string())?.authorities;
+        if own.iter().any(|own| own.name == authority) {
+            return Err(
+                "Dynamically using non-bootstrap defined xDS-TP config sources is not yet supported.".to_owned()
+            );
+        }
+        let index = self.authorities.iter().position(|one| one.authorities.iter().any(|name| **name == *authority));
+        let found = index.and_then(|index| self.authorities.get(index)).or(self.default_authority.as_ref());
+        Ok(found.map(|source| Place::Authority { index, initial_fetch_timeout: source.initial_fetch_timeout }))
+    }
+
+    /// What the scopes of a connection manager are asked for by; `path` is that of its `scoped_rds`.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn scopes(&self, source: &[u8], locator: &str, path: FieldPath) -> Result<Root, Vec<ConfigError>> {
+        let source = match locator.starts_with(FILE_SCHEME) {
+            true => None,
+            false => Some(ConfigSource::parse(source, path.field("scoped_rds_config_source"))?),
+        };
+        let locator = Some(locator).filter(|locator| !locator.is_empty());
+        let field = if locator.is_some() { "srds_resources_locator" } else { "scoped_rds_config_source" };
+        self.root(source.as_ref(), locator, &TypeUrl::SCOPED_ROUTE_CONFIGURATION)
+            .map_err(|error| vec![ConfigError::new(path.field(field), error)])
+    }
+
+    /// What all resources of a type are asked for by: a source, or a locator, which mostly needs one, too.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn root(
+        &self,
+        source: Option<&ConfigSource>,
+        locator: Option<&str>,
+        type_url: &TypeUrl,
+    ) -> Result<Root, String> {
+        let no_source = || "Missing config source specifier in envoy::config::core::v3::ConfigSource".to_owned();
+        let Some(locator) = locator else {
+            let source = source.ok_or_else(no_source)?;
+            self.usable(source)?;
+            return Ok(Root { source: source.clone(), collection: None });
+        };
+        let (name, fragment) = locator.split_once('#').unwrap_or((locator, ""));
+        for directive in fragment.split(',').filter(|directive| !directive.is_empty()) {
+            if !["alt=", "entry="].iter().any(|known| directive.starts_with(known)) {
+                return Err(format!("Unknown fragment component {directive}"));
+            }
+        }
+        if let Some(rest) = name.strip_prefix(FILE_SCHEME) {
+            let path = rest.strip_prefix("//").map_or(rest, |rest| rest.find('/').map_or("/", |slash| &rest[slash..]));
+            let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
+            file(Path::new(&path))?;
+            return Ok(Root { source: collection_file(path), collection: None });
+        }
+        if name.starts_with("http:") {
+            return Err("collections over HTTP are not implemented, in Envoy neither".to_owned());
+        }
+        if !is_xdstp(name) {
+            return Err(format!("{locator} does not have a xdstp:, http: or file: scheme"));
+        }
+        // What is behind the fragment is part of the name that is sent.
+        let collection = ResourceName::parse(locator).map_err(|error| error.to_string())?;
+        if collection.resource_type != type_url.message() {
+            return Err(format!("xdstp:// type does not match {} in {collection}", type_url.message()));
+        }
+        let unsupported = "Missing or not supported config source specifier in envoy::config::core::v3::ConfigSource for \
+                           a collection. Only ADS and gRPC in delta-xDS mode are supported.";
+        let source = match source.map(|source| &source.kind) {
+            Some(SourceKind::Ads) => source,
+            Some(SourceKind::Api(api)) => match &api.api {
+                Api::Grpc { delta, aggregated, .. } if *delta || *aggregated => source,
+                _ => return Err("Unknown xdstp:// transport API type: set DELTA_GRPC".to_owned()),
+            },
+            _ => return Err(unsupported.to_owned()),
+        };
+        let source = source.ok_or_else(no_source)?;
+        self.usable(source)?;
+        Ok(Root { source: source.clone(), collection: Some(collection) })
+    }
+
+    /// Whether the authorities of the bootstrap can be asked.
+    ///
+    /// # Errors
+    /// The path of the first that cannot, and why.
+    pub fn authorities(&self) -> Result<(), ConfigError> {
+        let named = self.authorities.iter().enumerate();
+        let named = named.map(|(index, source)| (FieldPath::root().field("config_sources").index(index), source));
+        let default = self.default_authority.iter().map(|one| (FieldPath::root().field("default_config_source"), one));
+        for (path, source) in named.chain(default) {
+            if let SourceKind::Api(api) = &source.kind {
+                self.api(api).map_err(|error| ConfigError::new(path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a server can be asked.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn api(&self, api: &ApiConfigSource) -> Result<(), String> {
+        if let Api::Grpc { failover: Some(failover), .. } = &api.api {
+            if !self.feature(FAILOVER) {
+                return Err(too_many_services(1));
+            }
+            if let GrpcTarget::Envoy { cluster, .. } = &failover.target {
+                self.cluster_is_asked(cluster)?;
+            }
+        }
+        api.cluster().map_or(Ok(()), |cluster| self.cluster_is_asked(cluster))
     }
 
     /// Whether a source speaks the incremental form.
@@ -37,7 +217,7 @@ impl SourceCheck {
                 Api::Grpc { delta, .. } => delta,
                 Api::Rest { .. } => false,
             },
-            SourceKind::Path { .. } | SourceKind::SelfSource => false,
+            SourceKind::Path { .. } | SourceKind::CollectionFile(_) | SourceKind::SelfSource => false,
         }
     }
 
@@ -56,9 +236,9 @@ impl SourceCheck {
     /// What is wrong with it.
     pub fn usable(&self, source: &ConfigSource) -> Result<(), String> {
         match &source.kind {
-            SourceKind::Path { path, .. } => file(path),
+            SourceKind::Path { path, .. } | SourceKind::CollectionFile(path) => file(path),
             SourceKind::Api(api) if matches!(api.api, Api::Grpc { aggregated: true, .. }) => self.ads(),
-            SourceKind::Api(api) => api.cluster().map_or(Ok(()), |cluster| self.cluster_is_asked(cluster)),
+            SourceKind::Api(api) => self.api(api),
             SourceKind::Ads => self.ads(),
             // What it stands for was checked where it is.
             SourceKind::SelfSource => Ok(()),
@@ -102,9 +282,9 @@ impl SourceCheck {
     /// The sources of a cluster's endpoints and secrets.
     pub fn cluster(&self, config: &ClusterConfig) -> Vec<ConfigError> {
         let mut errors = Vec::new();
-        if let Discovery::Eds { source, .. } = &config.discovery {
+        if let Discovery::Eds { source, service_name } = &config.discovery {
             let path = FieldPath::parse(&config.path).field("eds_cluster_config").field("eds_config");
-            errors.extend(self.check(source, path).err().into_iter().flatten());
+            errors.extend(self.place(service_name, source, path).err().into_iter().flatten());
         }
         let matches = config.transport_socket_matches.iter().filter_map(|entry| entry.socket.tls.as_ref());
         for tls in config.tls.iter().chain(matches) {
@@ -139,6 +319,16 @@ impl SourceCheck {
     }
 }
 
+const FILE_SCHEME: &str = "file:";
+
+fn collection_file(path: String) -> ConfigSource {
+    ConfigSource {
+        kind: SourceKind::CollectionFile(path.into()),
+        initial_fetch_timeout: Duration::ZERO,
+        authorities: Box::default(),
+    }
+}
+
 fn file(path: &Path) -> Result<(), String> {
     if path.exists() {
         return Ok(());
@@ -149,10 +339,8 @@ fn file(path: &Path) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use envoy_types::pb::envoy::config::core::v3 as pb;
     use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier as Kind;
     use envoy_types::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
-    use prost::Message as _;
 
     fn source(kind: Kind) -> Vec<u8> {
         pb::ConfigSource { config_source_specifier: Some(kind), ..Default::default() }.encode_to_vec()

@@ -5,6 +5,7 @@ use crate::admin::{
     CommandLineOptions, ConfigDump, ConfigEntry, DrainListeners, EdsHealth, HealthFlags, HostStatus, InitManagerStatus,
     ListenerStatus, LogLevel, MemoryStatus, OutlierStatus, RuntimeLayerStatus, ServerInfo, ServerState, SubjectAltName,
 };
+use crate::listeners::Unready;
 use crate::log::Level;
 use crate::options::{DrainStrategy, IpVersion, Mode};
 use crate::server::{Server, State};
@@ -17,6 +18,7 @@ use nuncio_net::tls::LoadedCertificate;
 use nuncio_upstream::{Cluster, Host};
 use prost::Message as _;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -97,13 +99,18 @@ impl AdminSources for Sources<'_> {
             let targets = clusters.iter().map(|c| format!("cluster {}", c.name())).collect();
             all.push(status("cluster", "cluster manager".to_owned(), targets));
         }
+        let listeners = server.listeners.unready();
+        // What the start waits for on behalf of listeners stands with them.
+        let of_listeners: HashSet<&String> = listeners.iter().flat_map(|listener| &listener.targets).collect();
         let unready = server.init.unready();
-        if !unready.is_empty() {
-            let targets = unready.iter().map(|target| target.name.clone()).collect();
-            all.push(status("server", "Server".to_owned(), targets));
+        let targets = unready.iter().map(|target| target.name.clone()).filter(|name| !of_listeners.contains(name));
+        let targets: Vec<String> = targets.collect();
+        if !targets.is_empty() {
+            all.push(status("server", "init manager Server".to_owned(), targets));
         }
-        for (name, targets) in server.listeners.unready() {
-            all.push(status("listener", format!("Listener-init-manager {name}"), targets));
+        for Unready { name, fingerprint, targets } in listeners {
+            let manager = format!("init manager Listener-local-init-manager {name} {fingerprint}");
+            all.push(status("listener", manager, targets));
         }
         all
     }

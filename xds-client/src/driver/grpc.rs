@@ -2,6 +2,7 @@
 
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -10,22 +11,74 @@ use super::{idle_until, now};
 use crate::FetchFailure;
 use crate::client::{Channel, ClientShared, GrpcSource};
 use crate::mux::{Due, Response};
+use crate::stats::Connected;
 use crate::transport::{GrpcStatus, GrpcStream};
+
+/// After so many attempts that the first server of a source has not answered the other is tried.
+const PATIENCE: u32 = 2;
+/// After the other server has ended a stream, or could not be reached.
+const BEFORE_PRIMARY: Duration = Duration::from_millis(500);
+
+/// Which server a stream goes to.
+struct Servers {
+    current: Connected,
+    /// Who answered last.
+    answered: Connected,
+    /// The first has answered once: the other is not asked any more.
+    primary_works: bool,
+    /// Attempts with the first since it answered.
+    attempts: u32,
+    /// Failures of the present one in a row, for the wait between two.
+    failures: u32,
+}
+
+impl Servers {
+    fn new() -> Servers {
+        Servers { current: Connected::Primary, answered: Connected::No, primary_works: false, attempts: 0, failures: 0 }
+    }
+
+    /// There was an answer.
+    fn answered(&mut self) {
+        self.failures = 0;
+        self.answered = self.current;
+        if self.current == Connected::Primary {
+            self.primary_works = true;
+            self.attempts = 0;
+        }
+    }
+
+    /// The stream has ended, or there was none. What is next, after how long?
+    fn ended(&mut self, source: &GrpcSource, random: impl FnOnce() -> u64) -> Duration {
+        if self.current == Connected::Failover {
+            self.current = Connected::Primary;
+            return BEFORE_PRIMARY;
+        }
+        if source.failover.is_some() && !self.primary_works {
+            self.attempts += 1;
+            if self.attempts >= PATIENCE {
+                self.current = Connected::Failover;
+                return Duration::ZERO;
+            }
+        }
+        let wait = source.backoff.wait(self.failures, random());
+        self.failures = self.failures.saturating_add(1);
+        wait
+    }
+}
 
 /// Runs until the channel is dropped.
 pub(crate) async fn run(client: Weak<ClientShared>, channel: Weak<Channel>, source: Rc<GrpcSource>, path: String) {
-    let mut failures: u32 = 0;
+    let mut servers = Servers::new();
     loop {
-        let status = stream(&client, &channel, &source, &path, &mut failures).await;
+        let status = stream(&client, &channel, &source, &path, &mut servers).await;
         let (Some(client), Some(channel)) = (client.upgrade(), channel.upgrade()) else { return };
         tracing::debug!("{path} gRPC config stream to {} closed: {status}", source.name);
         channel.connected.set(false);
-        source.stats.connected(false);
+        source.stats.connected(Connected::No);
         *channel.last_failure.borrow_mut() = status.to_string();
         let subscribed = channel.mux.borrow_mut().stream_closed();
         channel.fail(&subscribed, FetchFailure::ConnectionFailure);
-        let again = Instant::now() + source.backoff.wait(failures, client.random());
-        failures = failures.saturating_add(1);
+        let again = Instant::now() + servers.ended(&source, || client.random());
         drop(client);
         // First fetches time out and resources expire without a stream, too.
         let weak = Rc::downgrade(&channel);
@@ -50,19 +103,24 @@ async fn stream(
     channel: &Weak<Channel>,
     source: &GrpcSource,
     path: &str,
-    failures: &mut u32,
+    servers: &mut Servers,
 ) -> GrpcStatus {
     let gone = || GrpcStatus::new(GrpcStatus::OK, "no longer needed");
-    let mut stream = match idle_until(channel, source.transport.open(path)).await {
+    let transport = match (&source.failover, servers.current) {
+        (Some(failover), Connected::Failover) => failover,
+        _ => &source.transport,
+    };
+    let mut stream = match idle_until(channel, transport.open(path)).await {
         Some(Ok(stream)) => stream,
         Some(Err(status)) => return status,
         None => return gone(),
     };
     let protocol = {
         let Some(channel) = channel.upgrade() else { return gone() };
-        channel.mux.borrow_mut().stream_opened();
+        let known = matches!(servers.answered, Connected::No) || servers.answered == servers.current;
+        channel.mux.borrow_mut().stream_opened_to(known);
         channel.connected.set(true);
-        source.stats.connected(true);
+        source.stats.connected(servers.current);
         source.protocol
     };
     loop {
@@ -94,8 +152,8 @@ async fn stream(
             Event::Changed => {}
             Event::Due => channel.expire(),
             Event::Message(message) => {
-                *failures = 0;
-                source.stats.connected(true);
+                servers.answered();
+                source.stats.connected(servers.current);
                 match Response::decode(protocol, message) {
                     Ok(response) => {
                         channel.deliver(response);

@@ -18,6 +18,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use super::sotw::ttl;
 use super::watches::{Change, WILDCARD};
 use super::{Heartbeat, Parsed, nack_message};
+use crate::names::canonical;
 use crate::transport::GrpcStatus;
 use crate::{Resource, TypeUrl};
 
@@ -35,6 +36,8 @@ pub(crate) struct Delta {
     unsubscribe: Names,
     /// The type has been asked for on this stream.
     asked: bool,
+    /// The server of this stream is another than the last one: what is held did not come from it.
+    stranger: bool,
 }
 
 /// The answer to one response.
@@ -84,8 +87,9 @@ impl Delta {
         }
     }
 
-    pub(crate) fn stream_opened(&mut self) {
+    pub(crate) fn stream_opened(&mut self, known: bool) {
         self.asked = false;
+        self.stranger = !known;
     }
 
     /// Whether there is something to say without an acknowledgement.
@@ -100,14 +104,9 @@ impl Delta {
         if !self.asked {
             self.asked = true;
             // It may be another server: it learns all that is asked for, and all that is held.
-            for (name, version) in &self.requested {
-                if let Some(version) = version {
-                    request.initial_resource_versions.insert(name.clone(), version.clone());
-                }
-            }
-            for (name, version) in self.wildcard.iter().chain(&self.ambiguous) {
-                request.initial_resource_versions.insert(name.clone(), version.clone());
-            }
+            let asked = self.requested.iter().filter_map(|(name, version)| Some((name, version.as_ref()?)));
+            let held = asked.chain(&self.wildcard).chain(&self.ambiguous).filter(|_| !self.stranger);
+            request.initial_resource_versions = held.map(|(name, version)| (name.clone(), version.clone())).collect();
             self.unsubscribe.clear();
             self.subscribe.clear();
             // Nothing but the wildcard: the form that every server knows is to name nothing.
@@ -129,7 +128,7 @@ impl Delta {
     }
 
     fn held(&self, name: &str) -> Option<&str> {
-        match self.requested.get(name) {
+        match self.requested.get(&*canonical(name)) {
             Some(version) => version.as_deref(),
             None => self.wildcard.get(name).or_else(|| self.ambiguous.get(name)).map(String::as_str),
         }

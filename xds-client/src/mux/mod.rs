@@ -12,6 +12,7 @@
 //! what the handler of a CDS response asks of EDS stands before the ACK of CDS, in one request for all names.
 
 mod delta;
+mod messages;
 mod record;
 mod sotw;
 mod table;
@@ -20,18 +21,16 @@ mod watches;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use indexmap::IndexMap;
-use prost::Message;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
+use crate::names::{canonical, is_xdstp};
 use crate::status::TypeState;
 use crate::timing::{Deadlines, TokenBucket};
 use crate::{Interest, Now, RateLimit, Resource, SubscriptionOptions, TypeUrl, Update, Verdict};
 use delta::{Ack, Delta};
+pub use messages::{Due, Request, RequestBody, Response};
 use sotw::Sotw;
 use table::Table;
 pub use watches::WatchId;
@@ -73,91 +72,6 @@ impl MuxOptions {
             deliver_all: false,
         }
     }
-}
-
-/// A response, decoded.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Response {
-    /// State of the world.
-    Sotw(DiscoveryResponse),
-    /// Incremental.
-    Delta(DeltaDiscoveryResponse),
-}
-
-impl Response {
-    /// Decodes a message of that protocol.
-    pub fn decode(protocol: Protocol, message: Bytes) -> Result<Response, prost::DecodeError> {
-        Ok(match protocol {
-            Protocol::Sotw => Response::Sotw(DiscoveryResponse::decode(message)?),
-            Protocol::Delta => Response::Delta(DeltaDiscoveryResponse::decode(message)?),
-        })
-    }
-}
-
-/// A request that is due. The node is not in it.
-#[derive(Debug, PartialEq)]
-pub struct Request<'a> {
-    /// What it says.
-    pub body: RequestBody<'a>,
-    /// The node goes with it.
-    pub with_node: bool,
-    /// The names in `body`, encoded: of thousands this is done when they change, not for each acknowledgement.
-    names: &'a [u8],
-}
-
-/// The message of a [`Request`].
-#[derive(Debug, PartialEq)]
-pub enum RequestBody<'a> {
-    /// State of the world.
-    Sotw(&'a DiscoveryRequest),
-    /// Incremental.
-    Delta(Box<DeltaDiscoveryRequest>),
-}
-
-impl Request<'_> {
-    /// The message in binary. `node` is an encoded `Node`, which need not be encoded again for each message: a field that
-    /// is appended to a message is part of it.
-    pub fn encode(&self, node: &[u8]) -> Bytes {
-        let room = self.names.len() + if self.with_node { node.len() + 8 } else { 0 };
-        // A BytesMut grows: encoding into it cannot fail.
-        let (mut out, tag, _) = match &self.body {
-            RequestBody::Sotw(request) => {
-                let head = DiscoveryRequest {
-                    version_info: request.version_info.clone(),
-                    type_url: request.type_url.clone(),
-                    response_nonce: request.response_nonce.clone(),
-                    error_detail: request.error_detail.clone(),
-                    ..DiscoveryRequest::default()
-                };
-                let mut out = BytesMut::with_capacity(head.encoded_len() + room);
-                let encoded = head.encode(&mut out);
-                out.extend_from_slice(self.names);
-                (out, 2, encoded)
-            }
-            RequestBody::Delta(request) => {
-                let mut out = BytesMut::with_capacity(request.encoded_len() + room);
-                let encoded = request.encode(&mut out);
-                (out, 1, encoded)
-            }
-        };
-        if self.with_node {
-            prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut out);
-            prost::encoding::encode_varint(node.len() as u64, &mut out);
-            out.extend_from_slice(node);
-        }
-        out.freeze()
-    }
-}
-
-/// What there is to send.
-#[derive(Debug, PartialEq)]
-pub enum Due<'a> {
-    /// This.
-    Send(Request<'a>),
-    /// Nothing before then: the rate limit.
-    Wait(Instant),
-    /// Nothing.
-    Nothing,
 }
 
 /// What one response means for whom. To be given back to [`Mux::finish`] with the verdicts.
@@ -295,6 +209,7 @@ impl Mux {
 
     /// Asks for resources.
     pub fn subscribe(&mut self, now: Now, options: SubscriptionOptions) -> WatchId {
+        let options = SubscriptionOptions { interest: options.interest.canonical(), ..options };
         let id = WatchId(self.next_watch);
         self.next_watch += 1;
         if !options.initial_fetch_timeout.is_zero()
@@ -312,7 +227,7 @@ impl Mux {
     /// Changes what a subscription asks for.
     pub fn update(&mut self, now: Now, id: WatchId, interest: Interest) {
         if let Some(type_url) = self.watch_types.get(&id).cloned() {
-            self.set_interest(now, &type_url, id, interest);
+            self.set_interest(now, &type_url, id, interest.canonical());
         }
     }
 
@@ -362,6 +277,7 @@ impl Mux {
         let Some(entry) = self.types.get_mut(&type_url) else { return };
         let named = match entry.watches.interest(id) {
             Some(Interest::Names(names)) if self.options.protocol == Protocol::Sotw => !names.is_empty(),
+            Some(Interest::Collection(_)) => true,
             _ => self.options.protocol == Protocol::Delta,
         };
         let change = entry.watches.remove(id);
@@ -420,8 +336,13 @@ impl Mux {
         self.pauses.contains_key(type_url)
     }
 
-    /// There is a stream. All that is asked for is asked for again.
+    /// There is a stream. All that is asked for is asked for again; with delta the server is told what is held.
     pub fn stream_opened(&mut self) {
+        self.stream_opened_to(true);
+    }
+
+    /// As [`Mux::stream_opened`], to a server that what is held has `known` or has not come from: another is not told of it.
+    pub fn stream_opened_to(&mut self, known: bool) {
         self.stream += 1;
         self.open = true;
         self.first_message = true;
@@ -431,7 +352,7 @@ impl Mux {
             entry.nonce.clear();
             match &mut entry.machine {
                 Machine::Sotw(sotw) => sotw.stream_opened(),
-                Machine::Delta(delta) => delta.stream_opened(),
+                Machine::Delta(delta) => delta.stream_opened(known),
             }
         }
         let types: Vec<TypeUrl> = self.types.keys().cloned().collect();
@@ -559,7 +480,7 @@ impl Mux {
             (Machine::Delta(delta), Response::Delta(mut response)) => delta.parse(&type_url, &mut response),
             _ => return None,
         };
-        let parsed = match parsed {
+        let mut parsed = match parsed {
             Ok(parsed) => parsed,
             Err(error) => {
                 delivery.malformed = Some(error);
@@ -570,7 +491,7 @@ impl Mux {
         let mut received = Vec::with_capacity(parsed.resources.len());
         let mut note = |resource: &Resource| {
             received.push(Received {
-                name: resource.name.clone(),
+                name: canonical(&resource.name).into_owned(),
                 version: resource.version.clone(),
                 ttl: resource.ttl,
                 kept: (keep && !resource.unresolved).then(|| resource.clone()),
@@ -615,12 +536,18 @@ impl Mux {
                 let mut seen = FxHashSet::default();
                 let unique = parsed.resources.into_iter().filter(|r| seen.insert(r.name.clone())).collect();
                 let mut routed = entry.watches.route(unique, &[], &mut note);
-                updates.extend(
-                    entry
-                        .watches
-                        .ids_in(&mut routed, &wildcards)
-                        .map(|(id, (added, removed))| (id, update(added, removed, false))),
-                );
+                let named: Vec<_> = entry.watches.ids_in(&mut routed, &wildcards).collect();
+                for (id, (added, _)) in named {
+                    let whole = matches!(entry.watches.interest(id), Some(Interest::Collection(_)));
+                    let removed = if whole {
+                        let names: FxHashSet<String> = added.iter().map(|resource| resource.name.clone()).collect();
+                        entry.watches.full_state(id, &names)
+                    } else {
+                        Vec::new()
+                    };
+                    parsed.removed.extend(removed.iter().cloned());
+                    updates.push((id, update(added, removed, whole)));
+                }
             }
             delivery.updates = updates;
         } else {
@@ -636,8 +563,11 @@ impl Mux {
             }
         }
         delivery.received = received;
-        delivery.removed = parsed.removed;
+        delivery.removed = parsed.removed.iter().map(|name| canonical(name).into_owned()).collect();
         delivery.heartbeats = parsed.heartbeats;
+        for heartbeat in delivery.heartbeats.iter_mut().filter(|heartbeat| is_xdstp(&heartbeat.name)) {
+            heartbeat.name = canonical(&heartbeat.name).into_owned();
+        }
         for (id, _) in &delivery.updates {
             self.first_fetches.clear(id);
         }

@@ -5,6 +5,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use std::time::Duration;
 
 use super::{Delivery, Machine, Type, WatchId};
+use crate::names::canonical;
 use crate::{Now, Verdict};
 
 impl Type {
@@ -18,13 +19,13 @@ impl Type {
         unasked_too: bool,
     ) {
         let rejecting: Vec<&(WatchId, Verdict)> = verdicts.iter().filter(|(_, v)| !v.is_accepted()).collect();
-        let by_name: FxHashMap<&str, &str> =
-            rejecting.iter().flat_map(|(_, v)| v.resources()).map(|r| (r.name.as_str(), r.message.as_str())).collect();
+        let refused = rejecting.iter().flat_map(|(_, v)| v.resources());
+        let by_name: FxHashMap<_, &str> = refused.map(|r| (canonical(&r.name), r.message.as_str())).collect();
         let whole: Vec<&(WatchId, Verdict)> =
             rejecting.iter().filter(|(_, v)| v.resources().is_empty()).copied().collect();
         for resource in &delivery.received {
             // A handler may have dropped it while it was told.
-            if !(unasked_too || self.watches.wants(&resource.name) || self.watches.wants_everything()) {
+            if !(unasked_too || self.watches.cares_for(&resource.name)) {
                 continue;
             }
             let refused = by_name.get(resource.name.as_str()).copied().or_else(|| {
@@ -65,21 +66,20 @@ impl Type {
             }
         }
         // What a full state leaves out is gone.
-        let full = matches!(self.machine, Machine::Sotw(_)) && self.watches.wants_everything();
-        if full {
+        if matches!(self.machine, Machine::Sotw(_)) && self.watches.has_full_states() {
             let names: FxHashSet<&str> = (delivery.received.iter().map(|r| r.name.as_str()))
                 .chain(delivery.heartbeats.iter().map(|h| h.name.as_str()))
                 .collect();
-            let gone: Vec<String> =
-                self.table.unasked().filter(|name| !names.contains(name)).map(str::to_owned).collect();
+            let everything = self.watches.wants_everything();
+            let unasked = self.table.unasked().filter(|name| everything && !names.contains(name));
+            let gone: Vec<String> = unasked.map(str::to_owned).collect();
             for name in gone {
                 self.ttls.clear(&name);
                 self.table.gone(&name, false, now.wall);
             }
             if error.is_none() {
-                let wildcards: Vec<WatchId> = verdicts.iter().map(|(id, _)| *id).collect();
-                for id in wildcards {
-                    self.watches.keep_given(id, &names);
+                for (id, _) in verdicts {
+                    self.watches.keep_given(*id, &names);
                 }
             }
         }

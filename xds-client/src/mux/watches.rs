@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use indexmap::IndexMap;
 use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
+use crate::names::{canonical, collection_of, is_xdstp};
 use crate::{Interest, Resource};
 
 /// The name that stands for everything.
@@ -39,6 +40,9 @@ impl Watch {
         let mut names: BTreeSet<&str> = self.on_demand.iter().map(String::as_str).collect();
         match &self.interest {
             Interest::Names(list) => names.extend(list.iter().map(String::as_str)),
+            Interest::Collection(name) => {
+                names.insert(name);
+            }
             Interest::Wildcard | Interest::Namespace(_) => {
                 names.insert(WILDCARD);
             }
@@ -58,6 +62,8 @@ pub(crate) struct Watches {
     /// With the wildcard, under its name.
     by_name: FxHashMap<String, Vec<WatchId>>,
     next_place: u64,
+    /// How many of them are for collections.
+    collections: usize,
 }
 
 impl Watches {
@@ -93,7 +99,19 @@ impl Watches {
 
     /// Whether anyone asks for `name` by name.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
+        self.by_name.contains_key(&*canonical(name))
+    }
+
+    /// Whether anyone asks for `name` in whatever way.
+    pub(crate) fn cares_for(&self, name: &str) -> bool {
+        self.wants(name)
+            || self.wants_everything()
+            || (self.collections > 0 && collection_of(name).is_some_and(|all| self.by_name.contains_key(&all)))
+    }
+
+    /// Whether anyone asks for all of something, of which a state of the world is whole.
+    pub(crate) fn has_full_states(&self) -> bool {
+        self.collections > 0 || self.wants_everything()
     }
 
     pub(crate) fn wants_everything(&self) -> bool {
@@ -105,12 +123,14 @@ impl Watches {
         let place = self.next_place;
         self.next_place += 1;
         self.order.insert(place, id);
+        self.collections += usize::from(matches!(interest, Interest::Collection(_)));
         let watch = Watch { interest, on_demand: BTreeSet::new(), given: FxHashSet::default(), place };
         let new: Vec<String> = watch.names().into_iter().map(str::to_owned).collect();
         let old = self.by_id.insert(id, watch);
         let mut change = Change::default();
         let mut old_names = Vec::new();
         if let Some(old) = old {
+            self.collections -= usize::from(matches!(old.interest, Interest::Collection(_)));
             self.order.remove(&old.place);
             let kept: FxHashSet<&str> = new.iter().map(String::as_str).collect();
             old_names.extend(old.names().into_iter().filter(|n| !kept.contains(n)).map(str::to_owned));
@@ -150,6 +170,7 @@ impl Watches {
     pub(crate) fn remove(&mut self, id: WatchId) -> Change {
         let mut change = Change::default();
         if let Some(watch) = self.by_id.remove(&id) {
+            self.collections -= usize::from(matches!(watch.interest, Interest::Collection(_)));
             self.order.remove(&watch.place);
             let names = watch.names().into_iter().map(str::to_owned).collect();
             self.unlink(id, names, &mut change);
@@ -195,9 +216,15 @@ impl Watches {
         names
     }
 
-    /// Who is to be told about `name`.
+    /// Who is to be told about `name`: who asked for it or for all of its collection, and who asked for everything.
     fn interested(&self, name: &str) -> Vec<WatchId> {
-        let mut ids = self.by_name.get(name).cloned().unwrap_or_default();
+        let mut ids = self.by_name.get(&*canonical(name)).cloned().unwrap_or_default();
+        if ids.is_empty()
+            && is_xdstp(name)
+            && let Some(collection) = collection_of(name)
+        {
+            ids = self.by_name.get(&collection).cloned().unwrap_or_default();
+        }
         for id in self.by_name.get(WILDCARD).into_iter().flatten() {
             let matches = match self.interest(*id) {
                 Some(Interest::Namespace(space)) => {
@@ -267,7 +294,7 @@ impl Watches {
     /// `id` took a full state of these names: it holds nothing else.
     pub(crate) fn keep_given(&mut self, id: WatchId, names: &FxHashSet<&str>) {
         if let Some(watch) = self.by_id.get_mut(&id) {
-            watch.given.retain(|name| names.contains(name.as_str()));
+            watch.given.retain(|name| names.contains(&*canonical(name)));
         }
     }
 

@@ -72,9 +72,7 @@ impl BootstrapConfig {
             flags_path: Some(message.flags_path.as_str()).filter(|path| !path.is_empty()).map(Into::into),
             runtime: cx.optional("layered_runtime", &message.layered_runtime, runtime_layers).unwrap_or_default(),
             overload_manager: message.overload_manager.as_ref().map(serialized),
-            dynamic: cx
-                .optional("dynamic_resources", &message.dynamic_resources, DynamicResources::decode)
-                .unwrap_or_default(),
+            dynamic: DynamicResources::of_bootstrap(cx, message),
             upstream_bind: manager
                 .and_then(|manager| {
                     cx.at("cluster_manager", |cx| {

@@ -32,8 +32,13 @@ pub struct ScopedRoutesConfig {
 pub enum ScopeSource {
     /// `scoped_route_configurations_list`.
     Inline(Vec<ScopedRouteConfiguration>),
-    /// `scoped_rds`: the serialized `ConfigSource`.
-    Discovered(Bytes),
+    /// `scoped_rds`.
+    Discovered {
+        /// The serialized `ConfigSource`.
+        source: Bytes,
+        /// `srds_resources_locator`; empty for all scopes of the source.
+        locator: Box<str>,
+    },
 }
 
 /// `FragmentBuilder`: takes one fragment of the key out of a header.
@@ -93,15 +98,10 @@ impl ScopedRoutesConfig {
                 });
                 Some(ScopeSource::Inline(scopes))
             }
-            Some(ConfigSpecifier::ScopedRds(scoped)) => {
-                if !scoped.srds_resources_locator.is_empty() {
-                    let error = "xdstp names are not there yet";
-                    cx.at("scoped_rds", |cx| cx.error_at("srds_resources_locator", error));
-                }
-                Some(ScopeSource::Discovered(
-                    scoped.scoped_rds_config_source.as_ref().map(serialized).unwrap_or_default(),
-                ))
-            }
+            Some(ConfigSpecifier::ScopedRds(scoped)) => Some(ScopeSource::Discovered {
+                source: scoped.scoped_rds_config_source.as_ref().map(serialized).unwrap_or_default(),
+                locator: scoped.srds_resources_locator.as_str().into(),
+            }),
             None => {
                 cx.error("Field 'config_specifier' is missing: one of scoped_route_configurations_list, scoped_rds");
                 None

@@ -35,9 +35,6 @@ const CARRIED_OF_MANAGERS: &[&str] = &[
     "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig.pack_trace_reason",
 ];
 
-/// Sources are handed on as they are; what is refused in them is refused before they are decoded.
-const CARRIED: &[&str] = &["envoy.config.core.v3.ConfigSource.authorities"];
-
 /// Fields of the decoded bootstrap that nothing uses yet.
 const CARRIED_OF_BOOTSTRAP: &[&str] = &[
     "envoy.config.bootstrap.v3.Admin.profile_path",
@@ -247,16 +244,18 @@ fn what_the_table_says_of_discovery_is_true() {
     let texts = [
         cds("{path_config_source: {path: /p, watched_directory: {path: /d}}}"),
         cds("{path: /p}"),
-        cds("{ads: {}}").replace("dynamic_resources: {", "dynamic_resources: {lds_config: {ads: {}}, ads_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: c}}]}, "),
+        cds("{ads: {}, authorities: [{name: a}]}").replace("dynamic_resources: {", "dynamic_resources: {lds_config: {ads: {}}, ads_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: c}}]}, "),
         cds(&api("rate_limit_settings: {max_tokens: 3}, grpc_services: [{envoy_grpc: {cluster_name: c, retry_policy: {retry_back_off: {base_interval: 1s}}}}]")),
         cds(&api("grpc_services: [{google_grpc: {target_uri: 'a:1', stat_prefix: s, channel_credentials: {ssl_credentials: {root_certs: {filename: /r}}}}}]")),
+        cds(&api("grpc_services: [{google_grpc: {target_uri: 'a:1', stat_prefix: s, channel_credentials: {ssl_credentials: {}}, call_credentials: [{access_token: t}]}}]")),
         cds(&api("grpc_services: [{google_grpc: {target_uri: 'a:1', stat_prefix: s, channel_credentials: {local_credentials: {}}}}]")),
         cds("{api_config_source: {api_type: REST, transport_api_version: V3, cluster_names: [c], refresh_delay: 3s}}"),
         "{static_resources: {clusters: [{name: c, type: EDS, eds_cluster_config: {eds_config: {self: {}}}}]}}".to_owned(),
+        "{dynamic_resources: {cds_resources_locator: 'file:///c', lds_resources_locator: 'file:///l'}}".to_owned(),
         manager("rds: {route_config_name: r, config_source: {ads: {}}}, http_filters: [{name: f, config_discovery: {config_source: {ads: {}}, type_urls: [envoy.extensions.filters.http.router.v3.Router]}}]"),
-        manager("scoped_routes: {name: s, rds_config_source: {ads: {}}, scope_key_builder: {fragments: [{header_value_extractor: {name: h, index: 0}}]}, scoped_rds: {scoped_rds_config_source: {ads: {}}}}"),
+        manager("scoped_routes: {name: s, rds_config_source: {ads: {}}, scope_key_builder: {fragments: [{header_value_extractor: {name: h, index: 0}}]}, scoped_rds: {scoped_rds_config_source: {ads: {}}, srds_resources_locator: 'file:///s'}}"),
     ];
-    let mut found = mistakes_of_bootstraps(&["Discovery (xDS)"], &texts, CARRIED);
+    let mut found = mistakes_of_bootstraps(&["Discovery (xDS)"], &texts, &[]);
     // They come from servers.
     let answers = [
         "envoy.service.discovery.v3.DiscoveryResponse",

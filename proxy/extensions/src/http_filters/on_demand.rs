@@ -15,7 +15,7 @@ use nuncio_http::route::ActiveRoute;
 use nuncio_upstream::ClusterManager;
 use prost::Message as _;
 use std::any::Any;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a request waits where nothing is said.
@@ -27,18 +27,12 @@ struct OnDemand(Arc<Shared>);
 struct Shared {
     name: Arc<str>,
     clusters: Arc<ClusterManager>,
-    sources: Arc<dyn ClusterSources>,
     /// Of the filter's own configuration.
     source: Option<Arc<dyn ClusterSource>>,
 }
 
-/// What a route says in place of the filter.
-#[derive(Default)]
-struct PerRoute {
-    odcds: Option<OnDemandClusters>,
-    /// Made by the first request that needs it; None where it cannot be used.
-    source: OnceLock<Option<Arc<dyn ClusterSource>>>,
-}
+/// What a route says in place of the filter; None asks for nothing.
+struct PerRoute(Option<Arc<dyn ClusterSource>>);
 
 impl Shared {
     /// The cluster of a route that is not there.
@@ -48,15 +42,8 @@ impl Shared {
     }
 
     fn source_of<'r>(&'r self, route: &'r ActiveRoute) -> Option<&'r Arc<dyn ClusterSource>> {
-        let Some(own) = route.filter_config(&self.name).and_then(|config| config.downcast_ref::<PerRoute>()) else {
-            return self.source.as_ref();
-        };
-        let make = || {
-            let found = self.sources.source(own.odcds.as_ref()?);
-            let told = |error| tracing::error!(target: "config", "clusters on demand of a route: {error}");
-            found.map_err(told).ok()
-        };
-        own.source.get_or_init(make).as_ref()
+        let own = route.filter_config(&self.name).and_then(|config| config.downcast_ref::<PerRoute>());
+        own.map_or(&self.source, |PerRoute(own)| own).as_ref()
     }
 }
 
@@ -97,10 +84,11 @@ fn decode(message: Option<pb::OnDemandCds>) -> Result<Option<OnDemandClusters>, 
 /// Decodes `PerRouteConfig`.
 ///
 /// # Errors
-/// Everything that is wrong with it.
-pub fn per_route(config: &TypedConfig) -> Result<Arc<dyn Any + Send + Sync>, String> {
+/// Everything that is wrong with it, or that its source cannot be used.
+pub fn per_route(config: &TypedConfig, sources: &dyn ClusterSources) -> Result<Arc<dyn Any + Send + Sync>, String> {
     let message = pb::PerRouteConfig::decode(config.value.clone()).map_err(|e| e.to_string())?;
-    Ok(Arc::new(PerRoute { odcds: decode(message.odcds)?, source: OnceLock::new() }))
+    let source = decode(message.odcds)?.map(|config| sources.source(&config)).transpose()?;
+    Ok(Arc::new(PerRoute(source)))
 }
 
 /// The filter in the registry.
@@ -112,11 +100,8 @@ pub const ENTRY: HttpFilterEntry = HttpFilterEntry {
         let message = pb::OnDemand::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
         let odcds = decode(message.odcds)?;
         let source = odcds.map(|config| context.on_demand.source(&config)).transpose()?;
-        let (clusters, sources) = (context.clusters.clone(), context.on_demand.clone());
-        chain.push(
-            filter.name.clone(),
-            OnDemand(Arc::new(Shared { name: filter.name.clone(), clusters, sources, source })),
-        );
+        let shared = Shared { name: filter.name.clone(), clusters: context.clusters.clone(), source };
+        chain.push(filter.name.clone(), OnDemand(Arc::new(shared)));
         Ok(())
     },
 };

@@ -746,6 +746,42 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
+    async fn a_change_between_reading_files_and_watching_them_is_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str| DataSource::File { path: folder.path().join(name), watched_directory: None };
+        let contexts = super::super::watch::TlsContexts::new();
+        // The folder of the first is not watched yet when its files change, that of the second is.
+        let mut pairs = Vec::new();
+        for names in [["first", "second"], ["third", "fourth"]] {
+            let [(before, _), (after, _)] = names.map(|name| self_signed(&[name], &rcgen::PKCS_ECDSA_P256_SHA256));
+            let write = |config: &nuncio_config::tls::TlsCertificate| {
+                for (name, source) in [("chain", &config.chain), ("key", &config.key)] {
+                    let DataSource::Inline(bytes) = source else { panic!("inline") };
+                    std::fs::write(folder.path().join(name), bytes).expect("written");
+                }
+            };
+            write(&before);
+            let mut server = downstream();
+            let from_files = nuncio_config::tls::TlsCertificate { chain: file("chain"), key: file("key"), ..before };
+            server.common.certificates = vec![CertificateSource::Static(from_files)];
+            let pair = Pair::new(server, upstream());
+            write(&after);
+            contexts.add(&pair.server);
+            let name = || pair.server.certificates().chains[0].info.dns_sans().next().map(|name| name.into_owned());
+            let changed = async {
+                while name().as_deref() != Some(names[1]) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            };
+            tokio::select! {
+                () = contexts.run() => {}
+                done = tokio::time::timeout(std::time::Duration::from_secs(10), changed) => done.expect("reloaded"),
+            }
+            pairs.push(pair);
+        }
+    }
+
+    #[tokio::test]
     async fn a_leaf_marked_as_authority_passes_when_a_trusted_key_signed_it() {
         use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
         let authority = |name: &str| {

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
@@ -19,6 +19,9 @@ use super::secrets::Secrets;
 
 /// Events within this time lead to one look at the files.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// An event so long ago cannot have come between reading the files of a context and adding it.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// A context that can be read again.
 pub trait Reload: Send + Sync {
@@ -51,7 +54,26 @@ impl std::fmt::Debug for TlsContexts {
 struct Inner {
     secrets: Secrets,
     state: Mutex<Watched>,
-    changed: Arc<Notify>,
+    events: Arc<Events>,
+}
+
+/// What the watcher has seen.
+#[derive(Default)]
+struct Events {
+    changed: Notify,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Events {
+    fn happened(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.changed.notify_one();
+    }
+
+    fn is_recent(&self) -> bool {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < RECENT)
+    }
 }
 
 #[derive(Default)]
@@ -85,7 +107,7 @@ impl TlsContexts {
         }
     }
 
-    /// Adds a context. It leaves by itself when its last user drops it.
+    /// Adds a context. It leaves by itself when its last user drops it. What has changed since its files were read is seen.
     pub fn add(&self, context: &Arc<impl Reload + 'static>) {
         let context: Arc<dyn Reload> = context.clone();
         let folders: Vec<_> = context.watched().into_iter().map(|(folder, _)| folder).collect();
@@ -95,6 +117,9 @@ impl TlsContexts {
         for folder in folders {
             self.watch(&mut state, folder);
         }
+        if self.inner.events.is_recent() {
+            self.inner.events.changed.notify_one();
+        }
     }
 
     fn watch(&self, state: &mut Watched, folder: PathBuf) {
@@ -102,8 +127,8 @@ impl TlsContexts {
             return;
         }
         if state.watcher.is_none() {
-            let changed = self.inner.changed.clone();
-            match notify::recommended_watcher(move |_event| changed.notify_one()) {
+            let events = self.inner.events.clone();
+            match notify::recommended_watcher(move |_event| events.happened()) {
                 Ok(watcher) => state.watcher = Some(watcher),
                 Err(error) => {
                     tracing::warn!(%error, "certificate files cannot be watched; changes need a restart");
@@ -115,6 +140,8 @@ impl TlsContexts {
         match watcher.watch(&folder, RecursiveMode::NonRecursive) {
             Ok(()) => {
                 state.folders.insert(folder);
+                // Its files were read before it was watched.
+                self.inner.events.changed.notify_one();
             }
             Err(error) => {
                 tracing::warn!(folder = %folder.display(), %error, "the folder of certificate files cannot be watched");
@@ -125,7 +152,7 @@ impl TlsContexts {
     /// Reloads contexts whenever a watched folder changes. Runs on the control thread until it is dropped.
     pub async fn run(&self) {
         loop {
-            self.inner.changed.notified().await;
+            self.inner.events.changed.notified().await;
             tokio::time::sleep(SETTLE).await;
             self.reload();
         }

@@ -256,7 +256,7 @@ impl ExtensionConfigs {
             kind,
             name: name.into(),
             source: source.clone(),
-            target: InitTarget::new(format!("FilterConfigSubscription init {name}")),
+            target: InitTarget::new(format!("shared target FilterConfigSubscription init {name}")),
             stats: ExtensionConfigStats::new(&self.registry, &stat_prefix(kind, name)),
             state: Mutex::default(),
             wants: self.wants.clone(),

@@ -45,7 +45,7 @@ pub(crate) fn connection_limit_key(listener: &str) -> String {
 /// Adds the secrets that filter chains need.
 pub(super) fn wait_for_secrets(chains: &[Arc<FilterChain>], targets: &InitTargets) {
     for secret in chains.iter().filter_map(|chain| chain.tls.as_ref()).flat_map(|tls| tls.secrets()) {
-        targets.add(&InitTarget::shared(format!("SdsApi {}", secret.name), secret.readiness()));
+        targets.add(&InitTarget::shared(format!("shared target SdsApi {}", secret.name), secret.readiness()));
     }
 }
 

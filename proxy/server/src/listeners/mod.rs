@@ -63,6 +63,16 @@ pub struct ListenerView {
     pub draining: Option<Origin>,
 }
 
+/// A listener that waits for something.
+pub struct Unready {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Tells configurations of one name apart.
+    pub fingerprint: u64,
+    /// What it waits for.
+    pub targets: Vec<String>,
+}
+
 /// All listeners.
 pub struct ListenerManager {
     /// `listener_manager.`
@@ -105,7 +115,7 @@ impl ListenerManager {
     pub fn add_static(&self, listener: Arc<Listener>) {
         let origin = Origin { version: String::new(), bytes: Bytes::new(), updated: SystemTime::now() };
         let name = listener.name().clone();
-        let active = Active { listener, _needs: Needs::default(), fingerprint: 0, origin };
+        let active = Active { listener, needs: Needs::default(), fingerprint: 0, origin };
         self.table().insert(Managed { name, dynamic: false, active: Some(active), warming: None });
         self.stats.listener_added().inc();
         self.show();
@@ -160,12 +170,22 @@ impl ListenerManager {
         let draining = self.draining().iter().map(|(l, origin)| (l.name().clone(), origin.clone())).collect::<Vec<_>>();
         let table = self.table();
         let last = |name: &str| draining.iter().rev().find(|(other, _)| **other == *name).map(|(_, o)| o.clone());
-        let view = |managed: &Managed| ListenerView {
-            draining: last(&managed.name),
-            name: managed.name.clone(),
-            dynamic: managed.dynamic,
-            active: managed.active.as_ref().map(|active| active.origin.clone()),
-            warming: managed.warming.as_ref().map(|warming| warming.origin.clone()),
+        let started = self.started();
+        let view = |managed: &Managed| {
+            let active = managed.active.as_ref();
+            // Until the workers start nothing is in use that still waits for something.
+            let (active, early) = match active.filter(|active| !started && !active.needs.0.unready().is_empty()) {
+                Some(early) => (None, Some(early)),
+                None => (active, None),
+            };
+            let warming = managed.warming.as_ref().map(|warming| &warming.origin);
+            ListenerView {
+                draining: last(&managed.name),
+                name: managed.name.clone(),
+                dynamic: managed.dynamic,
+                active: active.map(|active| active.origin.clone()),
+                warming: warming.or(early.map(|early| &early.origin)).cloned(),
+            }
         };
         let mut views: Vec<_> = table.all().map(view).collect();
         for (name, _) in &draining {
@@ -186,11 +206,20 @@ impl ListenerManager {
         table.get(name).is_some_and(|managed| !managed.dynamic || managed.newest() == Some(fingerprint))
     }
 
-    /// What listeners that warm wait for, by listener.
-    pub fn unready(&self) -> Vec<(Arc<str>, Vec<String>)> {
+    /// What listeners wait for, by listener.
+    pub fn unready(&self) -> Vec<Unready> {
         let table = self.table();
-        let names = |warming: &Warming| warming.needs.0.unready().iter().map(|target| target.name.clone()).collect();
-        table.all().filter_map(|managed| Some((managed.name.clone(), names(managed.warming.as_ref()?)))).collect()
+        let names = |needs: &Needs| needs.0.unready().iter().map(|target| target.name.clone()).collect::<Vec<_>>();
+        let unready = table.all().filter_map(|managed| {
+            let (needs, fingerprint) = match (&managed.warming, &managed.active) {
+                (Some(warming), _) => (&warming.needs, warming.fingerprint),
+                // Until the workers start.
+                (None, Some(active)) => (&active.needs, active.fingerprint),
+                (None, None) => return None,
+            };
+            Some(Unready { name: managed.name.clone(), fingerprint, targets: names(needs) })
+        });
+        unready.filter(|listener| !listener.targets.is_empty()).collect()
     }
 
     /// Number of listeners in use or warming.
@@ -325,12 +354,7 @@ impl ListenerManager {
                     Promoted::InPlace(active.listener.clone(), prepared)
                 }
                 WarmingKind::New(listener) => {
-                    let old = managed.active.replace(Active {
-                        listener: listener.clone(),
-                        _needs: needs,
-                        fingerprint,
-                        origin,
-                    });
+                    let old = managed.active.replace(Active { listener: listener.clone(), needs, fingerprint, origin });
                     Promoted::New(listener, old.map(|old| (old.listener, old.origin)))
                 }
             })

@@ -30,7 +30,7 @@ impl Drop for Needs {
 pub(super) struct Active {
     pub(super) listener: Arc<Listener>,
     /// The first listeners of the server are in use before they have it.
-    pub(super) _needs: Needs,
+    pub(super) needs: Needs,
     pub(super) fingerprint: u64,
     pub(super) origin: Origin,
 }

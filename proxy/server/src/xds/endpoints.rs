@@ -3,7 +3,6 @@
 use super::stats::EndpointsCounted;
 use super::{Inner, text};
 use nuncio_config::cluster::{ClusterConfig, Discovery};
-use nuncio_config::config_source::ConfigSource;
 use nuncio_config::paths::FieldPath;
 use nuncio_upstream::Cluster;
 use std::cell::RefCell;
@@ -11,8 +10,10 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::AbortHandle;
+use xds_client::names::is_same;
 use xds_client::{
-    FetchFailure, Interest, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict,
+    FetchFailure, Interest, Resource, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl, Update,
+    Verdict,
 };
 
 /// The subscription of one cluster object.
@@ -32,13 +33,14 @@ pub(super) struct From {
 /// # Errors
 /// There is no such source: the cluster cannot be used.
 pub(super) fn source(inner: &Inner, config: &ClusterConfig) -> Result<Option<From>, String> {
-    let Discovery::Eds { source, .. } = &config.discovery else { return Ok(None) };
+    let Discovery::Eds { source, service_name } = &config.discovery else { return Ok(None) };
     let path = FieldPath::parse(&config.path).field("eds_cluster_config").field("eds_config");
-    let source = ConfigSource::parse(source, path).map_err(|errors| text(&errors))?;
+    let place = inner.server.context.sources.place(service_name, source, path).map_err(|errors| text(&errors))?;
     let name = config.alt_stat_name.as_deref().unwrap_or(&config.name);
     let prefix = format!("cluster.{}.", name.replace(':', "_"));
-    let from = inner.source(&source, &TypeUrl::CLUSTER_LOAD_ASSIGNMENT, &prefix, inner.origin_of_clusters())?;
-    Ok(Some(From { initial_fetch_timeout: source.initial_fetch_timeout, source: from }))
+    let (source, initial_fetch_timeout) = inner.sources.place(&place, &prefix, inner.origin_of_clusters())?;
+    inner.client.check(&source, &TypeUrl::CLUSTER_LOAD_ASSIGNMENT).map_err(|error| error.to_string())?;
+    Ok(Some(From { initial_fetch_timeout, source }))
 }
 
 /// Subscribes to the endpoints of `cluster`, which come from `from`.
@@ -92,7 +94,7 @@ impl EndpointsHandler {
     fn apply(&self, inner: &Rc<Inner>, cluster: &Arc<Cluster>, update: &Update) -> Result<(), String> {
         if update.added.is_empty() {
             // A server that removes them is not believed, as in Envoy.
-            if update.expired && update.removed.contains(&self.service_name) {
+            if update.expired && update.removed.iter().any(|name| is_same(name, &self.service_name)) {
                 cluster.set_endpoints(Arc::default());
             }
             cluster.stats.update_empty().inc();
@@ -100,7 +102,8 @@ impl EndpointsHandler {
             return Ok(());
         }
         // A file may hold the endpoints of others, too.
-        let Some(resource) = update.added.iter().find(|resource| resource.name == self.service_name) else {
+        let own = |resource: &&Resource| is_same(&resource.name, &self.service_name);
+        let Some(resource) = update.added.iter().find(own) else {
             let other = update.added.first().map_or("", |resource| resource.name.as_str());
             return Err(format!("Unexpected EDS cluster (expecting {}): {other}", self.service_name));
         };

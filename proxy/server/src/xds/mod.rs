@@ -36,6 +36,7 @@ pub mod wants;
 
 use crate::init::InitTarget;
 use crate::server::Server;
+use crate::source_check::Root;
 use clusters::ClusterHandler;
 use decode::{Decoder, text};
 use listeners::ListenerHandler;
@@ -261,11 +262,15 @@ impl Inner {
         }
         self.take_wants();
         drop(pause);
-        let Some(source) = &self.server.bootstrap.config.dynamic.lds else { return };
-        let target = InitTarget::new("LDS");
+        let dynamic = &self.server.bootstrap.config.dynamic;
+        if !dynamic.fetches_listeners() {
+            return;
+        }
+        let target = InitTarget::new("target LDS");
         self.server.init.add(&target);
         let handler = Rc::new(ListenerHandler { inner: Rc::downgrade(self), target });
-        match self.subscribe_wildcard(source, TypeUrl::LISTENER, "listener_manager.lds.", handler) {
+        let (source, locator) = (dynamic.lds.as_ref(), dynamic.lds_locator.as_deref());
+        match self.subscribe_to_all(source, locator, TypeUrl::LISTENER, "listener_manager.lds.", handler) {
             Ok(subscription) => drop(self.listeners.replace(Some(subscription))),
             Err(error) => *self.listeners_error.borrow_mut() = Some(error),
         }
@@ -284,18 +289,31 @@ impl Inner {
         Ok(source)
     }
 
-    fn subscribe_wildcard(
+    /// What is asked for of the resources of a root.
+    fn interest_in(&self, root: &Root) -> Interest {
+        let Some(name) = &root.collection else { return Interest::Wildcard };
+        let dynamic = &self.server.bootstrap.config.dynamic;
+        let mut name = name.clone();
+        for (key, value) in node::context_params(self.client.node(), &dynamic.node_context_params) {
+            name.params.entry(key).or_insert(value);
+        }
+        Interest::Collection(name.to_string())
+    }
+
+    fn subscribe_to_all(
         &self,
-        source: &ConfigSource,
+        source: Option<&ConfigSource>,
+        locator: Option<&str>,
         type_url: TypeUrl,
         prefix: &str,
         handler: Rc<dyn ResourceHandler>,
     ) -> Result<Subscription, String> {
-        let from = self.sources.resolve(source, prefix, None)?;
+        let root = self.server.context.sources.root(source, locator, &type_url)?;
+        let from = self.sources.resolve(&root.source, prefix, None)?;
         let options = SubscriptionOptions {
             type_url,
-            interest: Interest::Wildcard,
-            initial_fetch_timeout: source.initial_fetch_timeout,
+            interest: self.interest_in(&root),
+            initial_fetch_timeout: root.source.initial_fetch_timeout,
         };
         let stats = Rc::new(Counted::new(&self.server.context.registry, prefix));
         self.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())
@@ -315,6 +333,7 @@ impl Discovery {
             let source = sources.grpc(ads, "").map_err(|e| format!("dynamic_resources.ads_config: {e}"))?;
             client.set_ads(source);
         }
+        sources.declare_authorities(&client)?;
         let inner = Rc::new(Inner {
             server: server.clone(),
             client,
@@ -395,13 +414,20 @@ impl Discovery {
         }
         let held = held.filter(|_| clusters.is_initialized());
         clusters.initialized().await;
-        if let Some(source) = &server.bootstrap.config.dynamic.cds {
-            let target = InitTarget::new("CDS");
+        let dynamic = &server.bootstrap.config.dynamic;
+        if dynamic.fetches_clusters() {
+            let target = InitTarget::new("target CDS");
             inner.first_clusters.replace(Some(target.clone()));
             let reloads = Reloads::new(&server.context.registry, "cluster_manager.cds.");
             let handler = Rc::new(ClusterHandler { inner: Rc::downgrade(inner), target: target.clone(), reloads });
             let subscription = inner
-                .subscribe_wildcard(source, TypeUrl::CLUSTER, "cluster_manager.cds.", handler)
+                .subscribe_to_all(
+                    dynamic.cds.as_ref(),
+                    dynamic.cds_locator.as_deref(),
+                    TypeUrl::CLUSTER,
+                    "cluster_manager.cds.",
+                    handler,
+                )
                 .map_err(|error| format!("dynamic_resources.cds_config: {error}"))?;
             inner.clusters.replace(Some(subscription));
             drop(held);
@@ -439,7 +465,7 @@ impl Discovery {
     /// Whether listeners have been asked for, or need not be.
     pub fn listeners_asked(&self) -> bool {
         let inner = &self.inner;
-        inner.server.bootstrap.config.dynamic.lds.is_none() || inner.listeners.borrow().is_some()
+        !inner.server.bootstrap.config.dynamic.fetches_listeners() || inner.listeners.borrow().is_some()
     }
 }
 

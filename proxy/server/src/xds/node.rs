@@ -4,6 +4,7 @@ use crate::options::ENVOY_VERSION;
 use envoy_types::pb::envoy::config::core::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use nuncio_config::descriptors;
 use nuncio_extensions::registry;
 use prost::Message as _;
 
@@ -31,6 +32,44 @@ pub(crate) fn node(bootstrap: &[u8]) -> pb::Node {
     node.user_agent_version_type = Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build));
     node.extensions = extensions();
     node
+}
+
+/// What of the node is told in the names of collections: keys of context parameters, and values.
+pub(crate) fn context_params(node: &pb::Node, names: &[Box<str>]) -> Vec<(String, String)> {
+    let locality = node.locality.clone().unwrap_or_default();
+    let build = match &node.user_agent_version_type {
+        Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build)) => build.clone(),
+        _ => pb::BuildVersion::default(),
+    };
+    let version = build.version.unwrap_or_default();
+    let mut out = Vec::new();
+    for name in names {
+        let value = match &**name {
+            "id" => node.id.clone(),
+            "cluster" => node.cluster.clone(),
+            "user_agent_name" => node.user_agent_name.clone(),
+            // It is told as a build version.
+            "user_agent_version" => String::new(),
+            "locality.region" => locality.region.clone(),
+            "locality.zone" => locality.zone.clone(),
+            "locality.sub_zone" => locality.sub_zone.clone(),
+            "user_agent_build_version.version" => {
+                format!("{}.{}.{}", version.major_number, version.minor_number, version.patch)
+            }
+            "metadata" | "user_agent_build_version.metadata" => {
+                let metadata = if **name == *"metadata" { &node.metadata } else { &build.metadata };
+                for (key, value) in metadata.iter().flat_map(|metadata| &metadata.fields) {
+                    let json = descriptors::to_json("google.protobuf.Value", &value.encode_to_vec());
+                    out.push((format!("xds.node.{name}.{key}"), json.to_string()));
+                }
+                continue;
+            }
+            // As in Envoy, what is not known is not told.
+            _ => continue,
+        };
+        out.push((format!("xds.node.{name}"), value));
+    }
+    out
 }
 
 fn extensions() -> Vec<pb::Extension> {
@@ -67,10 +106,24 @@ mod tests {
         let own = pb::Node { id: "a".into(), cluster: "b".into(), ..Default::default() };
         let node = node(&own.encode_to_vec());
         assert_eq!((node.id.as_str(), node.cluster.as_str(), node.user_agent_name.as_str()), ("a", "b", "envoy"));
-        let Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build)) = node.user_agent_version_type else {
+        let Some(pb::node::UserAgentVersionType::UserAgentBuildVersion(build)) = node.user_agent_version_type.clone()
+        else {
             panic!("a build version");
         };
         assert!(build.version.is_some_and(|version| version.major_number >= 1 && version.minor_number >= 40));
         assert!(node.extensions.iter().any(|e| e.name == "envoy.filters.http.router"));
+        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let metadata = Struct { fields: [("k".to_owned(), text("v"))].into() };
+        let node = pb::Node { metadata: Some(metadata), ..node };
+        let names = ["id", "locality.zone", "metadata", "user_agent_build_version.version", "nothing"];
+        let params = context_params(&node, &names.map(Into::into));
+        let version = ENVOY_VERSION.to_owned();
+        let wanted = [
+            ("id", "a"),
+            ("locality.zone", ""),
+            ("metadata.k", "\"v\""),
+            ("user_agent_build_version.version", &version),
+        ];
+        assert_eq!(params, wanted.map(|(name, value)| (format!("xds.node.{name}"), value.to_owned())));
     }
 }

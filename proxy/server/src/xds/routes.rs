@@ -6,11 +6,11 @@ use crate::listeners::Origin;
 use crate::named_routes::NamedRoutes;
 use crate::resources::Failure;
 use nuncio_base::stats::Counter;
-use nuncio_config::config_source::ConfigSource;
 use nuncio_config::paths::FieldPath;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
+use xds_client::names::is_same;
 use xds_client::{FetchFailure, Interest, ResourceHandler, SubscriptionOptions, TypeUrl, Update, Verdict};
 
 /// Subscribes to the routes that fill a table.
@@ -25,8 +25,10 @@ pub(super) fn watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) {
 
 fn try_watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) -> Result<(), String> {
     let path = FieldPath::root().field("rds").field("config_source");
-    let source = ConfigSource::parse(&routes.source, path).map_err(|errors| text(&errors))?;
+    let place = inner.server.context.sources.place(&routes.name, &routes.source, path);
+    let place = place.map_err(|errors| text(&errors))?;
     let prefix = prefix(routes);
+    let (from, initial_fetch_timeout) = inner.sources.place(&place, &prefix, inner.origin_of_listeners())?;
     let registry = &inner.server.context.registry;
     let handler = Rc::new(RouteHandler {
         inner: Rc::downgrade(inner),
@@ -38,10 +40,9 @@ fn try_watch(inner: &Rc<Inner>, routes: &Arc<NamedRoutes>) -> Result<(), String>
     let options = SubscriptionOptions {
         type_url: TypeUrl::ROUTE_CONFIGURATION,
         interest: Interest::Names(vec![routes.name.to_string()]),
-        initial_fetch_timeout: source.initial_fetch_timeout,
+        initial_fetch_timeout,
     };
     let stats = Rc::new(Counted::new(registry, &prefix));
-    let from = inner.sources.resolve(&source, &prefix, inner.origin_of_listeners())?;
     let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
     inner.routes.borrow_mut().insert(routes.id, subscription);
     Ok(())
@@ -91,13 +92,13 @@ impl RouteHandler {
     fn apply(&self, inner: &Rc<Inner>, routes: &Arc<NamedRoutes>, update: &Update) -> Result<bool, String> {
         if update.added.is_empty() {
             // Routes are not removed by leaving them out, only by their time to live.
-            if update.expired && update.removed.contains(&self.name) {
+            if update.expired && update.removed.iter().any(|name| is_same(name, &self.name)) {
                 routes.clear();
             }
             self.empty.inc();
             return Ok(true);
         }
-        let Some(resource) = update.added.iter().find(|resource| resource.name == self.name) else {
+        let Some(resource) = update.added.iter().find(|resource| is_same(&resource.name, &self.name)) else {
             let other = update.added.first().map_or("", |resource| resource.name.as_str());
             return Err(format!("Unexpected RDS configuration (expecting {}): {other}", self.name));
         };

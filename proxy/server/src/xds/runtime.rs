@@ -19,7 +19,7 @@ pub(super) fn watch_all(inner: &Rc<Inner>) -> Result<(), String> {
         let path = FieldPath::root().field("layered_runtime").field("layers").index(layer.index);
         let path = path.field("rtds_layer").field("rtds_config");
         let source = ConfigSource::parse(&layer.source, path.clone()).map_err(|errors| text(&errors))?;
-        let target = InitTarget::new(format!("RTDS {}", layer.resource));
+        let target = InitTarget::new(format!("target RTDS {}", layer.resource));
         let handler = Rc::new(RuntimeHandler {
             inner: Rc::downgrade(inner),
             index: layer.index,

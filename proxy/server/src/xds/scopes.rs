@@ -7,14 +7,13 @@ use super::stats::{Counted, ScopesFamily};
 use super::{Inner, Unusable, text, virtual_hosts};
 use crate::init::InitTarget;
 use crate::scoped_routes::{DiscoveredScopes, HeldScope};
-use nuncio_config::config_source::ConfigSource;
 use nuncio_config::paths::FieldPath;
 use std::collections::HashSet;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
-use xds_client::{FetchFailure, Interest, ResourceHandler, SubscriptionOptions, TypeUrl, Update, Verdict};
+use xds_client::{FetchFailure, ResourceHandler, SubscriptionOptions, TypeUrl, Update, Verdict};
 
 /// Subscribes to scopes.
 pub(super) fn watch(inner: &Rc<Inner>, scopes: &Arc<DiscoveredScopes>) {
@@ -27,8 +26,8 @@ pub(super) fn watch(inner: &Rc<Inner>, scopes: &Arc<DiscoveredScopes>) {
 }
 
 fn try_watch(inner: &Rc<Inner>, scopes: &Arc<DiscoveredScopes>) -> Result<(), String> {
-    let path = FieldPath::root().field("scoped_rds").field("scoped_rds_config_source");
-    let source = ConfigSource::parse(&scopes.source, path).map_err(|errors| text(&errors))?;
+    let root = inner.server.context.sources.scopes(&scopes.source, &scopes.locator, FieldPath::root());
+    let root = root.map_err(|errors| text(&errors))?;
     let prefix = format!("{}scoped_rds.{}.", scopes.stat_prefix, scopes.name.replace(':', "_"));
     let registry = &inner.server.context.registry;
     let family = Rc::new(ScopesFamily::new(registry, &prefix));
@@ -36,11 +35,11 @@ fn try_watch(inner: &Rc<Inner>, scopes: &Arc<DiscoveredScopes>) -> Result<(), St
         Rc::new(ScopeHandler { inner: Rc::downgrade(inner), scopes: Arc::downgrade(scopes), stats: family.clone() });
     let options = SubscriptionOptions {
         type_url: TypeUrl::SCOPED_ROUTE_CONFIGURATION,
-        interest: Interest::Wildcard,
-        initial_fetch_timeout: source.initial_fetch_timeout,
+        interest: inner.interest_in(&root),
+        initial_fetch_timeout: root.source.initial_fetch_timeout,
     };
     let stats = Rc::new(Counted::new(registry, &prefix));
-    let from = inner.sources.resolve(&source, &prefix, inner.origin_of_listeners())?;
+    let from = inner.sources.resolve(&root.source, &prefix, inner.origin_of_listeners())?;
     let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
     inner.scopes.borrow_mut().insert(scopes.id, (subscription, family));
     Ok(())

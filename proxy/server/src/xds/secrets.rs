@@ -10,6 +10,7 @@ use nuncio_net::tls::secrets::Secret;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
+use xds_client::names::is_same;
 use xds_client::{FetchFailure, Interest, ResourceHandler, SubscriptionOptions, TypeUrl, Update, Verdict};
 
 /// Subscribes to a secret.
@@ -65,7 +66,7 @@ impl SecretHandler {
                 false => Ok(()),
             };
         }
-        let Some(resource) = update.added.iter().find(|resource| resource.name == self.name) else {
+        let Some(resource) = update.added.iter().find(|resource| is_same(&resource.name, &self.name)) else {
             let other = update.added.first().map_or("", |resource| resource.name.as_str());
             return Err(format!("Unexpected SDS secret (expecting {}): {other}", self.name));
         };

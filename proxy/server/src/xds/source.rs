@@ -4,6 +4,7 @@ use super::stats::ControlPlane;
 use super::transport::{self, ClusterConnect};
 use super::{files, rest};
 use crate::server::Server;
+use crate::source_check::Place;
 use nuncio_config::config_source::{Api, ApiConfigSource, ConfigSource, GrpcService, GrpcTarget, SourceKind};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,17 +13,25 @@ use std::sync::Arc;
 use std::time::Duration;
 use xds_client::transport::GrpcTransport;
 use xds_client::transport::grpc::{Channel, ChannelOptions};
-use xds_client::{Backoff, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
+use xds_client::{Aggregated, Backoff, Client, GrpcSource, PathSource, Protocol, RateLimit, RestSource, Source};
 
 /// Makes sources. Channels to one control plane are shared.
 pub(crate) struct Sources {
     server: Arc<Server>,
     channels: RefCell<HashMap<String, Channel>>,
+    authorities: RefCell<Authorities>,
+}
+
+/// The streams of those who know the resources of `xdstp://` names.
+#[derive(Default)]
+struct Authorities {
+    named: Vec<Aggregated>,
+    default: Option<Aggregated>,
 }
 
 impl Sources {
     pub(crate) fn new(server: &Arc<Server>) -> Sources {
-        Sources { server: server.clone(), channels: RefCell::default() }
+        Sources { server: server.clone(), channels: RefCell::default(), authorities: RefCell::default() }
     }
 
     /// The source that `config` means. `prefix` is that of the stats of who asks; `own` is where the message with `config`
@@ -40,8 +49,53 @@ impl Sources {
                     parse: Rc::new(files::parse),
                 })))
             }
+            SourceKind::CollectionFile(path) => {
+                self.server.context.sources.usable(config)?;
+                Ok(Source::Path(Rc::new(PathSource {
+                    path: path.clone(),
+                    watched_directory: None,
+                    watch_modify: false,
+                    parse: Rc::new(files::parse_collection),
+                })))
+            }
             SourceKind::Api(api) => self.api(api, prefix),
         }
+    }
+
+    /// The place of a resource, as a source and with the time to wait for it.
+    pub(crate) fn place(&self, place: &Place, prefix: &str, own: Option<Source>) -> Result<(Source, Duration), String> {
+        match place {
+            Place::Source(source) => Ok((self.resolve(source, prefix, own)?, source.initial_fetch_timeout)),
+            Place::Authority { index, initial_fetch_timeout } => {
+                let authorities = self.authorities.borrow();
+                let stream = match index {
+                    Some(index) => authorities.named.get(*index),
+                    None => authorities.default.as_ref(),
+                };
+                let stream = stream.ok_or_else(|| "the authority is not there yet".to_owned())?;
+                Ok((Source::Aggregated(stream.clone()), *initial_fetch_timeout))
+            }
+        }
+    }
+
+    /// Declares the streams of authorities.
+    ///
+    /// # Errors
+    /// One of them cannot be used, which is named.
+    pub(crate) fn declare_authorities(&self, client: &Client) -> Result<(), String> {
+        let dynamic = &self.server.bootstrap.config.dynamic;
+        let declare = |source: &ConfigSource| match &source.kind {
+            SourceKind::Api(api) => Ok(client.aggregated(self.grpc(api, "")?)),
+            _ => Err("a stream needs api_type AGGREGATED_GRPC or AGGREGATED_DELTA_GRPC".to_owned()),
+        };
+        let named = dynamic.authorities.iter().enumerate();
+        let named = named.map(|(i, source)| declare(source).map_err(|e| format!("config_sources[{i}]: {e}")));
+        let default = dynamic.default_authority.as_ref().map(declare);
+        *self.authorities.borrow_mut() = Authorities {
+            named: named.collect::<Result<_, _>>()?,
+            default: default.transpose().map_err(|e| format!("default_config_source: {e}"))?,
+        };
+        Ok(())
     }
 
     fn api(&self, config: &ApiConfigSource, prefix: &str) -> Result<Source, String> {
@@ -63,15 +117,18 @@ impl Sources {
 
     /// The stream that `config` describes; `prefix` is that of its stats.
     pub(crate) fn grpc(&self, config: &ApiConfigSource, prefix: &str) -> Result<GrpcSource, String> {
-        let Api::Grpc { delta, service, .. } = &config.api else {
+        let Api::Grpc { delta, service, failover, .. } = &config.api else {
             return Err("a stream needs api_type GRPC or DELTA_GRPC".to_owned());
         };
+        self.server.context.sources.api(config)?;
+        let failover = failover.as_ref().map(|service| self.channel(service)).transpose()?;
         let backoff = service.backoff.map_or_else(Backoff::default, |(base, max)| Backoff { base, max });
         let (name, channel) = self.channel(service)?;
         Ok(GrpcSource {
             name,
             protocol: if *delta { Protocol::Delta } else { Protocol::Sotw },
             transport: Rc::new(channel),
+            failover: failover.map(|(_, channel)| Rc::new(channel) as Rc<dyn GrpcTransport>),
             node_on_first_message_only: config.set_node_on_first_message_only,
             rate_limit: config
                 .rate_limit
@@ -119,13 +176,15 @@ impl Sources {
                 channels.insert(key, channel.clone());
                 Ok((name, channel))
             }
-            GrpcTarget::Google { uri, tls, .. } => {
+            GrpcTarget::Google { uri, tls, access_token, .. } => {
                 let name = uri.to_string();
                 if let Some(known) = channels.get(&key) {
                     return Ok((name, known.clone()));
                 }
                 let target = transport::Target::parse(uri, tls.as_ref(), &self.server.context.registry)?;
                 let mut options = ChannelOptions::new(target.authority());
+                let token = access_token.as_ref().map(|token| ("authorization".to_owned(), format!("Bearer {token}")));
+                options.metadata.extend(token);
                 options.metadata.extend(service.initial_metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())));
                 options.tls = tls.is_some();
                 let channel = Channel::new(Box::new(target), options);

@@ -6,7 +6,7 @@ use nuncio_upstream::Cluster;
 use std::sync::Weak;
 use std::time::{Duration, SystemTime};
 use xds_client::load::LoadReporterStats;
-use xds_client::stats::{ControlPlaneStats, SubscriptionStats, version_hash};
+use xds_client::stats::{Connected, ControlPlaneStats, SubscriptionStats, version_hash};
 
 stat_family! {
     /// Of one subscription: `cluster_manager.cds.`, `listener_manager.lds.`, `http.<prefix>.rds.<name>.`
@@ -213,8 +213,12 @@ impl ControlPlane {
 }
 
 impl ControlPlaneStats for ControlPlane {
-    fn connected(&self, connected: bool) {
-        self.family.connected_state().set(u64::from(connected));
+    fn connected(&self, to: Connected) {
+        self.family.connected_state().set(match to {
+            Connected::No => 0,
+            Connected::Primary => 1,
+            Connected::Failover => 2,
+        });
     }
 
     fn pending_requests(&self, count: usize) {

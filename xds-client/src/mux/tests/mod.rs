@@ -1,14 +1,18 @@
 //! Whole conversations, as a server sees them.
 
 mod answers;
+mod collections;
 mod delta;
 mod streams;
 mod time;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
-use envoy_types::pb::envoy::service::discovery::v3::Resource as ProtoResource;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryResponse, Resource as ProtoResource,
+};
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
+use prost::Message;
 
 use super::*;
 use crate::ResourceError;
