@@ -38,6 +38,7 @@ fn every_known_difference_is_explained() {
         "loads.yaml",
         "on_demand.yaml",
         "scopes.yaml",
+        "sources.yaml",
     ] {
         let file = nuncio_tests::conversation::load(&nuncio_tests::conversation::dir().join(file));
         for script in file.unwrap_or_else(|e| panic!("{e:#}")).conversations {

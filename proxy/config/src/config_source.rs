@@ -85,7 +85,7 @@ pub enum Api {
         /// `AGGREGATED_GRPC` and `AGGREGATED_DELTA_GRPC`.
         aggregated: bool,
         /// Where to.
-        service: GrpcService,
+        service: Box<GrpcService>,
         /// Where to when that one does not answer.
         failover: Option<Box<GrpcService>>,
     },
@@ -352,7 +352,7 @@ impl ApiConfigSource {
                 cx.at("grpc_services", |cx| cx.at_index(index, |cx| GrpcService::decode(cx, service)))
             };
             let failover = message.grpc_services.get(1).and_then(|service| decode(cx, 1, service)).map(Box::new);
-            let service = decode(cx, 0, service)?;
+            let service = Box::new(decode(cx, 0, service)?);
             Some(Api::Grpc { delta, aggregated, service, failover })
         };
         let api = match message.api_type() {
@@ -389,8 +389,10 @@ impl ApiConfigSource {
     pub fn cluster(&self) -> Option<&str> {
         match &self.api {
             Api::Rest { cluster, .. } => Some(cluster),
-            Api::Grpc { service: GrpcService { target: GrpcTarget::Envoy { cluster, .. }, .. }, .. } => Some(cluster),
-            Api::Grpc { .. } => None,
+            Api::Grpc { service, .. } => match &service.target {
+                GrpcTarget::Envoy { cluster, .. } => Some(cluster),
+                GrpcTarget::Google { .. } => None,
+            },
         }
     }
 }

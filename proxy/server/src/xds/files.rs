@@ -1,7 +1,7 @@
 //! Files of resources, and the JSON of polls: texts to messages by the descriptors of the configuration.
 
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::cluster::v3::ClusterCollection;
+use envoy_types::pb::envoy::config::listener::v3::ListenerCollection;
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse, Resource};
 use envoy_types::pb::xds::core::v3::collection_entry::ResourceSpecifier;
 use nuncio_config::descriptors;
@@ -30,8 +30,8 @@ pub(crate) fn parse_collection(path: &Path, content: &[u8]) -> Result<DiscoveryR
     if kind.as_deref() != Some("xds.core.v3.CollectionEntry") {
         return Err(format!("Invalid structure for collection type {name}"));
     }
-    // All collections have this form.
-    let collection = ClusterCollection::decode(any.value.as_slice()).map_err(|error| error.to_string())?;
+    // All collections that pass have this form.
+    let collection = ListenerCollection::decode(any.value.as_slice()).map_err(|error| error.to_string())?;
     let entries = collection.entries.into_iter().filter_map(|entry| match entry.resource_specifier {
         Some(ResourceSpecifier::InlineEntry(entry)) => entry.resource,
         // As in Envoy, what is only pointed to is left out.
@@ -91,14 +91,17 @@ mod tests {
 
     #[test]
     fn the_entries_of_a_collection_are_its_resources() {
-        let yaml = "version: '7'\nresource:\n  \"@type\": type.googleapis.com/envoy.config.cluster.v3.ClusterCollection\n  \
+        let yaml = "version: '7'\nresource:\n  \"@type\": type.googleapis.com/envoy.config.listener.v3.ListenerCollection\n  \
                     entries:\n  - inline_entry: {name: x, resource: {\"@type\": \
-                    type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a}}\n  - locator: {}\n";
+                    type.googleapis.com/envoy.config.listener.v3.Listener, name: a}}\n  - locator: {}\n";
         let response = parse_collection(Path::new("c.yaml"), yaml.as_bytes()).unwrap();
         assert_eq!((response.version_info.as_str(), response.resources.len()), ("7", 1));
-        let other = "resource: {'@type': type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a}";
-        let error = parse_collection(Path::new("c.yaml"), other.as_bytes()).unwrap_err();
-        assert_eq!(error, "Invalid structure for collection type envoy.config.cluster.v3.Cluster");
+        // That of clusters has room for one entry only, with which Envoy does nothing.
+        for other in ["cluster.v3.Cluster", "cluster.v3.ClusterCollection"] {
+            let text = format!("resource: {{'@type': type.googleapis.com/envoy.config.{other}}}");
+            let error = parse_collection(Path::new("c.yaml"), text.as_bytes()).unwrap_err();
+            assert_eq!(error, format!("Invalid structure for collection type envoy.config.{other}"));
+        }
     }
 
     #[test]
