@@ -97,6 +97,8 @@ pub struct ClusterConfig {
     pub lrs_report_endpoint_metrics: Arc<[Box<str>]>,
     /// `track_cluster_stats.request_response_sizes`.
     pub track_sizes: bool,
+    /// The numbers of single hosts are shown with the stats (`track_cluster_stats.per_endpoint_stats`).
+    pub per_endpoint_stats: bool,
     /// What goes before the routes' policies; None where the cluster has none of its own.
     pub policies: Option<Arc<HttpPolicies>>,
     /// Added through an API (shown by the admin).
@@ -139,6 +141,7 @@ impl ClusterConfig {
             track_timeout_budgets: false,
             lrs_report_endpoint_metrics: Arc::default(),
             track_sizes: false,
+            per_endpoint_stats: false,
             policies: None,
             added_via_api: false,
             path: "".into(),
@@ -450,6 +453,8 @@ pub struct Endpoint {
     pub additional_addresses: Vec<Address>,
     /// `hostname`.
     pub hostname: Box<str>,
+    /// What stats say in place of its address; None for that (`observability_name`).
+    pub observability_name: Option<Arc<str>>,
     /// Health by configuration.
     pub health: HealthStatus,
     /// Weight; default 1.
@@ -471,6 +476,7 @@ impl Endpoint {
             address,
             additional_addresses: Vec::new(),
             hostname: "".into(),
+            observability_name: None,
             health: HealthStatus::Unknown,
             weight: 1,
             metadata: None,

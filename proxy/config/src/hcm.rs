@@ -14,6 +14,7 @@ pub(crate) mod decode;
 mod protocol_options;
 mod scoped_routes;
 
+pub use decode::{CLUSTER_UPSTREAM, ROUTER_UPSTREAM};
 pub use scoped_routes::{Extract, KeyFragment, ScopeSource, ScopedRouteConfiguration, ScopedRoutesConfig};
 
 /// `HttpConnectionManager`.

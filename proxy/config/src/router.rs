@@ -1,7 +1,7 @@
 //! The router filter's configuration (`envoy.extensions.filters.http.router.v3`).
 
 use crate::access_log::AccessLogConfig;
-use crate::decode::Context;
+use crate::decode::{Context, bool_value};
 use crate::hcm::HttpFilterConfig;
 use crate::hcm::decode::{ROUTER_UPSTREAM, http_filters};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3 as pb;
@@ -10,6 +10,11 @@ use std::time::Duration;
 /// `Router`.
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
+    /// Responses are not counted by their codes, and their times not kept (`dynamic_stats: false`).
+    pub without_dynamic_stats: bool,
+    /// Responses to gRPC requests are not counted by their codes among those of the whole cluster
+    /// (`suppress_grpc_request_failure_code_stats`).
+    pub suppress_grpc_codes: bool,
     /// `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
@@ -46,6 +51,8 @@ impl RouterConfig {
     pub fn decode(cx: &mut Context, message: &pb::Router) -> Option<Self> {
         let options = message.upstream_log_options.as_ref();
         Some(RouterConfig {
+            without_dynamic_stats: bool_value(&message.dynamic_stats) == Some(false),
+            suppress_grpc_codes: message.suppress_grpc_request_failure_code_stats,
             suppress_envoy_headers: message.suppress_envoy_headers,
             respect_expected_rq_timeout: message.respect_expected_rq_timeout,
             strict_check_headers: message.strict_check_headers.iter().filter_map(|name| strict_header(name)).collect(),
@@ -120,27 +127,31 @@ mod tests {
     }
 
     #[test]
-    fn filters_towards_upstreams_are_not_fetched_yet() {
+    fn filters_towards_upstreams_may_be_fetched() {
         use envoy_types::pb::envoy::config::core::v3::{ConfigSource, ExtensionConfigSource, config_source};
-        let ads = config_source::ConfigSourceSpecifier::Ads(Default::default());
-        let source = ExtensionConfigSource {
-            config_source: Some(ConfigSource { config_source_specifier: Some(ads), ..Default::default() }),
-            type_urls: vec!["envoy.extensions.filters.http.header_mutation.v3.HeaderMutation".into()],
-            ..Default::default()
+        let fetched = |kind: &str, default: bool| {
+            let ads = config_source::ConfigSourceSpecifier::Ads(Default::default());
+            let type_url = format!("type.googleapis.com/envoy.extensions.filters.http.{kind}");
+            let source = ExtensionConfigSource {
+                config_source: Some(ConfigSource { config_source_specifier: Some(ads), ..Default::default() }),
+                default_config: default.then(|| Any { type_url: type_url.clone(), value: vec![] }),
+                type_urls: vec![type_url],
+                ..Default::default()
+            };
+            manager::HttpFilter {
+                name: "f".into(),
+                config_type: Some(manager::http_filter::ConfigType::ConfigDiscovery(source)),
+                ..Default::default()
+            }
         };
-        let fetched = manager::HttpFilter {
-            name: "m".into(),
-            config_type: Some(manager::http_filter::ConfigType::ConfigDiscovery(source)),
-            ..Default::default()
+        let decode = |filters| {
+            let message = pb::Router { upstream_http_filters: filters, ..Default::default() };
+            Context::default().run(|cx| RouterConfig::decode(cx, &message))
         };
-        let filters = vec![fetched, filter("c", "upstream_codec.v3.UpstreamCodec")];
-        let message = pb::Router { upstream_http_filters: filters, ..Default::default() };
-        assert_eq!(
-            errors(Context::default().run(|cx| RouterConfig::decode(cx, &message))),
-            [
-                "upstream_http_filters[0].config_discovery: envoy.config.core.v3.ExtensionConfigSource of an upstream HTTP \
-              filter is not implemented yet: give its typed_config"
-            ]
-        );
+        let (mutation, codec) = ("header_mutation.v3.HeaderMutation", "upstream_codec.v3.UpstreamCodec");
+        let config = decode(vec![fetched(mutation, true), fetched(codec, false)]).unwrap();
+        assert!(config.upstream_http_filters.iter().all(|filter| filter.config_discovery.is_some()));
+        let [error] = &errors(decode(vec![fetched(codec, true), filter("c", codec)]))[..] else { panic!("one error") };
+        assert!(error.contains("terminal filter named f of type envoy.filters.http.upstream_codec must be the last"));
     }
 }

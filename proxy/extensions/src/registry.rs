@@ -31,6 +31,22 @@ pub struct FactoryContext {
     pub on_demand: Arc<dyn ClusterSources>,
     /// Makes access loggers.
     pub access_logs: Arc<dyn AccessLogBuilder>,
+    /// Makes filters whose configuration is fetched.
+    pub fetched: Arc<dyn FetchedFilters>,
+}
+
+/// Makes chains of filters towards upstreams of which some are fetched.
+pub trait FetchedFilters: Send + Sync {
+    /// A chain that is swapped as configurations come; `kind` is Envoy's word for it in errors. Whoever asked for it is told
+    /// what has to come before it serves.
+    ///
+    /// # Errors
+    /// As [`http_filter`], all of them; and sources that cannot be used.
+    fn upstream_chain(
+        &self,
+        filters: &[HttpFilterConfig],
+        kind: &'static str,
+    ) -> Result<UpstreamFilters, Vec<ConfigError>>;
 }
 
 /// Makes access loggers for extensions that have some of their own.
@@ -244,6 +260,14 @@ impl FilterPlace {
             FilterPlace::Upstream => UPSTREAM_HTTP_FILTERS,
         }
     }
+
+    /// What its filters are called in errors.
+    pub fn filters(self) -> &'static str {
+        match self {
+            FilterPlace::Downstream => "HTTP filter",
+            FilterPlace::Upstream => "upstream HTTP filter",
+        }
+    }
 }
 
 /// Builds one filter, as a chain of its own to be made part of another; of one that is left out nothing is in it. `last`:
@@ -296,14 +320,19 @@ pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Res
     if errors.is_empty() { Ok(chain) } else { Err(errors) }
 }
 
-/// Builds the filters between the router and an upstream; None where nothing is left of them.
+/// Builds the filters between the router and an upstream; None where nothing is left of them. `kind` is Envoy's word for the
+/// chain.
 ///
 /// # Errors
 /// As [`http_filter`], all of them.
 pub fn upstream_chain(
     filters: &[HttpFilterConfig],
+    kind: &'static str,
     context: &FactoryContext,
 ) -> Result<Option<UpstreamFilters>, Vec<ConfigError>> {
+    if filters.iter().any(|filter| filter.config_discovery.is_some()) {
+        return context.fetched.upstream_chain(filters, kind).map(Some);
+    }
     let mut chain = FilterChain::new();
     let mut errors = Vec::new();
     for (at, filter) in filters.iter().enumerate() {
@@ -327,8 +356,13 @@ fn not_upstream(config: &TypedConfig) -> String {
 /// Refusal of the first type in a list that no filter of the kind has, in Envoy's words.
 pub fn unknown_type(source: &ExtensionSource, kind: &str, known: impl Fn(&str) -> bool) -> Option<String> {
     let unknown = source.type_names.iter().find(|name| !known(name))?;
-    let yet =
-        if unknown.starts_with("envoy.") { format!("; this {kind} is not implemented yet") } else { String::new() };
+    // One that is there, but not at this place, is as unknown to Envoy.
+    let elsewhere = HTTP_FILTERS.iter().any(|entry| *entry.message == **unknown);
+    let yet = if unknown.starts_with("envoy.") && !elsewhere {
+        format!("; this {kind} is not implemented yet")
+    } else {
+        String::new()
+    };
     Some(format!("Error: no factory found for a required type URL {unknown}{yet}."))
 }
 

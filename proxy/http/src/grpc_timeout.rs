@@ -1,5 +1,6 @@
 //! `grpc-timeout`: a gRPC client's deadline.
 
+use crate::headers::HeaderValue;
 use std::time::Duration;
 
 /// Up to 8 digits and a unit; None for what is malformed.
@@ -18,6 +19,18 @@ pub fn parse(value: &str) -> Option<Duration> {
     })
 }
 
+/// A `grpc-timeout` in the finest unit in which its number has at most eight digits.
+pub fn value(d: Duration) -> HeaderValue {
+    const UNITS: [(u64, char); 4] = [(1, 'm'), (1000, 'S'), (60_000, 'M'), (3_600_000, 'H')];
+    let ms = d.as_millis() as u64;
+    let (number, unit) = UNITS
+        .iter()
+        .map(|(factor, unit)| (ms / factor, *unit))
+        .find(|(n, _)| *n <= 99_999_999)
+        .unwrap_or((99_999_999, 'H'));
+    HeaderValue::parse(format!("{number}{unit}")).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,5 +43,11 @@ mod tests {
         assert_eq!(parse("123456789m"), None);
         assert_eq!(parse("5"), None);
         assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn long_grpc_timeouts_are_told_in_coarser_units() {
+        let text = |ms| value(Duration::from_millis(ms)).to_str().unwrap().to_owned();
+        assert_eq!((text(1), text(99_999_999), text(100_000_000)), ("1m".into(), "99999999m".into(), "100000S".into()));
     }
 }

@@ -119,11 +119,12 @@ pub struct UpstreamInfo {
     pub host: Option<Arc<str>>,
     /// Name of the host (`%UPSTREAM_HOST_NAME%`).
     pub host_name: Option<Arc<str>>,
-    /// Addresses of all hosts tried, in order; the last is `host`.
-    pub hosts_attempted: SmallVec<[Arc<str>; 1]>,
+    /// Address and name of each host to which there was a connection: of the last try of a request, of all tries of a TCP
+    /// connection.
+    pub hosts_attempted: SmallVec<[(Arc<str>, Arc<str>); 1]>,
     /// Connection to the upstream: addresses, TLS, id. Shared with the pool.
     pub connection: Option<Rc<ConnectionInfo>>,
-    /// Ids of all connections tried.
+    /// Ids of the connections of the same.
     pub connection_ids_attempted: SmallVec<[u64; 2]>,
     /// Protocol spoken.
     pub protocol: Option<Protocol>,
@@ -145,6 +146,20 @@ pub struct UpstreamInfo {
     pub host_metadata: Option<Arc<serde_json::Value>>,
     /// Cluster metadata, as JSON.
     pub cluster_metadata: Option<Arc<serde_json::Value>>,
+}
+
+impl UpstreamInfo {
+    /// Another try begins: what is told of the one before is of no interest any more, as in Envoy.
+    #[cold]
+    pub fn begin_again(&mut self) {
+        self.hosts_attempted.clear();
+        self.connection_ids_attempted.clear();
+        self.connection = None;
+        self.protocol = None;
+        self.transport_failure_reason = None;
+        self.pool_ready = None;
+        (self.first_tx, self.last_tx, self.first_rx, self.last_rx) = (None, None, None, None);
+    }
 }
 
 /// Filter state as text by key, in the order in which it was written.

@@ -12,6 +12,7 @@ use crate::local_reply::LocalReply;
 use crate::stream_info::ResponseFlags;
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
+use std::any::Any;
 use std::sync::Arc;
 
 /// The upstream filters of a cluster or router.
@@ -20,7 +21,12 @@ pub enum UpstreamFilters {
     /// They stay as they are.
     Fixed(Arc<FilterChain>),
     /// They are swapped when a filter has another configuration.
-    Swapped(Arc<ArcSwap<FilterChain>>),
+    Swapped {
+        /// Those of now.
+        current: Arc<ArcSwap<FilterChain>>,
+        /// Who swaps them; lives as long as somebody may use them.
+        owner: Arc<dyn Any + Send + Sync>,
+    },
 }
 
 impl std::fmt::Debug for UpstreamFilters {
@@ -34,7 +40,7 @@ impl UpstreamFilters {
     pub fn run(&self, view: &StreamView<'_>) -> FilterRun {
         let chain = match self {
             UpstreamFilters::Fixed(chain) => chain.clone(),
-            UpstreamFilters::Swapped(chain) => chain.load_full(),
+            UpstreamFilters::Swapped { current, .. } => current.load_full(),
         };
         let mut slots = SmallVec::new();
         chain.slots(view.route, &mut slots);

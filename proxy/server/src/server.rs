@@ -9,6 +9,7 @@
 
 use crate::admin_listener;
 use crate::discovered::ExtensionConfigs;
+use crate::discovered::upstream::{Fetch, UpstreamFactory};
 use crate::grpc_logs::GrpcLogs;
 use crate::init::InitTargets;
 use crate::listeners::{self, ListenerManager};
@@ -33,7 +34,7 @@ use nuncio_config::config_source::DynamicResources;
 use nuncio_config::diagnostics::{ConfigError, Report};
 use nuncio_config::listener::TrafficDirection;
 use nuncio_config::paths::FieldPath;
-use nuncio_extensions::registry::{AccessLogBuilder, FactoryContext, upstream_chain};
+use nuncio_extensions::registry::{AccessLogBuilder, FactoryContext};
 use nuncio_http::access_log::{AccessLogWriter, AccessLogs, WriterOptions};
 use nuncio_http::header_rules::LocalInfo;
 use nuncio_http::headers::HeaderValue;
@@ -41,7 +42,6 @@ use nuncio_http::matchers::Runtime;
 use nuncio_net::listener::{GlobalConnections, Listener};
 use nuncio_net::tls::secrets::SecretEvent;
 use nuncio_net::tls::watch::TlsContexts;
-use nuncio_upstream::cluster_manager::BuildFilters;
 use nuncio_upstream::{ClusterManager, ClusterManagerOptions, Zones};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -76,7 +76,9 @@ pub struct Context {
     /// Scopes of routes, fetched or in place.
     pub scopes: ScopeTables,
     /// Configurations of filters that are fetched.
-    pub extensions: ExtensionConfigs,
+    pub extensions: Arc<ExtensionConfigs>,
+    /// Makes filters towards upstreams.
+    pub(crate) upstream_filters: Arc<UpstreamFactory>,
     /// Asks for what must be fetched.
     pub wants: Wants,
     /// Tells what can be fetched.
@@ -88,13 +90,19 @@ pub struct Context {
 }
 
 impl Context {
-    /// What extensions get.
+    /// What extensions get whose user waits for nothing.
     pub fn factory_context(&self) -> FactoryContext {
+        self.factory_context_for(&Arc::default())
+    }
+
+    /// What extensions get; what has to come before they are used is added to `targets`.
+    pub(crate) fn factory_context_for(&self, targets: &Arc<InitTargets>) -> FactoryContext {
         FactoryContext {
             clusters: self.clusters.clone(),
             stats: self.registry.clone(),
             on_demand: self.on_demand.clone(),
             access_logs: self.log_builder.clone(),
+            fetched: Arc::new(Fetch { factory: self.upstream_filters.clone(), targets: targets.clone() }),
         }
     }
 
@@ -252,7 +260,19 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     let log_builder = LogBuilder { writer: access_logs.clone(), runtime: runtime.clone(), grpc: grpc_logs.clone() };
     let log_builder: Arc<dyn AccessLogBuilder> = Arc::new(log_builder);
     let on_demand = OnDemandSources::new(&clusters, &sources, &wants);
-    clusters.set_filters(upstream_filters(&clusters, &registry, &log_builder, &on_demand));
+    let extensions = Arc::new(ExtensionConfigs::new(wants.clone(), registry.clone()));
+    let upstream_filters = Arc::new(UpstreamFactory {
+        clusters: Arc::downgrade(&clusters),
+        stats: registry.clone(),
+        access_logs: Arc::downgrade(&log_builder),
+        on_demand: Arc::downgrade(&on_demand),
+        extensions: extensions.clone(),
+        sources: Arc::downgrade(&sources),
+    });
+    clusters.set_filters({
+        let factory = upstream_filters.clone();
+        Box::new(move |filters| factory.of_cluster(filters))
+    });
     let tools = TableTools { registry: registry.clone(), on_demand: on_demand.clone() };
     let context = Context {
         grpc_logs,
@@ -263,7 +283,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
         drain: DrainHandle::new(),
         routes: RouteTables::new(wants.clone(), tools.clone()),
         scopes: ScopeTables::new(wants.clone(), tools),
-        extensions: ExtensionConfigs::new(wants.clone(), registry.clone()),
+        extensions,
+        upstream_filters,
         on_demand,
         log_builder,
         wants,
@@ -387,30 +408,6 @@ impl AccessLogBuilder for LogBuilder {
             errors.iter().map(|(path, text)| format!("{path}: {text}")).collect::<Vec<_>>().join("; ")
         })
     }
-}
-
-/// Makes the HTTP filters of clusters. The cluster manager keeps it: it holds nothing that holds the cluster manager.
-fn upstream_filters(
-    clusters: &Arc<ClusterManager>,
-    registry: &Registry,
-    access_logs: &Arc<dyn AccessLogBuilder>,
-    on_demand: &Arc<OnDemandSources>,
-) -> BuildFilters {
-    let (clusters, stats) = (Arc::downgrade(clusters), registry.clone());
-    let (access_logs, on_demand) = (Arc::downgrade(access_logs), Arc::downgrade(on_demand));
-    Box::new(move |filters| {
-        let gone = || (String::new(), "the process ends".to_owned());
-        let context = FactoryContext {
-            clusters: clusters.upgrade().ok_or_else(gone)?,
-            stats: stats.clone(),
-            access_logs: access_logs.upgrade().ok_or_else(gone)?,
-            on_demand: on_demand.upgrade().ok_or_else(gone)?,
-        };
-        let first = |errors: Vec<ConfigError>| {
-            errors.into_iter().next().map_or_else(gone, |error| (error.path.to_string(), error.message))
-        };
-        upstream_chain(filters, &context).map_err(first)
-    })
 }
 
 fn local_info(config: &nuncio_config::bootstrap::BootstrapConfig, version: IpVersion) -> LocalInfo {

@@ -4,6 +4,7 @@
 //! The rules are Envoy's: a file has to exist, and a cluster that is asked has to be one of the bootstrap without endpoints
 //! from outside. Nothing is opened or subscribed to here.
 
+use crate::discovered::chain::path as filter_path;
 use envoy_types::pb::envoy::config::core::v3 as pb;
 use nuncio_config::cluster::{ClusterConfig, Discovery};
 use nuncio_config::config_source::{
@@ -279,12 +280,18 @@ impl SourceCheck {
         }
     }
 
-    /// The sources of a cluster's endpoints and secrets.
+    /// The sources of a cluster's endpoints, filters and secrets.
     pub fn cluster(&self, config: &ClusterConfig) -> Vec<ConfigError> {
         let mut errors = Vec::new();
         if let Discovery::Eds { source, service_name } = &config.discovery {
             let path = FieldPath::parse(&config.path).field("eds_cluster_config").field("eds_config");
             errors.extend(self.place(service_name, source, path).err().into_iter().flatten());
+        }
+        for filter in &config.http.http_filters {
+            if let Some(source) = &filter.config_discovery {
+                let path = filter_path(filter).field("config_discovery").field("config_source");
+                errors.extend(self.check(&source.source, path).err().into_iter().flatten());
+            }
         }
         let matches = config.transport_socket_matches.iter().filter_map(|entry| entry.socket.tls.as_ref());
         for tls in config.tls.iter().chain(matches) {

@@ -11,10 +11,11 @@ use crate::options::{DrainStrategy, IpVersion, Mode};
 use crate::server::{Server, State};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as Message;
-use nuncio_base::stats::Registry;
+use nuncio_base::stats::{HostMetric, Registry};
 use nuncio_config::cluster::{Discovery, HealthStatus, Thresholds};
 use nuncio_net::address::Address;
 use nuncio_net::tls::LoadedCertificate;
+use nuncio_upstream::host::Health;
 use nuncio_upstream::{Cluster, Host};
 use prost::Message as _;
 use std::cell::{Cell, RefCell};
@@ -57,6 +58,17 @@ impl AdminSources for Sources<'_> {
         if self.server.bootstrap.config.stats_flush_on_admin {
             self.server.context.registry.merge_histograms();
         }
+    }
+
+    fn host_metrics(&self) -> Vec<HostMetric> {
+        let mut clusters = self.server.context.clusters.clusters();
+        clusters.retain(|cluster| cluster.config.per_endpoint_stats);
+        clusters.sort_by(|a, b| a.name().cmp(b.name()));
+        let hosts = |cluster: &Arc<Cluster>| {
+            let state = cluster.state();
+            state.priority_set.hosts().flat_map(|host| host_metrics(cluster, host)).collect::<Vec<_>>()
+        };
+        clusters.iter().flat_map(hosts).collect()
     }
 
     fn server_state(&self) -> ServerState {
@@ -296,6 +308,39 @@ fn thresholds(t: &Thresholds) -> CircuitBreakerStatus {
         max_requests: u64::from(t.max_requests),
         max_retries: u64::from(t.max_retries),
     }
+}
+
+/// What Envoy shows of a host with the stats (`per_endpoint_stats`), in its order.
+fn host_metrics(cluster: &Cluster, host: &Host) -> Vec<HostMetric> {
+    let address = host.observability_name.clone().unwrap_or_else(|| host.shown_address().1);
+    let mut tags = vec![
+        ("envoy_cluster_name", cluster.observability_name.replace(':', "_")),
+        ("envoy_endpoint_address", address.to_string()),
+    ];
+    if !host.hostname.is_empty() {
+        tags.push(("envoy_endpoint_hostname", host.hostname.to_string()));
+    }
+    let prefix = format!("{}endpoint.{}.", cluster.stats.prefix(), address.replace(':', "_"));
+    let stats = &host.stats;
+    let healthy = u64::from(host.health() == Health::Healthy);
+    [
+        ("cluster.endpoint.cx_connect_fail", true, stats.cx_connect_fail.load(Relaxed)),
+        ("cluster.endpoint.cx_total", true, stats.cx_total.load(Relaxed)),
+        ("cluster.endpoint.rq_error", true, stats.rq_error.load(Relaxed)),
+        ("cluster.endpoint.rq_success", true, stats.rq_success.load(Relaxed)),
+        ("cluster.endpoint.rq_timeout", true, stats.rq_timeout.load(Relaxed)),
+        ("cluster.endpoint.rq_total", true, stats.rq_total.load(Relaxed)),
+        ("cluster.endpoint.cx_active", false, u64::from(stats.cx_active.load(Relaxed))),
+        ("cluster.endpoint.rq_active", false, u64::from(stats.rq_active.load(Relaxed))),
+        ("cluster.endpoint.rq_pending_active", false, u64::from(stats.rq_pending_active.load(Relaxed))),
+        ("cluster.endpoint.healthy", false, healthy),
+    ]
+    .into_iter()
+    .map(|(family, counter, value)| {
+        let name = format!("{prefix}{}", family.rsplit('.').next().unwrap_or_default());
+        HostMetric { name, family, tags: tags.clone(), counter, value }
+    })
+    .collect()
 }
 
 fn host(host: &Host) -> HostStatus {

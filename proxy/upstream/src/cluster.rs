@@ -107,6 +107,8 @@ pub struct Cluster {
     pub(crate) given: Mutex<Given>,
     /// How many of a million requests are refused.
     pub(crate) drop_per_million: AtomicU32,
+    /// Requests of a hundred that are refused (`upstream.maintenance_mode.<name>`).
+    maintenance: AtomicU32,
     pub(crate) drop_category: Mutex<Option<Arc<str>>>,
     /// What only load reports tell.
     pub load: LoadCounts,
@@ -338,6 +340,13 @@ impl Cluster {
         );
         let zone = zones.map_or("", |zones| &zones.locality.zone);
         let stats = Arc::new(ClusterStats::in_zone(registry, &observability_name.replace(':', "_"), zone));
+        // What is tracked is shown before anything was recorded.
+        if config.track_sizes {
+            stats.sizes();
+        }
+        if config.track_timeout_budgets {
+            stats.timeout_budgets();
+        }
         let transport = Transport::new(&config, &stats, secrets)?;
         let priority_set = Arc::new(PrioritySet::default());
         let lb_config = lb_runtime.applied(&config, runtime);
@@ -395,6 +404,7 @@ impl Cluster {
             removed: AtomicBool::new(false),
             given: Mutex::default(),
             drop_per_million: AtomicU32::new(config.endpoints.drop_per_million),
+            maintenance: AtomicU32::new(0),
             drop_category: Mutex::new(config.endpoints.drop_category.clone()),
             load: LoadCounts::default(),
             fingerprint,
@@ -719,6 +729,18 @@ impl Cluster {
             self.lb_config.store(new);
             self.follow();
         }
+    }
+
+    /// The runtime may say that requests are refused.
+    pub(crate) fn read_maintenance(&self, runtime: &dyn Runtime) {
+        let percent = runtime.integer(&format!("upstream.maintenance_mode.{}", self.name())).unwrap_or(0);
+        self.maintenance.store(percent.min(100) as u32, Ordering::Relaxed);
+    }
+
+    /// How many of a hundred requests are refused.
+    #[inline]
+    pub fn maintenance_percent(&self) -> u32 {
+        self.maintenance.load(Ordering::Relaxed)
     }
 
     /// Whose pools, limits and stats serve `host`: for an aggregate cluster those of the member that has it, for a forward

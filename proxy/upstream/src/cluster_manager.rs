@@ -15,6 +15,7 @@ use crate::stats::ClusterManagerStats;
 use crate::sub_clusters;
 use crate::worker::Workers;
 use arc_swap::ArcSwapOption;
+use futures_util::future::BoxFuture;
 use nuncio_base::stats::Registry;
 use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, DnsCacheConfig};
 use nuncio_config::hcm::HttpFilterConfig;
@@ -51,9 +52,25 @@ pub struct ClusterManagerOptions {
     pub event_logs: Option<AccessLogWriter>,
 }
 
-/// Makes the HTTP filters of a cluster; None where nothing is left of them. The error is a path and a message.
-pub type BuildFilters =
-    Box<dyn Fn(&[HttpFilterConfig]) -> Result<Option<UpstreamFilters>, (String, String)> + Send + Sync>;
+/// Makes the HTTP filters of a cluster. The error is a path and a message.
+pub type BuildFilters = Box<dyn Fn(&[HttpFilterConfig]) -> Result<BuiltFilters, (String, String)> + Send + Sync>;
+
+/// The HTTP filters of a cluster.
+#[derive(Default)]
+pub struct BuiltFilters {
+    /// None where nothing is left of them.
+    pub filters: Option<UpstreamFilters>,
+    /// Their configurations have come, or are waited for no longer; None where nothing has to come.
+    pub ready: Option<BoxFuture<'static, ()>>,
+}
+
+/// A cluster that has not begun.
+struct Made {
+    cluster: Arc<Cluster>,
+    discovery: discovery::Discovery,
+    /// What has to come before it is used.
+    needs: Vec<BoxFuture<'static, ()>>,
+}
 
 /// What [`ClusterManager::add_or_update`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,10 +197,10 @@ impl ClusterManager {
     }
 
     /// The HTTP filters of a cluster.
-    fn filters(&self, config: &ClusterConfig) -> Result<Option<UpstreamFilters>, ClusterError> {
+    fn filters(&self, config: &ClusterConfig) -> Result<BuiltFilters, ClusterError> {
         let filters = &config.http.http_filters;
         let built = match self.filters.get() {
-            _ if filters.is_empty() => return Ok(None),
+            _ if filters.is_empty() => return Ok(BuiltFilters::default()),
             Some(build) => build(filters),
             None => Err((config.path.to_string(), "there are no HTTP filters here".to_owned())),
         };
@@ -198,6 +215,7 @@ impl ClusterManager {
         let changed = std::mem::replace(&mut control.lb_runtime, new) != new;
         drop(control);
         for cluster in self.clusters().into_iter().chain(self.warming()) {
+            cluster.read_maintenance(&**runtime);
             if changed || !cluster.config.lb_common.runtime_keys.is_empty() {
                 cluster.apply_runtime(new, &**runtime);
             }
@@ -236,7 +254,7 @@ impl ClusterManager {
     /// # Errors
     /// [`ClusterError`]; nothing has changed then.
     pub fn add(self: &Arc<Self>, config: Arc<ClusterConfig>) -> Result<AddOutcome, ClusterError> {
-        let (cluster, discovery) = self.make(config, 0)?;
+        let Made { cluster, discovery, needs } = self.make(config, 0)?;
         let outcome = self.count_added(cluster.name());
         self.publish(&cluster);
         match self.awaited_checker(&cluster) {
@@ -247,7 +265,7 @@ impl ClusterManager {
                 discovery.start(&cluster, &self.options.control, || own.clone());
             }
         }
-        self.wait_for_secrets(&cluster, || Warming::secondary(self, &cluster));
+        self.wait_for_needs(&cluster, needs, || Warming::secondary(self, &cluster));
         Ok(outcome)
     }
 
@@ -267,7 +285,7 @@ impl ClusterManager {
         {
             return Ok((AddOutcome::Unchanged, present));
         }
-        let (cluster, discovery) = self.make(config, fingerprint)?;
+        let Made { cluster, discovery, needs } = self.make(config, fingerprint)?;
         let outcome = self.count_added(cluster.name());
         let replaced = self.control().warming.insert(cluster.name().clone(), cluster.clone());
         if let Some(replaced) = replaced {
@@ -281,22 +299,19 @@ impl ClusterManager {
             checker.wait(own.downgrade());
         }
         discovery.start(&cluster, &self.options.control, || own.clone());
-        self.wait_for_secrets(&cluster, || own.clone());
+        self.wait_for_needs(&cluster, needs, || own.clone());
         drop(own);
         Ok((outcome, cluster))
     }
 
-    fn make(
-        self: &Arc<Self>,
-        config: Arc<ClusterConfig>,
-        fingerprint: u64,
-    ) -> Result<(Arc<Cluster>, discovery::Discovery), ClusterError> {
+    fn make(self: &Arc<Self>, config: Arc<ClusterConfig>, fingerprint: u64) -> Result<Made, ClusterError> {
         let options = &self.options;
         let health_log = match config.health_check.as_ref().and_then(|check| check.event_log_path.as_deref()) {
             Some(path) => self.open_log(&config, path)?,
             None => None,
         };
         let runtime = self.control().runtime.clone();
+        let BuiltFilters { filters, ready } = self.filters(&config)?;
         let parts = ClusterParts {
             registry: &options.registry,
             upstream_bind: &options.upstream_bind,
@@ -312,7 +327,7 @@ impl ClusterManager {
             manager_stats: &self.stats,
             control: &options.control,
             runtime: runtime.as_deref(),
-            filters: self.filters(&config)?,
+            filters,
         };
         let cluster = Cluster::new(config, parts)?;
         let discovery = discovery::Discovery::new(&cluster, &self.resolvers, &self.dns_caches)?;
@@ -322,13 +337,20 @@ impl ClusterManager {
         if let (Some(outlier), Some(runtime)) = (cluster.outlier_detection(), &runtime) {
             outlier.apply_runtime(&**runtime);
         }
+        if let Some(runtime) = &runtime {
+            cluster.read_maintenance(&**runtime);
+        }
         if cluster.tracks_remaining() {
             self.tracks_remaining.store(true, Ordering::Relaxed);
         }
         outlier::start(&cluster, &options.control);
         orca::start(&cluster, &options.control);
         sub_clusters::start(&cluster, self, &options.control);
-        Ok((cluster, discovery))
+        let mut needs: Vec<_> = ready.into_iter().collect();
+        for secret in cluster.tls_contexts().flat_map(|context| context.secrets().to_vec()) {
+            needs.push(Box::pin(async move { secret.ready().await }));
+        }
+        Ok(Made { cluster, discovery, needs })
     }
 
     fn open_log(&self, config: &ClusterConfig, path: &str) -> Result<Option<Arc<LogFile>>, ClusterError> {
@@ -358,23 +380,22 @@ impl ClusterManager {
         cluster.health_checker().filter(|_| !self.unchecked.load(Ordering::Relaxed))
     }
 
-    /// The cluster warms until the secrets of its TLS contexts have come, or it is removed.
-    fn wait_for_secrets(&self, cluster: &Cluster, warming: impl FnOnce() -> Warming) {
-        let secrets: Vec<_> = cluster.tls_contexts().flat_map(|context| context.secrets().to_vec()).collect();
-        if secrets.is_empty() {
+    /// The cluster warms until what it needs has come (secrets, configurations of filters), or it is removed.
+    fn wait_for_needs(&self, cluster: &Cluster, needs: Vec<BoxFuture<'static, ()>>, warming: impl FnOnce() -> Warming) {
+        if needs.is_empty() {
             return;
         }
         let warming = warming();
         let weak = cluster.weak();
         let task = self.options.control.spawn(async move {
-            for secret in secrets {
-                secret.ready().await;
+            for need in needs {
+                need.await;
             }
             if let Some(cluster) = weak.upgrade() {
-                cluster.secrets_are_there();
+                cluster.needs_are_met();
             }
         });
-        cluster.wait_for_secrets(warming, task.abort_handle());
+        cluster.wait_for_needs(warming, task.abort_handle());
     }
 
     fn count_added(&self, name: &str) -> AddOutcome {
@@ -714,7 +735,7 @@ mod tests {
         for replaced in [false, true] {
             let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
             let task = runtime.spawn(std::future::pending::<()>());
-            cluster.wait_for_secrets(Warming::new(&manager, &cluster), task.abort_handle());
+            cluster.wait_for_needs(Warming::new(&manager, &cluster), task.abort_handle());
             cluster.set_endpoints(assignment(&[1]));
             assert!(!manager.is_initialized());
             if replaced {

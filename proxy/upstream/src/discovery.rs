@@ -151,6 +151,7 @@ pub(crate) fn make_host(
         own_health_check: endpoint.own_health_check.clone(),
     });
     host.added_tlvs = endpoint.added_tlvs.clone();
+    host.observability_name.clone_from(&endpoint.observability_name);
     Arc::new(host)
 }
 

@@ -22,8 +22,8 @@ use tokio::task::AbortHandle;
 pub(crate) struct Given {
     /// There until the first endpoints have come.
     pub(crate) warming: Option<Warming>,
-    /// There until the secrets have come for which the task waits.
-    secrets: Option<(Warming, AbortHandle)>,
+    /// There until that has come for which the task waits: secrets, configurations of filters.
+    needs: Option<(Warming, AbortHandle)>,
     assignment: Option<Arc<ClusterLoadAssignment>>,
 }
 
@@ -89,26 +89,26 @@ impl Cluster {
         drop(warming);
     }
 
-    /// The cluster warms until [`Cluster::secrets_are_there`] is called, which `task` does.
-    pub(crate) fn wait_for_secrets(&self, warming: Warming, task: AbortHandle) {
-        self.given().secrets = Some((warming, task));
+    /// The cluster warms until [`Cluster::needs_are_met`] is called, which `task` does.
+    pub(crate) fn wait_for_needs(&self, warming: Warming, task: AbortHandle) {
+        self.given().needs = Some((warming, task));
     }
 
-    /// The secrets of its TLS contexts have come.
-    pub(crate) fn secrets_are_there(&self) {
-        let warming = self.given().secrets.take();
+    /// The secrets of its TLS contexts and the configurations of its filters have come.
+    pub(crate) fn needs_are_met(&self) {
+        let warming = self.given().needs.take();
         drop(warming);
     }
 
     /// It is not wanted any more: it waits for nothing, and nobody waits for it.
     pub(crate) fn stop_warming(&self) {
-        let (endpoints, secrets) = {
+        let (endpoints, needs) = {
             let mut given = self.given();
-            (given.warming.take(), given.secrets.take())
+            (given.warming.take(), given.needs.take())
         };
         // Without the lock, as the end of warming may call back.
         drop(endpoints);
-        if let Some((warming, task)) = secrets {
+        if let Some((warming, task)) = needs {
             task.abort();
             drop(warming);
         }
@@ -177,6 +177,7 @@ impl Cluster {
             && *host.hostname == *endpoint.hostname
             && host.own_health_check == endpoint.own_health_check
             && host.added_tlvs == endpoint.added_tlvs
+            && host.observability_name == endpoint.observability_name
             && host.additional_addresses.len() == endpoint.additional_addresses.len()
             && host.additional_addresses.iter().eq(endpoint
                 .additional_addresses

@@ -105,6 +105,15 @@ pub struct HostStats {
     pub rq_pending_active: AtomicU32,
 }
 
+impl HostStats {
+    /// Counts a request by how it ended.
+    #[inline]
+    pub fn count_request(&self, success: bool) {
+        let counter = if success { &self.rq_success } else { &self.rq_error };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
 /// One host.
 #[derive(Debug)]
 pub struct Host {
@@ -134,6 +143,8 @@ pub struct Host {
     pub transport_socket_match: Option<u32>,
     /// Its own health check settings.
     pub own_health_check: Option<Arc<EndpointHealthCheck>>,
+    /// What stats say in place of its address.
+    pub observability_name: Option<Arc<str>>,
     /// TLVs that it adds to PROXY headers.
     pub added_tlvs: Option<Arc<[Tlv]>>,
     /// A LOGICAL_DNS host moves between addresses: those to connect to now, if not `address`.
@@ -207,6 +218,7 @@ impl Host {
             metadata: arc_swap::ArcSwapOption::new(description.metadata),
             transport_socket_match: description.transport_socket_match,
             own_health_check: description.own_health_check,
+            observability_name: None,
             added_tlvs: None,
             current: OnceLock::new(),
             removed: AtomicBool::new(false),

@@ -13,6 +13,11 @@ use crate::worker;
 
 const CLASSES: usize = 5;
 
+/// Stands for codes outside of all classes.
+const UNKNOWN: u16 = 600;
+/// Stands for responses of which only that they came is counted.
+const UNCODED: u16 = 601;
+
 type Class = OnceLock<Box<[AtomicU64; 100]>>;
 
 /// Counts responses by status code under one prefix, for example `cluster.foo.` or `cluster.foo.external.`.
@@ -24,7 +29,7 @@ pub struct CodeStats {
 pub(super) struct CodeBody {
     pub(super) prefix: Arc<str>,
     shards: Box<[OnceLock<Box<CodeShard>>]>,
-    /// What each code showed at the last reset (100..=599), then the unknown ones.
+    /// What each code showed at the last reset (100..=599), then the unknown ones and those without code.
     baseline: OnceLock<Box<[AtomicU64]>>,
     /// The total is shown before anything was counted.
     total_shown: AtomicBool,
@@ -37,6 +42,7 @@ pub(super) struct CodeBody {
 struct CodeShard {
     classes: [Class; CLASSES],
     unknown: AtomicU64,
+    uncoded: AtomicU64,
 }
 
 impl CodeStats {
@@ -56,7 +62,13 @@ impl CodeStats {
     /// Counts one response. Codes outside 100..=599 count as `upstream_rq_unknown`.
     #[inline]
     pub fn count(&self, code: u16) {
-        self.body.count(code);
+        self.body.count(if code == UNCODED { UNKNOWN } else { code });
+    }
+
+    /// Counts one response in `upstream_rq_completed` alone.
+    #[inline]
+    pub fn count_uncoded(&self) {
+        self.body.count(UNCODED);
     }
 
     /// How often `code` was counted.
@@ -93,6 +105,7 @@ impl CodeBody {
                     .get_or_init(|| Box::new(std::array::from_fn(|_| AtomicU64::new(0))));
                 &class[usize::from(code) % 100]
             }
+            UNCODED => &cells.uncoded,
             _ => &cells.unknown,
         };
         bump(shard, atom, 1);
@@ -106,6 +119,7 @@ impl CodeBody {
                 100..=599 => shard.classes[usize::from(code) / 100 - 1]
                     .get()
                     .map_or(0, |class| class[usize::from(code) % 100].load(Relaxed)),
+                UNCODED => shard.uncoded.load(Relaxed),
                 _ => shard.unknown.load(Relaxed),
             })
             .fold(0, u64::wrapping_add)
@@ -124,8 +138,8 @@ impl CodeBody {
         if self.shards.iter().all(|shard| shard.get().is_none()) {
             return;
         }
-        let base = self.baseline.get_or_init(|| (0..=500).map(|_| AtomicU64::new(0)).collect());
-        for code in 100..=600 {
+        let base = self.baseline.get_or_init(|| (0..=501).map(|_| AtomicU64::new(0)).collect());
+        for code in 100..=UNCODED {
             base[slot(code)].store(self.raw(code), Relaxed);
         }
     }
@@ -155,10 +169,14 @@ impl CodeBody {
             completed = completed.wrapping_add(sum);
             visit(format!("upstream_rq_{class}xx").into(), used(sum));
         }
-        if self.raw(600) != 0 {
+        if self.raw(UNKNOWN) != 0 {
             any = true;
-            completed = completed.wrapping_add(self.code(600));
-            visit("upstream_rq_unknown".into(), used(self.code(600)));
+            completed = completed.wrapping_add(self.code(UNKNOWN));
+            visit("upstream_rq_unknown".into(), used(self.code(UNKNOWN)));
+        }
+        if self.raw(UNCODED) != 0 {
+            any = true;
+            completed = completed.wrapping_add(self.code(UNCODED));
         }
         if any || shown {
             visit("upstream_rq_completed".into(), StatValue { value: completed, used: any });
@@ -169,6 +187,7 @@ impl CodeBody {
 fn slot(code: u16) -> usize {
     match code {
         100..=599 => usize::from(code) - 100,
+        UNCODED => 501,
         _ => 500,
     }
 }

@@ -22,5 +22,6 @@ pub use block::{Block, Counter, CounterRef, FamilyDesc, Gauge, GaugeRef, Histogr
 pub use code::CodeStats;
 pub use histogram::{Bucket, HistogramData, LogLinear, QUANTILES};
 pub use registry::{
-    DEFAULT_BUCKETS, HistogramSnapshot, NameMatcher, Registry, Snapshot, StatName, StatValue, StatsConfig, TextReadout,
+    DEFAULT_BUCKETS, HistogramSnapshot, HostMetric, NameMatcher, Registry, Snapshot, StatName, StatValue, StatsConfig,
+    TextReadout,
 };

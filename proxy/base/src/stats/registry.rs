@@ -208,6 +208,23 @@ pub struct Snapshot {
     pub text_readouts: Vec<(StatName, String, bool)>,
     /// Histograms.
     pub histograms: Vec<HistogramSnapshot>,
+    /// Numbers that are kept elsewhere, which the registry leaves empty: those of single hosts.
+    pub hosts: Vec<HostMetric>,
+}
+
+/// A number of one host of a cluster. It is shown whether or not it was ever used, and never reset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMetric {
+    /// Full name.
+    pub name: String,
+    /// The name without what the tags say.
+    pub family: &'static str,
+    /// Tags: name and value.
+    pub tags: Vec<(&'static str, String)>,
+    /// It is a counter; else a gauge.
+    pub counter: bool,
+    /// Its value.
+    pub value: u64,
 }
 
 impl Registry {

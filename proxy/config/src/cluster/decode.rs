@@ -131,6 +131,7 @@ impl ClusterConfig {
                 .collect(),
             track_timeout_budgets: message.track_timeout_budgets || stats.is_some_and(|stats| stats.timeout_budgets),
             track_sizes: stats.is_some_and(|stats| stats.request_response_sizes),
+            per_endpoint_stats: stats.is_some_and(|stats| stats.per_endpoint_stats),
             policies: policies.map(Arc::new),
             added_via_api: false,
             path: cx.path_text(),

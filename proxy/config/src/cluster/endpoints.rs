@@ -151,6 +151,7 @@ impl Endpoint {
             address,
             additional_addresses,
             hostname: endpoint.hostname.as_str().into(),
+            observability_name: Some(&*endpoint.observability_name).filter(|name| !name.is_empty()).map(Into::into),
             health: match message.health_status() {
                 core::HealthStatus::Unknown => HealthStatus::Unknown,
                 core::HealthStatus::Healthy => HealthStatus::Healthy,

@@ -39,10 +39,10 @@ const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 pub(crate) const UPSTREAM_CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
 
 /// Envoy's words for the upstream filters of a cluster.
-pub(crate) const CLUSTER_UPSTREAM: &str = "upstream http";
+pub const CLUSTER_UPSTREAM: &str = "upstream http";
 
 /// Envoy's words for those of the router.
-pub(crate) const ROUTER_UPSTREAM: &str = "router upstream http";
+pub const ROUTER_UPSTREAM: &str = "router upstream http";
 
 impl HcmConfig {
     pub(crate) fn from_message(cx: &mut Context, message: &pb::HttpConnectionManager) -> Option<Self> {
@@ -393,18 +393,14 @@ pub(crate) fn http_filters(
         let filter = http_filter(cx, message);
         let position = index;
         index += 1;
-        if filter.config_discovery.is_some() && matches!(kind, ROUTER_UPSTREAM | CLUSTER_UPSTREAM) {
-            cx.error_at(
-                "config_discovery",
-                "envoy.config.core.v3.ExtensionConfigSource of an upstream HTTP filter is not implemented yet: give its \
-                 typed_config",
-            );
-        } else if position == last && message.disabled {
+        // That which ends the filters of a cluster cannot be fetched.
+        let is_codec = filter.config_discovery.is_none() && *filter.config.type_name == *UPSTREAM_CODEC;
+        if position == last && message.disabled {
             cx.error(format!(
                 "Error: the last (terminal) filter ({}) in the chain cannot be disabled by default.",
                 message.name
             ));
-        } else if position == last && kind == CLUSTER_UPSTREAM && *filter.config.type_name != *UPSTREAM_CODEC {
+        } else if position == last && kind == CLUSTER_UPSTREAM && !is_codec {
             cx.error(format!(
                 "The codec filter is the only valid terminal upstream HTTP filter, use '{UPSTREAM_CODEC}'"
             ));

@@ -254,10 +254,10 @@ fn unknown_fields_are_passed_over_and_remembered_where_they_are_allowed() {
 
 #[test]
 fn ignored_and_deprecated_fields_are_listed_with_their_paths() {
-    let text = "static_resources: {clusters: {name: a, track_cluster_stats: {per_endpoint_stats: true}, http2_protocol_options: {}}}\n";
+    let text = "static_resources: {clusters: {name: a, common_lb_config: {override_host_status: {}}, http2_protocol_options: {}}}\n";
     let loaded = load_text("a", text, Syntax::Yaml, false).unwrap();
     let ignored: Vec<String> = loaded.ignored.iter().map(|field| field.path.to_string()).collect();
-    assert_eq!(ignored, ["static_resources.clusters[0].track_cluster_stats.per_endpoint_stats"]);
+    assert_eq!(ignored, ["static_resources.clusters[0].common_lb_config.override_host_status"]);
     assert!(!loaded.ignored[0].reason.is_empty());
     let deprecated: Vec<String> = loaded.deprecated.iter().map(ToString::to_string).collect();
     assert_eq!(deprecated, ["static_resources.clusters[0].http2_protocol_options"]);

@@ -304,6 +304,7 @@ impl TcpProxy {
             let upstream = &mut info.borrow_mut().upstream;
             upstream.cluster = Some(cluster.name().clone());
             upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+            upstream.cluster_metadata.clone_from(&cluster.config.metadata);
         }
         let hash = match cluster.hash_policies() {
             Some(policies) => policies.hash(&Headers::default(), &info.borrow(), None),
@@ -362,7 +363,7 @@ impl TcpProxy {
         if !overflow {
             info.attempt_count += 1;
             let (_, address) = host.shown_address();
-            info.upstream.hosts_attempted.push(address.clone());
+            info.upstream.hosts_attempted.push((address.clone(), host.hostname.clone()));
             info.upstream.host = Some(address);
             info.upstream.host_name = Some(host.hostname.clone()).filter(|name| !name.is_empty());
             info.upstream.host_metadata = host.metadata();

@@ -265,6 +265,9 @@ impl ActiveStream<'_> {
             },
         };
         if let Some(limit) = limit {
+            if self.grpc {
+                self.request.set(names::GRPC_TIMEOUT, crate::grpc_timeout::value(limit));
+            }
             self.timers.duration =
                 Some(timer::sleep(limit.saturating_sub(clock::now().saturating_duration_since(self.info.start))));
         }

@@ -441,11 +441,11 @@ fn write_optional(optional: Optional, info: &StreamInfo, out: &mut Vec<u8>) -> b
         Optional::UpstreamHost => filled(upstream.host.as_deref(), out),
         Optional::UpstreamHostName => filled(host_name(info), out),
         Optional::UpstreamHostNameWithoutPort => filled(host_name(info).map(without_port), out),
-        Optional::HostsAttempted => hosts(info, out, |_, host| host),
-        Optional::HostsAttemptedWithoutPort => hosts(info, out, |_, host| without_port(host)),
+        Optional::HostsAttempted => hosts(info, out, |host, _| host),
+        Optional::HostsAttemptedWithoutPort => hosts(info, out, |host, _| without_port(host)),
         Optional::HostNamesAttempted => hosts(info, out, attempted_name),
         Optional::HostNamesAttemptedWithoutPort => {
-            hosts(info, out, |info, host| without_port(attempted_name(info, host)))
+            hosts(info, out, |host, name| without_port(attempted_name(host, name)))
         }
         Optional::ConnectionIdsAttempted => {
             for (at, id) in upstream.connection_ids_attempted.iter().enumerate() {
@@ -497,17 +497,17 @@ fn host_name(info: &StreamInfo) -> Option<&str> {
     info.upstream.host_name.as_deref().filter(|name| !name.is_empty()).or(info.upstream.host.as_deref())
 }
 
-/// Name of an attempted host: known for the last one only, the others show their address.
-fn attempted_name<'a>(info: &'a StreamInfo, host: &'a str) -> &'a str {
-    if info.upstream.host.as_deref() == Some(host) { host_name(info).unwrap_or(host) } else { host }
+/// Name of an attempted host, or its address.
+fn attempted_name<'a>(host: &'a str, name: &'a str) -> &'a str {
+    if name.is_empty() { host } else { name }
 }
 
-fn hosts(info: &StreamInfo, out: &mut Vec<u8>, show: for<'a> fn(&'a StreamInfo, &'a str) -> &'a str) -> bool {
-    for (at, host) in info.upstream.hosts_attempted.iter().enumerate() {
+fn hosts(info: &StreamInfo, out: &mut Vec<u8>, show: for<'a> fn(&'a str, &'a str) -> &'a str) -> bool {
+    for (at, (host, name)) in info.upstream.hosts_attempted.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(show(info, host).as_bytes());
+        out.extend_from_slice(show(host, name).as_bytes());
     }
     !info.upstream.hosts_attempted.is_empty()
 }

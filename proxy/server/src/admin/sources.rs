@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use xds_client::status::SourceState;
 
 use bytes::Bytes;
-use nuncio_base::stats::Registry;
+use nuncio_base::stats::{HostMetric, Registry};
 
 /// Where the admin interface gets its data from, and what it can make the server do. Called on the control thread.
 pub trait AdminSources {
@@ -14,6 +14,11 @@ pub trait AdminSources {
     fn stats(&self) -> &Registry;
     /// Called before stats are shown: bring derived gauges up to date, flush if `stats_flush_on_admin` says so.
     fn prepare_stats(&self);
+
+    /// The numbers of single hosts that are shown with the stats.
+    fn host_metrics(&self) -> Vec<HostMetric> {
+        Vec::new()
+    }
 
     /// What `/ready` says.
     fn server_state(&self) -> ServerState;

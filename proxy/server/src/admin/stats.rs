@@ -121,7 +121,8 @@ fn parse(call: &Call<'_>, default: Format) -> Result<(Format, StatsParams), Admi
 fn render(call: &Call<'_>, format: Format, params: &StatsParams) -> AdminResponse {
     call.sources.prepare_stats();
     let registry = call.sources.stats();
-    let (snapshot, config) = (registry.snapshot(), registry.config());
+    let (mut snapshot, config) = (registry.snapshot(), registry.config());
+    snapshot.hosts = call.sources.host_metrics();
     match format {
         Format::Text => AdminResponse::text(200, output::text(&snapshot, config, params)),
         Format::Json => AdminResponse::new(200, JSON, output::json(&snapshot, config, params)),

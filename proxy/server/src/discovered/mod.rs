@@ -10,9 +10,11 @@
 //! too. What a filter does with a configuration is in `http`, `network` and `listener_filter`. Nothing here knows where
 //! configurations come from.
 
+pub(crate) mod chain;
 pub(crate) mod http;
 pub(crate) mod listener_filter;
 pub(crate) mod network;
+pub(crate) mod upstream;
 
 use crate::init::{InitTarget, InitTargets};
 use crate::server::Context;
@@ -45,11 +47,13 @@ pub enum Kind {
     Network,
     /// Listener filters.
     Listener,
+    /// HTTP filters between routers and upstreams.
+    Upstream,
 }
 
 impl Kind {
     /// All of them, in the order of `/config_dump`.
-    pub const ALL: [Kind; 3] = [Kind::Http, Kind::Network, Kind::Listener];
+    pub const ALL: [Kind; 4] = [Kind::Http, Kind::Network, Kind::Listener, Kind::Upstream];
 
     /// The word in names of stats.
     pub fn stat_name(self) -> &'static str {
@@ -57,6 +61,7 @@ impl Kind {
             Kind::Http => "http_filter",
             Kind::Network => "network_filter",
             Kind::Listener => "tcp_listener_filter",
+            Kind::Upstream => "upstream_http_filter",
         }
     }
 }
@@ -171,6 +176,15 @@ impl ExtensionConfig {
 
     /// A filter begins to use it: with what came last, where that fits.
     pub(crate) fn join(self: &Arc<Self>, user: Arc<dyn User>, context: &Context) -> Joined {
+        self.join_with(user.clone(), |config| user.prepare(config, context))
+    }
+
+    /// As [`ExtensionConfig::join`], for one that needs nobody's help to take a configuration.
+    pub(crate) fn join_with(
+        self: &Arc<Self>,
+        user: Arc<dyn User>,
+        prepare: impl FnOnce(&Any) -> Result<Prepared, Vec<ConfigError>>,
+    ) -> Joined {
         let accepted = {
             let mut state = self.state();
             state.users.push(Arc::downgrade(&user));
@@ -179,7 +193,7 @@ impl ExtensionConfig {
         let targets = InitTargets::default();
         let taken = accepted.is_some_and(|config| {
             let fits = user.source().check_type(nuncio_config::descriptors::type_name(&config.type_url));
-            let prepared = fits.ok().and_then(|()| user.clone().prepare(&config, context).ok());
+            let prepared = fits.ok().and_then(|()| prepare(&config).ok());
             match prepared {
                 Some(prepared) => {
                     (prepared.commit)();
@@ -268,6 +282,14 @@ impl ExtensionConfigs {
         drop(by_key);
         self.wants.send(Want::Extension(Arc::downgrade(&made)));
         made
+    }
+
+    /// As [`ExtensionConfigs::get`], for a filter of a cluster: it is asked for with what else clusters need, before
+    /// listeners are.
+    pub fn get_for_cluster(&self, name: &str, source: &Bytes) -> Arc<ExtensionConfig> {
+        let config = self.get(Kind::Upstream, name, source);
+        self.wants.send(Want::ClusterExtension(Arc::downgrade(&config)));
+        config
     }
 }
 

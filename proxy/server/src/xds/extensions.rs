@@ -3,7 +3,7 @@
 use super::decode::extension_text;
 use super::stats::Counted;
 use super::{Inner, Unusable, text};
-use crate::discovered::ExtensionConfig;
+use crate::discovered::{ExtensionConfig, Kind};
 use crate::listeners::Origin;
 use crate::resources::Failure;
 use nuncio_config::config_source::ConfigSource;
@@ -11,11 +11,16 @@ use nuncio_config::paths::FieldPath;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::SystemTime;
-use xds_client::{FetchFailure, Interest, Resource, ResourceHandler, SubscriptionOptions, TypeUrl, Update, Verdict};
+use xds_client::{
+    FetchFailure, Interest, Resource, ResourceHandler, Source, SubscriptionOptions, TypeUrl, Update, Verdict,
+};
 
-/// Subscribes to a configuration.
-pub(super) fn watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>) {
-    if let Err(error) = try_watch(inner, config) {
+/// Subscribes to a configuration, unless that has been done. `own`: what a `self` stands for.
+pub(super) fn watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>, own: Option<Source>) {
+    if inner.extensions.borrow().contains_key(&config.id) {
+        return;
+    }
+    if let Err(error) = try_watch(inner, config, own) {
         tracing::error!(target: "config", "the configuration of filter '{}' cannot be fetched: {error}", config.name);
         let name = config.name.to_string();
         inner.unusable.borrow_mut().push(Unusable { type_url: TypeUrl::TYPED_EXTENSION_CONFIG, name, error });
@@ -23,7 +28,7 @@ pub(super) fn watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>) {
     }
 }
 
-fn try_watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>) -> Result<(), String> {
+fn try_watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>, own: Option<Source>) -> Result<(), String> {
     let path = FieldPath::root().field("config_discovery").field("config_source");
     let source = ConfigSource::parse(&config.source, path).map_err(|errors| text(&errors))?;
     let prefix = config.stat_prefix();
@@ -38,7 +43,7 @@ fn try_watch(inner: &Rc<Inner>, config: &Arc<ExtensionConfig>) -> Result<(), Str
         initial_fetch_timeout: source.initial_fetch_timeout,
     };
     let stats = Rc::new(Counted::new(&inner.server.context.registry, &prefix));
-    let from = inner.sources.resolve(&source, &prefix, inner.origin_of_listeners())?;
+    let from = inner.sources.resolve(&source, &prefix, own)?;
     let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
     inner.extensions.borrow_mut().insert(config.id, subscription);
     Ok(())
@@ -116,6 +121,9 @@ impl ResourceHandler for ExtensionHandler {
             return Verdict::accept();
         };
         let applied = self.apply(&inner, &config, &update);
+        if config.kind == Kind::Upstream {
+            inner.hold_until_clusters_know(TypeUrl::TYPED_EXTENSION_CONFIG);
+        }
         // A connection manager may have come, whose routes are asked for before this is answered.
         inner.take_new_wants();
         match applied {

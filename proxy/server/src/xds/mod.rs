@@ -107,6 +107,8 @@ pub(crate) struct Inner {
     on_demand: RefCell<HashMap<u64, on_demand_clusters::Clusters>>,
     /// By id of the configuration.
     extensions: RefCell<HashMap<u64, Subscription>>,
+    /// Configurations that nobody wants any more, while an answer waits that goes first.
+    held_gone: RefCell<Option<Vec<u64>>>,
     /// By id of the secret.
     secrets: RefCell<HashMap<u64, Subscription>>,
     /// Clusters of the bootstrap and of the first answer are warm.
@@ -160,6 +162,7 @@ impl Inner {
                 | Want::Scopes(_)
                 | Want::OnDemand(_)
                 | Want::Extension(_)
+                | Want::ClusterExtension(_)
                 | Want::Secret(_)
                 | Want::Logs(_) => self.take(want),
             }
@@ -205,10 +208,18 @@ impl Inner {
             }
             Want::Extension(config) => {
                 if let Some(config) = config.upgrade() {
-                    extensions::watch(self, &config);
+                    extensions::watch(self, &config, self.origin_of_listeners());
                 }
             }
-            Want::ExtensionGone(id) => extensions::forget(self, id),
+            Want::ClusterExtension(config) => {
+                if let Some(config) = config.upgrade() {
+                    extensions::watch(self, &config, self.origin_of_clusters());
+                }
+            }
+            Want::ExtensionGone(id) => match &mut *self.held_gone.borrow_mut() {
+                Some(held) => held.push(id),
+                None => extensions::forget(self, id),
+            },
             Want::Secret(secret) => {
                 if let Some(secret) = secret.upgrade() {
                     secrets::watch(self, &secret);
@@ -248,6 +259,31 @@ impl Inner {
             self.first_clusters_done.set(true);
             self.start_listeners();
         }
+    }
+
+    /// A cluster may have waited for what a handler has just brought, and knows of it when its own task has run: the handler's
+    /// answer waits for that.
+    fn hold_until_clusters_know(self: &Rc<Self>, type_url: TypeUrl) {
+        if self.server.context.clusters.is_initialized() {
+            return;
+        }
+        let pause = self.client.pause(&[type_url]);
+        // What is no longer wanted then is given up behind the answer.
+        self.held_gone.borrow_mut().get_or_insert_default();
+        let inner = Rc::downgrade(self);
+        // Tasks of the runtime run in the order in which they were woken.
+        let last = tokio::runtime::Handle::current().spawn(async {});
+        tokio::task::spawn_local(async move {
+            let _ = last.await;
+            if let Some(inner) = inner.upgrade() {
+                inner.clusters_may_be_done();
+            }
+            drop(pause);
+            tokio::task::yield_now().await;
+            let Some(inner) = inner.upgrade() else { return };
+            let gone = inner.held_gone.take();
+            gone.into_iter().flatten().for_each(|id| extensions::forget(&inner, id));
+        });
     }
 
     /// Asks for listeners and for the routes of those that are there; once.
@@ -354,6 +390,7 @@ impl Discovery {
             waiting: RefCell::default(),
             on_demand: RefCell::default(),
             extensions: RefCell::default(),
+            held_gone: RefCell::default(),
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
             first_clusters: RefCell::default(),

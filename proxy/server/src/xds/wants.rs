@@ -25,6 +25,8 @@ pub enum Want {
     OnDemand(OnDemand),
     /// The configuration of an extension.
     Extension(Weak<ExtensionConfig>),
+    /// The configuration of an extension of a cluster.
+    ClusterExtension(Weak<ExtensionConfig>),
     /// The configuration of an extension with this id has no user any more.
     ExtensionGone(u64),
     /// A secret.

@@ -67,6 +67,9 @@ impl H1Connection {
     /// Counts the end of a connection whose stream is over or given up, by how it ended.
     pub(super) fn count_end(&mut self) {
         let stats = &self.counted.cluster.stats;
+        if self.client.close_announced() {
+            stats.upstream_cx_close_notify().inc();
+        }
         match self.client.error().map(|error| error.reason) {
             Some(ResetReason::ConnectionTermination) => self.counted.ended(Ended::Remote, true),
             Some(ResetReason::ProtocolError) => {
@@ -78,9 +81,6 @@ impl H1Connection {
             None => {
                 let complete = self.client.request_complete() && self.client.response_complete();
                 let closed = self.client.peer_closed();
-                if complete && !closed && self.client.close_announced() {
-                    stats.upstream_cx_close_notify().inc();
-                }
                 let who = if closed { Ended::Remote } else { Ended::Local };
                 self.counted.ended(who, !complete);
             }

@@ -20,6 +20,10 @@ pub fn json(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> 
         let _ = write!(out, "{separator}{{\"name\":{},\"value\":{}}}", Quoted(name), value.value);
         separator = ",";
     });
+    params.hosts(snapshot, |name, value| {
+        let _ = write!(out, "{separator}{{\"name\":{},\"value\":{value}}}", Quoted(name));
+        separator = ",";
+    });
     let mut any = false;
     params.histograms(snapshot, |name, histogram| {
         if any {

@@ -80,7 +80,7 @@ impl StatsParams {
             return false;
         }
         stat.write_to(name);
-        self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.invert_filter)
+        self.names(name)
     }
 
     /// Calls `visit` for counters and gauges together, sorted by name.
@@ -101,6 +101,21 @@ impl StatsParams {
                 visit(&name, *value);
             }
         }
+    }
+
+    /// Calls `visit` for the numbers of single hosts, in their order.
+    fn hosts(&self, snapshot: &Snapshot, mut visit: impl FnMut(&str, u64)) {
+        for metric in &snapshot.hosts {
+            let kind = if metric.counter { Kind::Counters } else { Kind::Gauges };
+            if (self.kind == Kind::All || self.kind == kind) && self.names(&metric.name) {
+                visit(&metric.name, metric.value);
+            }
+        }
+    }
+
+    /// Whether the filter lets a name pass.
+    fn names(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.invert_filter)
     }
 
     fn texts(&self, snapshot: &Snapshot, mut visit: impl FnMut(&str, &str)) {

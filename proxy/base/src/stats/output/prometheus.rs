@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use super::number::{general, shortest};
 use super::{HistogramMode, Shown, StatsParams, bounds_of};
 use crate::stats::tags::{Extracted, Tag};
-use crate::stats::{HistogramSnapshot, QUANTILES, Snapshot, StatName, StatValue, StatsConfig};
+use crate::stats::{HistogramSnapshot, HostMetric, QUANTILES, Snapshot, StatName, StatValue, StatsConfig};
 
 /// Counters, gauges, text readouts (if asked for) and histograms. `params.kind` is not looked at, as in Envoy.
 pub fn prometheus(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> String {
@@ -99,6 +99,26 @@ pub(super) fn visit(snapshot: &Snapshot, config: &StatsConfig, params: &StatsPar
         _ => GroupKind::Histogram,
     };
     visit_groups(&stats, config, params, kind, to, |at| Member::Histogram(&histograms[at]));
+    visit_hosts(&snapshot.hosts, params, to);
+}
+
+/// Goes through the numbers of single hosts: counters, then gauges, each by name and tags.
+fn visit_hosts(hosts: &[HostMetric], params: &StatsParams, to: &mut dyn FnMut(Part<'_>)) {
+    let mut shown: Vec<&HostMetric> = hosts.iter().filter(|metric| params.names(&metric.name)).collect();
+    shown.sort_by(|a, b| (!a.counter, a.family, &a.tags).cmp(&(!b.counter, b.family, &b.tags)));
+    let mut current = "";
+    let mut group = String::new();
+    for metric in shown {
+        if current != metric.family {
+            current = metric.family;
+            group.clear();
+            group.push_str("envoy_");
+            sanitize(&mut group, current);
+            to(Part::Group(&group, if metric.counter { GroupKind::Counter } else { GroupKind::Gauge }));
+        }
+        let tags: Vec<Tag<'_>> = metric.tags.iter().map(|(name, value)| Tag { name, value }).collect();
+        to(Part::Member { name: &group, full: &metric.name, tags: &tags, stat: Member::Number(metric.value) });
+    }
 }
 
 /// Goes through one kind of stats in groups: name, whether it was used, and its place for `member`.

@@ -6,7 +6,7 @@ use super::number::{general, shortest};
 use super::{HistogramMode, Shown, StatsParams, bounds_of};
 use crate::stats::{HistogramSnapshot, LogLinear, QUANTILES, Snapshot, StatsConfig};
 
-/// One line per stat: text readouts, then counters and gauges, then histograms, each part sorted by name.
+/// One line per stat: text readouts, then counters and gauges, each part sorted by name, numbers of hosts, and histograms.
 pub fn text(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> String {
     let mut out = String::new();
     params.texts(snapshot, |name, value| {
@@ -14,6 +14,9 @@ pub fn text(snapshot: &Snapshot, config: &StatsConfig, params: &StatsParams) -> 
     });
     params.values(snapshot, |name, value| {
         let _ = writeln!(out, "{name}: {}", value.value);
+    });
+    params.hosts(snapshot, |name, value| {
+        let _ = writeln!(out, "{name}: {value}");
     });
     params
         .histograms(snapshot, |name, histogram| write_histogram(&mut out, name, histogram, config, params.histograms));

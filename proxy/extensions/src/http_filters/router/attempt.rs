@@ -6,8 +6,8 @@ use super::per_try::{Begin, PerTry};
 use super::replay::{Next, Replay};
 use super::retry::Verdict;
 use super::{
-    Decision, Request, RouterConfig, charge, charge_retried, count_budget, decide, hedge, outlier, poll_request_timers,
-    redirect, service_time,
+    Counted, Decision, Request, RouterConfig, charge, charge_codes, charge_retried, count_budget, decide, hedge,
+    outlier, poll_request_timers, redirect, service_time,
 };
 use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
@@ -20,6 +20,7 @@ use nuncio_http::local_reply::LocalReply;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_http::upstream_filters::missing_header;
 use nuncio_upstream::{Host, PooledStream};
+use smallvec::smallvec;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -81,6 +82,10 @@ pub(crate) struct Attempt {
     answered: bool,
     /// And it is the whole response.
     ended: bool,
+    /// Only then it is known whether the host has done well.
+    grpc_status_due: bool,
+    /// An informational head has come before.
+    informed: bool,
     /// Its response is the one that downstream gets: nobody else needs what is kept of the body.
     delivers: bool,
     /// Another try has taken this one's place.
@@ -135,9 +140,7 @@ impl Attempt {
         request.route.request_stats().for_each(|stats| stats.upstream_rq_total().inc());
         let info = &mut stream.info.upstream;
         info.pool_ready = Some(clock::now().saturating_duration_since(started));
-        if info.hosts_attempted.is_empty() {
-            info.hosts_attempted.push(host.address_text.clone());
-        }
+        info.hosts_attempted.push((host.address_text.clone(), host.hostname.clone()));
         info.connection_ids_attempted.push(upstream.connection().id);
         let timeouts = &request.timeouts;
         let mut attempt = Attempt {
@@ -153,6 +156,8 @@ impl Attempt {
             response_paused: false,
             answered: false,
             ended: false,
+            grpc_status_due: false,
+            informed: false,
             delivers: false,
             retried: false,
             late: false,
@@ -179,6 +184,9 @@ impl Attempt {
         }
         if !matches!(outcome, Outcome::Done) {
             self.reset();
+        }
+        if matches!(outcome, Outcome::Failed(_) | Outcome::GlobalTimeout) {
+            self.grpc_status(None);
         }
         if let Some(per_try) = &mut self.per_try {
             match outcome {
@@ -236,10 +244,12 @@ impl Attempt {
         request: &mut Request,
     ) -> Outcome {
         let Won { mut attempt, head, end } = won;
+        let (address, name) = (attempt.host.address_text.clone(), attempt.host.hostname.clone());
         let info = &mut stream.info.upstream;
-        info.host = Some(attempt.host.address_text.clone());
-        info.host_name = Some(attempt.host.hostname.clone());
         info.host_metadata = attempt.host.metadata();
+        info.hosts_attempted = smallvec![(address.clone(), name.clone())];
+        info.connection_ids_attempted = smallvec![attempt.upstream.connection().id];
+        (info.host, info.host_name) = (Some(address), Some(name));
         attempt.note_connection(stream);
         request.hosts.push(attempt.host.clone());
         let outcome = attempt.deliver(config, stream, request, head, end).await;
@@ -483,12 +493,7 @@ impl Attempt {
         loop {
             match self.upstream.poll_headers(cx) {
                 Poll::Ready(Ok((head, _))) if (100..200).contains(&head.status()) && head.status() != 101 => {
-                    request.cluster.stats.responses().codes.count(head.status());
-                    if head.status() == 100 && stream.connection.hcm.config.proxy_100_continue {
-                        stream.send_informational(&head);
-                        // What was passed on cannot be taken back.
-                        request.retry = None;
-                    }
+                    self.inform(stream, request, &head);
                 }
                 Poll::Ready(Ok((mut head, end))) => {
                     self.answered = true;
@@ -506,6 +511,20 @@ impl Attempt {
                 Poll::Ready(Err(error)) => return Poll::Ready(Head::Outcome(self.failed(&error))),
                 Poll::Pending => return Poll::Pending,
             }
+        }
+    }
+
+    /// Of informational heads only the first one counts, and only if it is of the kinds that are known.
+    fn inform(&mut self, stream: &mut ActiveStream<'_>, request: &mut Request, head: &Headers) {
+        if self.informed || !matches!(head.status(), 100 | 102..=104) {
+            return;
+        }
+        self.informed = true;
+        charge_codes(request, Some(&self.host), head.status());
+        if stream.connection.hcm.config.proxy_100_continue {
+            stream.send_informational(head);
+            // What was passed on cannot be taken back.
+            request.retry = None;
         }
     }
 
@@ -570,6 +589,26 @@ impl Attempt {
         outcome
     }
 
+    /// Counts a response. What a gRPC request says of its host is known at its end.
+    fn charge_head(&mut self, stream: &ActiveStream<'_>, request: &Request, head: &Headers, end: bool) {
+        let status = head.status();
+        if !stream.is_grpc() || status >= 500 {
+            return charge(request, Some(&self.host), status, true);
+        }
+        charge_codes(request, Some(&self.host), status);
+        match end {
+            true => self.host.stats.count_request(outlier::is_grpc_success(head)),
+            false => self.grpc_status_due = true,
+        }
+    }
+
+    /// The gRPC status has come, or will not.
+    fn grpc_status(&mut self, trailers: Option<&Headers>) {
+        if std::mem::take(&mut self.grpc_status_due) {
+            self.host.stats.count_request(trailers.is_some_and(outlier::is_grpc_success));
+        }
+    }
+
     /// Passes the response's head on.
     fn on_head(
         &mut self,
@@ -605,7 +644,7 @@ impl Attempt {
             }
         }
         if !failed_upgrade {
-            charge(request, Some(&self.host), status, true);
+            self.charge_head(stream, request, &head, end);
         }
         if !config.suppress_envoy_headers && !stream.is_upgrade() && stream.info.request_complete.is_some() {
             let ms = service_time(stream, now);
@@ -669,6 +708,12 @@ impl Attempt {
                     }
                     if let Some(per_try) = &mut self.per_try {
                         per_try.encode_frame(&mut stream.view(), &mut frame);
+                    }
+                    if end && self.grpc_status_due {
+                        self.grpc_status(match &frame {
+                            Frame::Trailers(trailers) => Some(trailers),
+                            Frame::Data(..) => None,
+                        });
                     }
                     match frame {
                         Frame::Data(data, end) => stream.send_response_data(data, end),
@@ -801,6 +846,9 @@ async fn buffer(stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<
 /// Counts how long the response took.
 fn complete(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
     count_budget(stream, request, now);
+    if request.counted == Counted::Nothing {
+        return;
+    }
     let ms = service_time(stream, now);
     let stats = &request.cluster.stats;
     stats.responses().time.upstream_rq_time().record(ms);

@@ -46,16 +46,13 @@ pub(crate) fn choose_host(stream: &ActiveStream<'_>, request: &Request) -> Optio
 /// Writes down which host is tried, and renames the request where the route asks for it.
 pub(crate) fn note_host(stream: &mut ActiveStream<'_>, request: &mut Request, host: &Arc<Host>, keep_original: bool) {
     let info = &mut stream.info.upstream;
+    if !request.hosts.is_empty() {
+        info.begin_again();
+    }
     info.host = Some(host.address_text.clone());
     info.host_name = Some(host.hostname.clone());
     info.host_metadata = host.metadata();
     request.cluster.note_selected(host, &mut stream.info.dynamic_metadata);
-    let info = &mut stream.info.upstream;
-    // That of a try before.
-    info.transport_failure_reason = None;
-    if request.retry.is_some() || !info.hosts_attempted.is_empty() {
-        info.hosts_attempted.push(host.address_text.clone());
-    }
     request.hosts.push(host.clone());
     if stream.connection.hcm.config.scheme_match_upstream {
         let scheme = if request.cluster.serving(host).is_secure(host) { "https" } else { "http" };

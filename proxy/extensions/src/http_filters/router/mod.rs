@@ -11,13 +11,14 @@
 //! that has begun downstream is never retried. Details, flags and bodies are Envoy's (`Router::Filter`).
 //!
 //! Reading order: `timeouts`, `retry` (decisions, without I/O), `connect`, `attempt` (one try), `per_try` (what few
-//! configurations add to it), `hedge` (several at once), `failure`, `redirect`, `mirror`, `strict`.
+//! configurations add to it), `hedge` (several at once), `failure`, `redirect`, `mirror`, `mirror_task`, `strict`.
 
 mod attempt;
 mod connect;
 mod failure;
 mod hedge;
 mod mirror;
+mod mirror_task;
 mod outlier;
 mod per_try;
 mod redirect;
@@ -32,14 +33,15 @@ use failure::{Failure, charge_abort, timeout_reply};
 use mirror::AsyncClientStats;
 use nuncio_base::clock;
 use nuncio_base::random;
+use nuncio_base::stats::CodeStats;
 use nuncio_base::timer;
 use nuncio_config::decode::Context as DecodeContext;
-use nuncio_config::hcm::HttpFilterConfig;
+use nuncio_config::hcm::{HttpFilterConfig, ROUTER_UPSTREAM};
 use nuncio_config::route::RouteAction;
 use nuncio_config::router::StrictHeader;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::active_stream::ActiveStream;
-use nuncio_http::codec::Frame;
+use nuncio_http::codec::{Frame, ResetReason};
 use nuncio_http::filter::{LocalFuture, TerminalFilter};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, names};
@@ -65,6 +67,10 @@ use tokio::time::Instant;
 /// `envoy.extensions.filters.http.router.v3.Router`, compiled.
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
+    /// What is counted of responses to other requests than gRPC, and to gRPC.
+    pub(crate) counted: [Counted; 2],
+    /// `suppress_grpc_request_failure_code_stats`.
+    pub suppress_grpc_codes: bool,
     /// `suppress_envoy_headers`.
     pub suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
@@ -81,7 +87,37 @@ pub struct RouterConfig {
     pub log_interval: Option<Duration>,
 }
 
+/// What is counted of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Counted {
+    /// Everything.
+    #[default]
+    ByCode,
+    /// Its code only where a part of the responses is counted: internal ones, those of a zone or of a virtual cluster.
+    WithoutCode,
+    /// Nothing.
+    Nothing,
+}
+
+impl Counted {
+    /// Counts a response among all of a cluster.
+    #[inline]
+    pub(crate) fn count(self, codes: &CodeStats, code: u16) {
+        match self {
+            Counted::ByCode => codes.count(code),
+            Counted::WithoutCode => codes.count_uncoded(),
+            Counted::Nothing => {}
+        }
+    }
+}
+
 impl RouterConfig {
+    /// What is counted of the response to a request.
+    #[inline]
+    pub(crate) fn counted(&self, grpc: bool) -> Counted {
+        self.counted[usize::from(grpc)]
+    }
+
     /// Whether tries need more than to be made.
     #[inline]
     fn is_extended(&self) -> bool {
@@ -93,11 +129,18 @@ impl RouterConfig {
         let message = <Message as prost::Message>::decode(filter.config.value.clone()).map_err(|e| e.to_string())?;
         let mut cx = DecodeContext::new(path_of(&filter.config));
         let config = cx.run(|cx| nuncio_config::router::RouterConfig::decode(cx, &message))?;
+        let counted = match (config.without_dynamic_stats, config.suppress_grpc_codes) {
+            (true, _) => [Counted::Nothing; 2],
+            (false, false) => [Counted::ByCode; 2],
+            (false, true) => [Counted::ByCode, Counted::WithoutCode],
+        };
         Ok(RouterConfig {
+            counted,
+            suppress_grpc_codes: config.suppress_grpc_codes,
             suppress_envoy_headers: config.suppress_envoy_headers,
             respect_expected_rq_timeout: config.respect_expected_rq_timeout,
             strict_check_headers: config.strict_check_headers.into(),
-            filters: upstream_chain(&config.upstream_http_filters, context)?,
+            filters: upstream_chain(&config.upstream_http_filters, ROUTER_UPSTREAM, context)?,
             logs: context.access_logs.build(&config.upstream_logs)?,
             log_on_upstream_stream: config.log_on_upstream_stream,
             log_interval: config.log_interval,
@@ -134,6 +177,10 @@ pub(crate) struct Request {
     pub(crate) retry: Option<RetryState>,
     pub(crate) replay: Option<Replay>,
     pub(crate) internal: bool,
+    /// What is counted of its responses.
+    pub(crate) counted: Counted,
+    /// Those that lead to another try are counted without their codes.
+    pub(crate) retried_without_code: bool,
     pub(crate) canary: bool,
     pub(crate) hash: Option<u64>,
     /// How many of the hosts that the request names were tried.
@@ -234,41 +281,21 @@ impl Router {
         };
         stream.info.upstream.cluster = Some(cluster.name().clone());
         stream.info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+        stream.info.upstream.cluster_metadata.clone_from(&cluster.config.metadata);
         if let Some(reply) = strict::refusal(&self.config.strict_check_headers, &stream.request) {
             return stream.local_reply(reply);
         }
-        if let Some(reply) = self.drop_overload(cluster.drop_per_million()) {
-            cluster.load.dropped.fetch_add(1, Relaxed);
-            cluster.load.drop_overload.fetch_add(1, Relaxed);
-            charge_cluster(&cluster, stream.internal, 503);
-            route.request_stats().for_each(|stats| stats.charge(503));
+        if let Some(reply) = refused(&cluster, self.config.suppress_envoy_headers) {
+            let counted = self.config.counted(stream.is_grpc());
+            charge_cluster(&cluster, stream.internal, counted, 503);
+            if counted != Counted::Nothing {
+                route.request_stats().for_each(|stats| stats.charge(503));
+            }
             stream.routed_reply(reply);
             return;
         }
         let mut request = self.prepare(stream, route.clone(), action, cluster);
         self.run(stream, &mut request).await;
-    }
-
-    /// The answer to a request that the policy of the endpoints wants to be refused.
-    fn drop_overload(&self, per_million: u32) -> Option<LocalReply> {
-        const ALL: u32 = 1_000_000;
-        if per_million == 0 || random::below(u64::from(ALL)) >= u64::from(per_million) {
-            return None;
-        }
-        let (body, details, flag, header) = match per_million {
-            ALL => (
-                "unconditional drop overload",
-                "unconditional_drop_overload",
-                ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD,
-                names::X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD,
-            ),
-            _ => ("drop overload", "drop_overload", ResponseFlags::DROP_OVERLOAD, names::X_ENVOY_DROP_OVERLOAD),
-        };
-        let reply = LocalReply::new(503, body, details).flags(flag);
-        Some(match self.config.suppress_envoy_headers {
-            true => reply,
-            false => reply.header(header, HeaderValue::from_static("true")),
-        })
     }
 
     /// Timeouts, retries, rewrites: everything that is done once per request.
@@ -324,6 +351,8 @@ impl Router {
             retry,
             replay: kept.then(|| Replay::new(limit)),
             internal: stream.internal,
+            counted: self.config.counted(stream.is_grpc()),
+            retried_without_code: self.config.suppress_grpc_codes && stream.is_grpc(),
             canary: false,
             hash,
             overrides_used: Cell::new(0),
@@ -392,7 +421,9 @@ impl Router {
                         }
                         if !failure.is_counted() {
                             let status = failure.status(request);
-                            charge_abort(stream, request, request.last_host(), status);
+                            // A full circuit breaker says nothing about the host.
+                            let host = request.last_host().filter(|_| failure.reason != ResetReason::Overflow);
+                            charge_abort(stream, request, host, status);
                         }
                         if request.hedged.is_empty() || stream.response_started() {
                             return failure.answer(stream, request);
@@ -539,6 +570,41 @@ impl Router {
     }
 }
 
+/// The answer to a request that the runtime, or the policy of the endpoints, wants to be refused, and that is.
+#[inline]
+pub(crate) fn refused(cluster: &Cluster, suppress: bool) -> Option<LocalReply> {
+    const ALL: u32 = 1_000_000;
+    let (percent, per_million) = (cluster.maintenance_percent(), cluster.drop_per_million());
+    if percent == 0 && per_million == 0 {
+        return None;
+    }
+    let hit = |share: u32, of: u32| share > 0 && random::below(u64::from(of)) < u64::from(share);
+    let (body, details, flag, header) = if hit(percent, 100) {
+        cluster.stats.upstream_rq_maintenance_mode().inc();
+        let flag = ResponseFlags::UPSTREAM_OVERFLOW;
+        ("maintenance mode", "maintenance_mode", flag, names::X_ENVOY_OVERLOADED)
+    } else if !hit(per_million, ALL) {
+        return None;
+    } else {
+        cluster.load.drop_overload.fetch_add(1, Relaxed);
+        match per_million {
+            ALL => (
+                "unconditional drop overload",
+                "unconditional_drop_overload",
+                ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD,
+                names::X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD,
+            ),
+            _ => ("drop overload", "drop_overload", ResponseFlags::DROP_OVERLOAD, names::X_ENVOY_DROP_OVERLOAD),
+        }
+    };
+    cluster.load.dropped.fetch_add(1, Relaxed);
+    let reply = LocalReply::new(503, body, details).flags(flag);
+    Some(match suppress {
+        true => reply,
+        false => reply.header(header, HeaderValue::from_static("true")),
+    })
+}
+
 /// Counts how much of the route's timeout was used.
 #[inline]
 pub(crate) fn count_budget(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
@@ -589,7 +655,7 @@ pub(crate) fn decide(stream: &mut ActiveStream<'_>, request: &mut Request, verdi
             stats.upstream_rq_retry().inc();
             also(&|stats| stats.upstream_rq_retry().inc());
             retry.arm();
-            request.retry_slot = Some(Held::new(request, Resource::Retries));
+            request.retry_slot = Some(Held::of(&request.cluster, request.priority, Resource::Retries));
             Decision::Granted
         }
     }
@@ -621,9 +687,9 @@ struct Held {
 }
 
 impl Held {
-    fn new(request: &Request, resource: Resource) -> Held {
-        request.cluster.resource_manager(request.priority).inc(resource);
-        Held { cluster: request.cluster.clone(), priority: request.priority, resource }
+    fn of(cluster: &Arc<Cluster>, priority: ResourcePriority, resource: Resource) -> Held {
+        cluster.resource_manager(priority).inc(resource);
+        Held { cluster: cluster.clone(), priority, resource }
     }
 }
 
@@ -644,9 +710,12 @@ enum BackOffEnd {
     Won(Box<attempt::Won>),
 }
 
-fn charge_cluster(cluster: &Cluster, internal: bool, code: u16) {
+fn charge_cluster(cluster: &Cluster, internal: bool, counted: Counted, code: u16) {
+    if counted == Counted::Nothing {
+        return;
+    }
     let stats = &cluster.stats;
-    stats.responses().codes.count(code);
+    counted.count(&stats.responses().codes, code);
     match internal {
         true => stats.internal().codes.count(code),
         false => stats.external().codes.count(code),
@@ -656,28 +725,44 @@ fn charge_cluster(cluster: &Cluster, internal: bool, code: u16) {
 /// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
 /// upstream sent it.
 pub(crate) fn charge(request: &Request, host: Option<&Host>, code: u16, answered: bool) {
-    charge_cluster(&request.cluster, request.internal, code);
+    charge_codes(request, host, code);
+    // Errors are counted with their codes.
+    let uncounted = code >= 500 && request.counted == Counted::Nothing;
+    if let Some(host) = host.filter(|_| !uncounted) {
+        host.stats.count_request(code < 500 && answered);
+    }
+}
+
+/// Counts a response by its code wherever such are counted.
+pub(crate) fn charge_codes(request: &Request, host: Option<&Host>, code: u16) {
+    let counted = request.counted;
+    if counted == Counted::Nothing {
+        return;
+    }
+    charge_cluster(&request.cluster, request.internal, counted, code);
     if request.canary {
         request.cluster.stats.canary().codes.count(code);
     }
     request.route.request_stats().for_each(|stats| stats.charge(code));
     if let Some(other) = &request.alternative {
-        other.each(request.internal, request.canary).for_each(|stats| stats.codes.count(code));
-    }
-    if let Some(host) = host {
-        if let Some(zone) = request.cluster.stats.zone(&host.locality.zone) {
-            zone.codes.count(code);
+        let mut all = other.each(request.internal, request.canary);
+        if let Some(stats) = all.next() {
+            counted.count(&stats.codes, code);
         }
-        let _ = match code >= 500 || !answered {
-            true => host.stats.rq_error.fetch_add(1, Relaxed),
-            false => host.stats.rq_success.fetch_add(1, Relaxed),
-        };
+        all.for_each(|stats| stats.codes.count(code));
+    }
+    if let Some(zone) = host.and_then(|host| request.cluster.stats.zone(&host.locality.zone)) {
+        zone.codes.count(code);
     }
 }
 
 /// Counts a response that is thrown away for another try: apart from those that downstream gets.
 pub(crate) fn charge_retried(request: &Request, code: u16) {
-    request.cluster.stats.retried().codes.count(code);
+    // They are counted whatever `dynamic_stats` says.
+    match request.retried_without_code {
+        true => request.cluster.stats.retried().codes.count_uncoded(),
+        false => request.cluster.stats.retried().codes.count(code),
+    }
     if let Some(host) = request.hosts.last() {
         host.stats.rq_error.fetch_add(1, Relaxed);
     }

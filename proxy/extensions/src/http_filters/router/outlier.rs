@@ -68,6 +68,12 @@ fn outcome_code(head: &Headers, status: u16, grpc: bool) -> u16 {
     code.map_or(status, grpc_to_http)
 }
 
+/// Whether the status of a gRPC request in its head or trailers is one that does not speak against the host.
+pub(crate) fn is_grpc_success(headers: &Headers) -> bool {
+    let code = headers.str(&names::GRPC_STATUS).and_then(|text| text.parse().ok());
+    code.is_some_and(|code| grpc_to_http(code) < 500)
+}
+
 /// The HTTP code that a gRPC status stands for.
 fn grpc_to_http(code: u32) -> u16 {
     match code {

@@ -79,6 +79,7 @@ impl PerTry {
                 host: Some(host.address_text.clone()),
                 host_name: Some(host.hostname.clone()),
                 host_metadata: host.metadata(),
+                cluster_metadata: cluster.config.metadata.clone(),
                 ..UpstreamInfo::default()
             };
             let interval = config.log_interval.map(|interval| (timer::sleep(interval), interval));
@@ -124,8 +125,8 @@ impl PerTry {
         info.upstream.pool_ready = Some(clock::now().saturating_duration_since(self.begun));
         info.upstream.connection_ids_attempted.push(upstream.connection().id);
         info.upstream.connection = Some(upstream.connection().clone());
-        let host = info.upstream.host.clone();
-        info.upstream.hosts_attempted.extend(host);
+        let (host, name) = (info.upstream.host.clone(), info.upstream.host_name.clone());
+        info.upstream.hosts_attempted.extend(host.zip(name));
         info.upstream.first_tx = Some(clock::now());
         if config.log_on_upstream_stream {
             log.write(config, request, AccessLogType::UpstreamPoolReady);

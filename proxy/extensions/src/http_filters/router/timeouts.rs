@@ -96,7 +96,7 @@ impl Timeouts {
         }
         let action = rules.action;
         if rules.grpc && action.max_stream_duration.is_none() && action.max_grpc_timeout.is_some() {
-            headers.set(names::GRPC_TIMEOUT, grpc_timeout_value(expected));
+            headers.set(names::GRPC_TIMEOUT, grpc_timeout::value(expected));
         }
     }
 }
@@ -107,18 +107,6 @@ fn expected_value(d: Duration) -> HeaderValue {
         15_000 => HeaderValue::from_static("15000"),
         ms => HeaderValue::from(ms as u64),
     }
-}
-
-/// A `grpc-timeout` in the finest unit in which its number has at most eight digits.
-fn grpc_timeout_value(d: Duration) -> HeaderValue {
-    const UNITS: [(u64, char); 4] = [(1, 'm'), (1000, 'S'), (60_000, 'M'), (3_600_000, 'H')];
-    let ms = d.as_millis() as u64;
-    let (number, unit) = UNITS
-        .iter()
-        .map(|(factor, unit)| (ms / factor, *unit))
-        .find(|(n, _)| *n <= 99_999_999)
-        .unwrap_or((99_999_999, 'H'));
-    HeaderValue::parse(format!("{number}{unit}")).unwrap_or_default()
 }
 
 /// The deprecated `max_grpc_timeout`: the client's own deadline counts, up to a limit.
@@ -137,15 +125,4 @@ fn millis(value: &HeaderValue) -> Option<Duration> {
 
 fn nonzero(d: Duration) -> Option<Duration> {
     (!d.is_zero()).then_some(d)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_grpc_timeouts_are_told_in_coarser_units() {
-        let text = |ms| grpc_timeout_value(Duration::from_millis(ms)).to_str().unwrap().to_owned();
-        assert_eq!((text(1), text(99_999_999), text(100_000_000)), ("1m".into(), "99999999m".into(), "100000S".into()));
-    }
 }

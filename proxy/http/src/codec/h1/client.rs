@@ -85,6 +85,7 @@ pub struct H1Client<I> {
     /// Both sides are raw bytes.
     tunnel: bool,
     keep_alive: bool,
+    close_announced: bool,
     protocol: Protocol,
     informational: u32,
     error: Option<StreamError>,
@@ -110,6 +111,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
             receiving: Receiving::Done,
             tunnel: false,
             keep_alive: true,
+            close_announced: false,
             protocol: Protocol::Http11,
             informational: 0,
             error: None,
@@ -155,7 +157,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
 
     /// True when the server said that it closes (`connection: close`, HTTP/1.0).
     pub fn close_announced(&self) -> bool {
-        !self.keep_alive
+        self.close_announced
     }
 
     /// True when the request has been sent, or at least queued, to its end.
@@ -504,6 +506,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
                             return Poll::Ready(Ok((head.headers, false)));
                         }
                         self.keep_alive = head.keep_alive;
+                        self.close_announced = head.closes;
                         self.body = Decoder::new(head.framing, self.config.limits, self.config.enable_trailers);
                         self.receiving = Receiving::Body;
                         if head.framing == Framing::Raw {

@@ -19,6 +19,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// The server keeps the connection.
     pub keep_alive: bool,
+    /// The server has said that it does not.
+    pub closes: bool,
     /// Bytes of the head on the wire.
     pub wire_bytes: usize,
 }
@@ -112,10 +114,9 @@ pub fn parse_response(
             None => Framing::UntilClose,
         }
     };
-    let keep_alive = framing != Framing::UntilClose
-        && framing != Framing::Raw
-        && if http10 { seen.keep_alive && !seen.close } else { !seen.close };
-    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, wire_bytes: bytes.len() }))
+    let closes = seen.close || (http10 && !seen.keep_alive);
+    let keep_alive = framing != Framing::UntilClose && framing != Framing::Raw && !closes;
+    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, closes, wire_bytes: bytes.len() }))
 }
 
 fn parse_status_line(buf: &[u8]) -> Result<Option<(Protocol, u16, usize)>, StreamError> {
