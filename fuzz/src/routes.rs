@@ -139,6 +139,7 @@ fn config(routes: Vec<Route>) -> RouteConfiguration {
     RouteConfiguration {
         name: "rc".into(),
         virtual_hosts: vec![VirtualHost {
+            metadata: None,
             name: "v".into(),
             domains: vec!["*.example:80".into(), "other".into()],
             routes,

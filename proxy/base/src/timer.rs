@@ -40,6 +40,11 @@ pub fn sleep(delay: Duration) -> Sleep {
     sleep_until_tick(deadline_tick(delay))
 }
 
+/// A timer that has ended.
+pub fn over() -> Sleep {
+    sleep_until_tick(0)
+}
+
 fn sleep_until_tick(deadline: u64) -> Sleep {
     Sleep { deadline, key: NONE, not_send: PhantomData }
 }

@@ -26,6 +26,8 @@ pub struct ListenerConfig {
     pub addresses: Vec<ListenAddress>,
     /// `stat_prefix`; the address with `_` for `:` otherwise.
     pub stat_prefix: Option<Box<str>>,
+    /// Metadata as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
     /// Chains in configuration order.
     pub filter_chains: Vec<Arc<FilterChainConfig>>,
     /// `filter_chain_matcher`: chooses among `filter_chains` by position in place of their own matches; None is a name

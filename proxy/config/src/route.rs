@@ -79,6 +79,8 @@ pub struct VirtualHost {
     pub domains: Vec<Box<str>>,
     /// Routes; the first that matches wins. With a matcher these are the routes of its actions.
     pub routes: Vec<Route>,
+    /// Metadata as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
     /// Leads to the routes that may match, as positions in `routes`.
     pub matcher: Option<MatchTree<Range<u32>>>,
     /// TLS demanded by redirect.

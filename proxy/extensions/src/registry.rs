@@ -129,7 +129,8 @@ pub const PER_ROUTE: &[(&str, DecodePerRoute)] = &[
     }),
 ];
 
-/// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of other filters are left alone.
+/// Decodes what routes say to filters, by [`PER_ROUTE`]. Messages of filters that are not there are left alone: they have
+/// no effect without their filter, which a chain cannot have.
 #[derive(Clone, Copy)]
 pub struct PerRouteDecoder<'a> {
     /// Sources of clusters on demand.
@@ -138,8 +139,21 @@ pub struct PerRouteDecoder<'a> {
 
 impl PerFilterDecoder for PerRouteDecoder<'_> {
     fn decode(&self, config: &PerFilterConfig) -> Result<Option<Arc<dyn Any + Send + Sync>>, String> {
-        let known = PER_ROUTE.iter().find(|(message, _)| *message == &*config.config.type_name);
-        known.map(|(_, decode)| decode(&config.config, self)).transpose()
+        let (name, message) = (&config.filter, &*config.config.type_name);
+        if let Some((_, decode)) = PER_ROUTE.iter().find(|(known, _)| *known == message) {
+            return decode(&config.config, self).map(Some);
+        }
+        if config.is_optional || message.is_empty() {
+            return Ok(None);
+        }
+        if HTTP_FILTERS.iter().chain(UPSTREAM_HTTP_FILTERS).any(|filter| filter.message == message) {
+            return Err(format!("The filter {name} doesn't support virtual host or route specific configurations"));
+        }
+        // Whatever configures a filter is an extension of Envoy's.
+        if message.starts_with("envoy.") || message.ends_with(".TypedStruct") {
+            return Ok(None);
+        }
+        Err(format!("Didn't find a registered implementation for '{name}' with type URL: '{message}'"))
     }
 }
 

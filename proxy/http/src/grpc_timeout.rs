@@ -36,6 +36,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_deadline_is_written_with_at_most_eight_digits() {
+        assert_eq!(value(Duration::from_millis(700)).as_bytes(), b"700m");
+        assert_eq!(value(Duration::from_secs(99_999_999)).as_bytes(), b"99999999S");
+        assert_eq!(value(Duration::ZERO).as_bytes(), b"0m");
+    }
+
+    #[test]
     fn there_are_six_units() {
         assert_eq!(parse("5S"), Some(Duration::from_secs(5)));
         assert_eq!(parse("1500u"), Some(Duration::from_millis(2)));

@@ -4,6 +4,8 @@
 //! segments, also escaped or with a `;parameter`; backslashes; unreserved characters unescaped, unsafe ones escaped), and
 //! idempotent where Envoy's is not: a second proxy with the same rules sees the same path.
 
+use std::borrow::Cow;
+
 use nuncio_config::hcm::EscapedSlashesAction;
 
 /// What is done to paths.
@@ -37,6 +39,22 @@ pub fn without_query(path: &[u8]) -> &[u8] {
         Some(at) => &path[..at],
         None => path,
     }
+}
+
+/// A path without query as `ignore_path_parameters_in_path_matching` sees it: each segment up to its semicolon.
+pub fn without_parameters(path: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b';', path).is_none() {
+        return Cow::Borrowed(path);
+    }
+    let mut out = Vec::with_capacity(path.len());
+    let mut within = false;
+    for &byte in path {
+        within = byte == b';' || (within && byte != b'/');
+        if !within {
+            out.push(byte);
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// Applies the rules to a path with its query, which is left as it is.

@@ -210,6 +210,8 @@ pub struct StreamInfo {
     pub virtual_cluster: Option<Arc<str>>,
     /// Route metadata, as JSON.
     pub route_metadata: Option<Arc<serde_json::Value>>,
+    /// Virtual host metadata, as JSON.
+    pub virtual_host_metadata: Option<Arc<serde_json::Value>>,
     /// How often a route was looked for.
     pub route_resolutions: u32,
     /// How long that took, in a process where a log shows it.
@@ -280,6 +282,7 @@ impl StreamInfo {
             virtual_host: None,
             virtual_cluster: None,
             route_metadata: None,
+            virtual_host_metadata: None,
             route_resolutions: 0,
             route_resolution_time: None,
             upstream: UpstreamInfo::default(),
@@ -298,9 +301,12 @@ impl StreamInfo {
         let entry = route.map(ActiveRoute::entry);
         self.upstream.cluster = route.and_then(|route| route.cluster().cloned());
         self.upstream.cluster_alt_name.clone_from(&self.upstream.cluster);
+        self.upstream.cluster_metadata = None;
         self.route_name = entry.map(|entry| entry.name().clone()).filter(|name| !name.is_empty());
         self.virtual_host = entry.map(|entry| entry.virtual_host().name().clone());
-        self.virtual_cluster = route.and_then(|route| route.virtual_cluster()).map(|cluster| cluster.name.clone());
+        let named = route.and_then(|route| route.virtual_cluster()).filter(|cluster| !cluster.is_rest());
+        self.virtual_cluster = named.map(|cluster| cluster.name.clone());
         self.route_metadata = entry.and_then(|entry| entry.config().metadata.clone());
+        self.virtual_host_metadata = entry.and_then(|entry| entry.virtual_host().config().metadata.clone());
     }
 }

@@ -128,6 +128,7 @@ mod tests {
             direction: Default::default(),
             buffer_limit: 0,
             network_namespace: Some("/ns".into()),
+            metadata: None,
         }));
         for (input, expected) in [
             (MatchInput::SourceIp, "127.0.0.1"),

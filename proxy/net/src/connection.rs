@@ -168,6 +168,15 @@ pub struct ListenerInfo {
     pub buffer_limit: u32,
     /// File of the network namespace that the listening socket is in; none in that of the process.
     pub network_namespace: Option<Arc<str>>,
+    /// Its metadata, as a JSON object.
+    pub metadata: Option<Arc<serde_json::Value>>,
+}
+
+impl ListenerInfo {
+    /// The metadata by namespace.
+    pub fn metadata(&self) -> Option<&serde_json::Map<String, serde_json::Value>> {
+        self.metadata.as_ref()?.as_object()
+    }
 }
 
 /// What the first bytes of a connection looked like.

@@ -12,12 +12,16 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
-use envoy_types::pb::google::protobuf::UInt32Value;
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use envoy_types::pb::google::protobuf as google;
+use google::{Struct, UInt32Value};
 use hcm::http_connection_manager::RouteSpecifier;
-use nuncio_config::cluster::{Discovery, HealthStatus};
+use nuncio_config::cluster::Discovery;
 use nuncio_net::address::Address;
+use nuncio_upstream::host::Health;
 use nuncio_upstream::{Cluster, Host};
 use prost::Message as _;
+use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -187,25 +191,35 @@ pub(crate) fn endpoints(cluster: &Cluster) -> pb::ClusterLoadAssignment {
         };
         let at = localities.iter().position(|l| l.priority == priority && l.locality.as_ref() == Some(&locality));
         let at = at.unwrap_or_else(|| {
+            // Known where localities are weighed; 0 elsewhere.
             let set = state.priority_set.host_sets.get(priority as usize);
-            let own = set.and_then(|set| set.localities.iter().find(|own| own.locality == host.locality));
-            // As in Envoy, one without a weight has 0.
-            let weight = UInt32Value { value: own.map_or(0, |own| own.weight) };
+            let weighed = set.and_then(|set| set.localities.iter().find(|own| own.locality == host.locality));
+            let weight = weighed.filter(|_| cluster.config.lb_common.locality_weighted).map_or(0, |own| own.weight);
             localities.push(pb::LocalityLbEndpoints {
                 locality: Some(locality),
                 priority,
-                load_balancing_weight: Some(weight),
+                load_balancing_weight: Some(UInt32Value { value: weight }),
                 ..Default::default()
             });
             localities.len() - 1
         });
         localities[at].lb_endpoints.push(endpoint(host));
     }
+    let first = state.priority_set.host_sets.first();
+    let factor = first.map_or(cluster.config.lb_common.overprovisioning_factor, |set| set.overprovisioning_factor);
+    let drops = cluster.drop_category().map(|category| pb::cluster_load_assignment::policy::DropOverload {
+        category: category.to_string(),
+        drop_percentage: Some(FractionalPercent {
+            numerator: cluster.drop_per_million(),
+            denominator: DenominatorType::Million.into(),
+        }),
+    });
     pb::ClusterLoadAssignment {
         cluster_name: cluster.name().to_string(),
         endpoints: localities,
         policy: Some(pb::cluster_load_assignment::Policy {
-            overprovisioning_factor: Some(UInt32Value { value: cluster.config.lb_common.overprovisioning_factor }),
+            overprovisioning_factor: Some(UInt32Value { value: factor }),
+            drop_overloads: drops.into_iter().collect(),
             ..Default::default()
         }),
         ..Default::default()
@@ -213,25 +227,54 @@ pub(crate) fn endpoints(cluster: &Cluster) -> pb::ClusterLoadAssignment {
 }
 
 fn endpoint(host: &Host) -> pb::LbEndpoint {
-    let status = match host.eds_status() {
-        HealthStatus::Unknown | HealthStatus::Healthy => core::HealthStatus::Healthy,
-        HealthStatus::Unhealthy => core::HealthStatus::Unhealthy,
-        HealthStatus::Draining => core::HealthStatus::Draining,
-        HealthStatus::Timeout => core::HealthStatus::Timeout,
-        HealthStatus::Degraded => core::HealthStatus::Degraded,
+    let status = match host.health() {
+        Health::Healthy => core::HealthStatus::Healthy,
+        Health::Degraded => core::HealthStatus::Degraded,
+        Health::Unhealthy => core::HealthStatus::Unhealthy,
     };
+    let check = host.own_health_check.as_deref();
+    let additional = host.additional_addresses.iter();
     pb::LbEndpoint {
         health_status: status.into(),
         load_balancing_weight: Some(UInt32Value { value: host.weight() }),
+        metadata: host.metadata().and_then(|metadata| Some(proto_metadata(metadata.as_object()?))),
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(proto_address(&host.address)),
             hostname: host.hostname.to_string(),
-            // As Envoy shows it, though it says nothing.
-            health_check_config: Some(pb::endpoint::HealthCheckConfig::default()),
+            health_check_config: Some(pb::endpoint::HealthCheckConfig {
+                port_value: check.map_or(0, |check| check.check_port.into()),
+                hostname: check.map(|check| check.check_hostname.to_string()).unwrap_or_default(),
+                ..Default::default()
+            }),
+            additional_addresses: additional
+                .map(|address| pb::endpoint::AdditionalAddress { address: Some(proto_address(address)) })
+                .collect(),
             ..Default::default()
         })),
-        ..Default::default()
     }
+}
+
+/// Metadata by namespace, as it stands in messages.
+fn proto_metadata(all: &Map<String, Value>) -> core::Metadata {
+    let filters = all.iter().filter_map(|(name, value)| Some((name.clone(), proto_struct(value.as_object()?))));
+    core::Metadata { filter_metadata: filters.collect(), ..Default::default() }
+}
+
+fn proto_struct(fields: &Map<String, Value>) -> Struct {
+    Struct { fields: fields.iter().map(|(name, value)| (name.clone(), proto_value(value))).collect() }
+}
+
+fn proto_value(value: &Value) -> google::Value {
+    use google::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(*flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(list) => Kind::ListValue(google::ListValue { values: list.iter().map(proto_value).collect() }),
+        Value::Object(fields) => Kind::StructValue(proto_struct(fields)),
+    };
+    google::Value { kind: Some(kind) }
 }
 
 /// An address as it stands in messages.

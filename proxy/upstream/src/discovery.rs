@@ -91,7 +91,7 @@ impl Discovery {
                 Ok(Discovery::SubClusters)
             }
             DiscoveryConfig::Extension(typed) => {
-                unsupported("cluster_type", format!("cluster type {typed:?} is not implemented yet"))
+                unsupported("cluster_type", format!("cluster type {} is not implemented yet", typed.type_name))
             }
         }
     }

@@ -63,8 +63,8 @@ pub mod health_flag {
     pub const DEGRADED: u32 = DEGRADED_ACTIVE_HC | DEGRADED_EDS_HEALTH | DEGRADED_OUTLIER_DETECTION;
     /// Flags that active health checks set.
     pub const OF_ACTIVE_HC: u32 = FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC | ACTIVE_HC_TIMEOUT;
-    /// Flags that exclude it from the panic calculation.
-    pub const EXCLUDED: u32 = PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
+    /// Flags that exclude it from the arithmetic of health: hosts that leave make the others no worse.
+    pub const EXCLUDED: u32 = PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL | EDS_STATUS_DRAINING;
 
     /// All flags with their names, in the order of `/clusters`.
     pub const ALL: &[(u32, &str)] = &[

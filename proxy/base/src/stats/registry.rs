@@ -477,8 +477,11 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// A prefix as Envoy shows it: no colons, one dot at the end.
+/// A prefix as Envoy shows it: no colons, one dot at the end. Names of virtual hosts stay as they are.
 fn sanitize(prefix: &str) -> Cow<'_, str> {
+    if prefix.starts_with("vhost.") {
+        return Cow::Borrowed(prefix);
+    }
     let (colon, dots) = (prefix.contains([':', '\0']), prefix.ends_with(".."));
     if !colon && !dots {
         return Cow::Borrowed(prefix);

@@ -411,6 +411,14 @@ impl CircuitBreakers {
             found.map(|thresholds| cx.at("thresholds", |cx| Thresholds::decode(cx, &thresholds))).unwrap_or_default()
         };
         let (default, high) = (of(Priority::Default), of(Priority::High));
+        for (at, thresholds) in message.per_host_thresholds.iter().enumerate() {
+            let others = [&thresholds.max_pending_requests, &thresholds.max_requests, &thresholds.max_retries];
+            let pools = thresholds.max_connection_pools.is_some() || thresholds.retry_budget.is_some();
+            if pools || others.into_iter().any(Option::is_some) {
+                let text = "Unsupported field in per_host_thresholds";
+                cx.at("per_host_thresholds", |cx| cx.at_index(at, |cx| cx.error(text)));
+            }
+        }
         Some(CircuitBreakers {
             default,
             high,

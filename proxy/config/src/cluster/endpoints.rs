@@ -127,7 +127,11 @@ impl Endpoint {
         names: bool,
     ) -> Option<Self> {
         use pb::lb_endpoint::HostIdentifier;
-        let (field, endpoint) = match message.host_identifier.as_ref()? {
+        let Some(host) = &message.host_identifier else {
+            cx.error("Address must be set");
+            return None;
+        };
+        let (field, endpoint) = match host {
             HostIdentifier::Endpoint(endpoint) => ("endpoint", endpoint),
             HostIdentifier::EndpointName(name) => match assignment.named_endpoints.get(name) {
                 Some(endpoint) => ("endpoint_name", endpoint),

@@ -215,6 +215,9 @@ fn from_list(cx: &mut Context, list: &pb::LoadBalancingPolicy, common: &mut Comm
     })
 }
 
+/// The only policy within `wrr_locality`, as in Envoy.
+const CLIENT_SIDE: &str = "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin";
+
 fn short_name(extension: &TypedExtensionConfig) -> Option<&str> {
     let any = extension.typed_config.as_ref()?;
     type_name(&any.type_url).strip_prefix("envoy.extensions.load_balancing_policies.")
@@ -288,6 +291,16 @@ fn known(cx: &mut Context, extension: &TypedExtensionConfig, common: &mut Common
             let config: policies::wrr_locality::v3::WrrLocality = cx.unpack(any)?;
             common.locality_weighted = true;
             cx.required("endpoint_picking_policy", &config.endpoint_picking_policy, |cx, list| {
+                let first = list.policies.iter().find_map(|policy| {
+                    let extension = policy.typed_extension_config.as_ref()?;
+                    short_name(extension).filter(|_| is_known(extension))
+                });
+                if first.is_some_and(|name| name != CLIENT_SIDE) {
+                    cx.error(
+                        "Currently WrrLocalityLoadBalancer only supports ClientSideWeightedRoundRobinLoadBalancer as \
+                         its endpoint picking policy.",
+                    );
+                }
                 from_list(cx, list, common)
             })?
         }
@@ -393,17 +406,20 @@ mod tests {
     }
 
     #[test]
-    fn wrr_locality_weighs_localities_around_its_inner_policy() {
-        let inner = pb::LoadBalancingPolicy { policies: vec![extension("least_request.v3.LeastRequest", &())] };
-        let config = policies::wrr_locality::v3::WrrLocality { endpoint_picking_policy: Some(inner) };
-        let mut common = CommonLbConfig::default();
-        let message = cluster(vec![extension("wrr_locality.v3.WrrLocality", &config)]);
-        let policy = LbPolicy::decode(&mut Context::default(), &message, &mut common);
-        assert_eq!(
-            policy,
-            Some(LbPolicy::LeastRequest { choice_count: 2, active_request_bias: 1.0, full_scan: false })
-        );
-        assert!(common.locality_weighted);
+    fn wrr_locality_weighs_localities_around_client_side_weights() {
+        let decode = |inner: &str| {
+            let inner = pb::LoadBalancingPolicy { policies: vec![extension(inner, &())] };
+            let config = policies::wrr_locality::v3::WrrLocality { endpoint_picking_policy: Some(inner) };
+            let message = cluster(vec![extension("wrr_locality.v3.WrrLocality", &config)]);
+            Context::default().run(|cx| {
+                let mut common = CommonLbConfig::default();
+                let policy = LbPolicy::decode(cx, &message, &mut common)?;
+                Some((policy, common.locality_weighted, common.client_weights.is_some()))
+            })
+        };
+        assert_eq!(decode(CLIENT_SIDE).unwrap(), (LbPolicy::RoundRobin, true, true));
+        let refused = errors(decode("least_request.v3.LeastRequest"));
+        assert!(refused[0].contains("only supports ClientSideWeightedRoundRobinLoadBalancer"), "{refused:?}");
     }
 
     #[test]

@@ -68,7 +68,10 @@ pub(super) fn socket_match(
     message: &pb::cluster::TransportSocketMatch,
 ) -> Option<TransportSocketMatch> {
     let criteria = message.r#match.as_ref().map_or_else(|| serde_json::json!({}), json::from_struct);
-    let socket = message.transport_socket.as_ref()?;
+    let Some(socket) = message.transport_socket.as_ref() else {
+        cx.error("Didn't find a registered implementation for '' with type URL: ''");
+        return None;
+    };
     let socket = cx.at("transport_socket", |cx| {
         let (socket, other) = transport_socket(cx, socket);
         if let Some(other) = other {

@@ -17,11 +17,19 @@ pub(super) fn translate(text: &str, anchored: bool) -> Result<String, String> {
     let mut rest = text;
     // Inside a class: characters of it seen so far (a `]` is literal as the first of them).
     let mut class: Option<usize> = None;
+    // Where the repetition before this place begins, and what it is not to be followed by.
+    let mut repeated: Option<usize> = None;
     while let Some(c) = rest.chars().next() {
+        let before = repeated.take();
         let tail = &rest[c.len_utf8()..];
         if c == '\\' {
             rest = escape(tail, class.is_some(), &mut out)?;
             class = class.map(|n| n + 1);
+            if class.is_some() && tail.starts_with(['d', 'D', 's', 'S', 'w', 'W']) && rest.starts_with('-') {
+                // What ends a class of characters begins no range.
+                out.push_str("\\-");
+                rest = &rest[1..];
+            }
             continue;
         }
         if let Some(seen) = class {
@@ -32,6 +40,10 @@ pub(super) fn translate(text: &str, anchored: bool) -> Result<String, String> {
                 }
                 '[' if tail.starts_with(':') && tail.contains(":]") => {
                     let end = tail.find(":]").map_or(0, |at| at + 2);
+                    let name = tail.get(1..end - 2).unwrap_or_default();
+                    if !POSIX_CLASSES.contains(&name.strip_prefix('^').unwrap_or(name)) {
+                        return Err(format!("invalid character class range: [{}", &tail[..end]));
+                    }
                     out.push('[');
                     out.push_str(&tail[..end]);
                     rest = &tail[end..];
@@ -66,10 +78,31 @@ pub(super) fn translate(text: &str, anchored: bool) -> Result<String, String> {
                     }
                     class = Some(0);
                 }
-                '{' => match repetition(tail)? {
-                    true => out.push('{'),
-                    false => out.push_str("\\{"),
-                },
+                '{' if !repetition(tail)? => out.push_str("\\{"),
+                '*' | '+' | '?' | '{' => {
+                    let here = text.len() - rest.len();
+                    let length = if c == '{' { tail.find('}').map_or(1, |at| at + 2) } else { 1 };
+                    if let Some(first) = before {
+                        return Err(format!("bad repetition operator: {}", &text[first..here + length]));
+                    }
+                    out.push_str(&rest[..length]);
+                    rest = &rest[length..];
+                    if let Some(after) = rest.strip_prefix('?') {
+                        out.push('?');
+                        rest = after;
+                    }
+                    repeated = Some(here);
+                    continue;
+                }
+                '(' => {
+                    if let Some(flags) = tail.strip_prefix('?') {
+                        known_flags(flags)?;
+                        out.push_str(if flags.starts_with(')') { "(?:" } else { "(?" });
+                        rest = flags;
+                        continue;
+                    }
+                    out.push('(');
+                }
                 _ => out.push(c),
             }
         }
@@ -101,6 +134,27 @@ pub(super) fn compile(pattern: &str) -> Result<Regex, String> {
     )
 }
 
+/// Classes in brackets within brackets.
+const POSIX_CLASSES: [&str; 14] = [
+    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper", "word",
+    "xdigit",
+];
+
+/// Letters that mean something after a backslash.
+const ESCAPES: &str = "abBAdDfnpPrsStvwWxz";
+
+/// What follows `(?`: a name, or flags that RE2 has.
+fn known_flags(text: &str) -> Result<(), String> {
+    if text.starts_with("P<") || text.starts_with('<') {
+        return Ok(());
+    }
+    let end = text.find([':', ')']).unwrap_or(text.len());
+    match text[..end].char_indices().find(|(_, c)| !matches!(c, 'i' | 'm' | 's' | 'U' | '-')) {
+        Some((at, c)) => Err(format!("invalid perl operator: (?{}", &text[..at + c.len_utf8()])),
+        None => Ok(()),
+    }
+}
+
 /// Copies one escape; `tail` follows the backslash. Returns what is left.
 fn escape<'a>(tail: &'a str, in_class: bool, out: &mut String) -> Result<&'a str, String> {
     let Some(c) = tail.chars().next() else { return Err("trailing \\".into()) };
@@ -112,8 +166,20 @@ fn escape<'a>(tail: &'a str, in_class: bool, out: &mut String) -> Result<&'a str
             return Ok(rest);
         }
         'C' if !in_class => out.push_str("(?s-u:.)"),
-        '1'..='9' => return Err(format!("invalid escape sequence: \\{c}")),
+        '0'..='9' => {
+            let octal = |c: &char| c.is_digit(8);
+            let more = after.chars().take_while(octal).take(2).count();
+            if !octal(&c) || (c != '0' && more == 0) {
+                return Err(format!("invalid escape sequence: \\{c}"));
+            }
+            let code = u32::from_str_radix(&tail[..=more], 8).unwrap_or_default();
+            out.push_str(&if code < 0x80 { format!("\\x{code:02x}") } else { format!("\\x{{{code:x}}}") });
+            return Ok(&tail[more + 1..]);
+        }
         '<' | '>' => out.push(c),
+        _ if c.is_ascii_alphabetic() && !ESCAPES.contains(c) => {
+            return Err(format!("invalid escape sequence: \\{c}"));
+        }
         _ => {
             out.push('\\');
             out.push(c);
@@ -184,6 +250,30 @@ mod tests {
     #[test]
     fn back_references_do_not_exist() {
         assert_eq!(translate(r"(a)\1", true).unwrap_err(), r"invalid escape sequence: \1");
+    }
+
+    #[test]
+    fn what_only_the_crate_has_does_not_exist() {
+        for (pattern, why) in [
+            ("a**", "bad repetition operator: **"),
+            ("a++", "bad repetition operator: ++"),
+            ("a{2}{3}", "bad repetition operator: {2}{3}"),
+            ("a*?+", "bad repetition operator: *?+"),
+            ("(?x)a b", "invalid perl operator: (?x"),
+            ("(?R)", "invalid perl operator: (?R"),
+            ("(?=a)", "invalid perl operator: (?="),
+            (r"\u0041", r"invalid escape sequence: \u"),
+            (r"\h", r"invalid escape sequence: \h"),
+            (r"\8", r"invalid escape sequence: \8"),
+            ("[[:foo:]]", "invalid character class range: [:foo:]"),
+        ] {
+            assert_eq!(translate(pattern, true).unwrap_err(), why, "{pattern}");
+        }
+        assert!(full(r"\101\07", "A\u{7}"));
+        assert!(full("(?i-s:A+?)(?U)b*", "abb"));
+        assert!(full("(?P<n>a)(b)*?", "ab"));
+        assert!(full("a{2}?", "aa"));
+        assert!(full(r"(?)[\d-z]+", "1-z"));
     }
 
     #[test]

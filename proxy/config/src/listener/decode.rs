@@ -62,6 +62,7 @@ impl ListenerConfig {
         Some(ListenerConfig {
             name: name(message),
             stat_prefix: (!message.stat_prefix.is_empty()).then(|| message.stat_prefix.as_str().into()),
+            metadata: json::metadata(&message.metadata),
             filter_chains,
             filter_chain_matcher: filter_chain_matcher.map(Arc::new),
             default_filter_chain: default_filter_chain.map(Arc::new),

@@ -34,7 +34,17 @@ impl<A> MatchTree<A> {
         allowed: &dyn Fn(&MatchInput) -> bool,
         action: &mut ActionDecoder<'_, A>,
     ) -> Option<Self> {
-        Decoder { allowed, action, depth: 0 }.tree(cx, message)
+        Decoder { allowed, action, keeps: true, depth: 0 }.tree(cx, message)
+    }
+
+    /// The same where `keep_matching` is an error.
+    pub fn decode_final(
+        cx: &mut Context,
+        message: &pb::Matcher,
+        allowed: &dyn Fn(&MatchInput) -> bool,
+        action: &mut ActionDecoder<'_, A>,
+    ) -> Option<Self> {
+        Decoder { allowed, action, keeps: false, depth: 0 }.tree(cx, message)
     }
 }
 
@@ -73,6 +83,8 @@ struct DomainMatcher {
 struct Decoder<'a, 'b, A> {
     allowed: &'a dyn Fn(&MatchInput) -> bool,
     action: &'a mut ActionDecoder<'b, A>,
+    /// Whether matching may go on after a match.
+    keeps: bool,
     depth: usize,
 }
 
@@ -118,6 +130,9 @@ impl<A> Decoder<'_, '_, A> {
                 return None;
             }
         };
+        if message.keep_matching && !self.keeps {
+            cx.error_at("keep_matching", "keep_matching is not supported in this context");
+        }
         Some(OnMatch { keep_matching: message.keep_matching, then })
     }
 

@@ -74,7 +74,7 @@ impl RouteConfiguration {
             request_mirror_policies: cx.each("request_mirror_policies", &message.request_mirror_policies, |cx, m| {
                 MirrorPolicy::decode(cx, m, validate_clusters)
             }),
-            vhds: message.vhds.as_ref().map(|vhds| vhds.config_source.as_ref().map(serialized).unwrap_or_default()),
+            vhds: message.vhds.as_ref().map(|vhds| cx.at("vhds", |cx| virtual_hosts_source(cx, vhds))),
             path: cx.path_text(),
         })
     }
@@ -90,6 +90,27 @@ impl RouteConfiguration {
         alone.virtual_hosts = vec![host];
         Self::decode(&alone, cx)
     }
+}
+
+/// Where virtual hosts are asked for: only of a server that speaks of changes.
+fn virtual_hosts_source(cx: &mut Context, message: &pb::Vhds) -> bytes::Bytes {
+    use core::config_source::ConfigSourceSpecifier as Specifier;
+    let Some(source) = &message.config_source else { return bytes::Bytes::new() };
+    let possible = match &source.config_source_specifier {
+        Some(Specifier::ApiConfigSource(api)) => matches!(
+            api.api_type(),
+            core::api_config_source::ApiType::DeltaGrpc | core::api_config_source::ApiType::AggregatedDeltaGrpc
+        ),
+        Some(Specifier::Ads(_)) | None => true,
+        Some(_) => false,
+    };
+    if !possible {
+        cx.error_at(
+            "config_source",
+            "vhds: only 'DELTA_GRPC' or 'ADS' (which uses Delta xDS) is supported as a config source.",
+        );
+    }
+    serialized(source)
 }
 
 /// The domains seen so far in one route configuration; each may stand once.
@@ -137,6 +158,7 @@ impl VirtualHost {
         };
         Some(VirtualHost {
             matcher,
+            metadata: json::metadata(&message.metadata),
             name: message.name.as_str().into(),
             domains: cx.each("domains", &message.domains, |cx, domain| Some(domains.add(cx, domain))),
             routes,
@@ -181,9 +203,11 @@ fn route_tree(
     inherited: &Inherited<'_>,
     routes: &mut Vec<Route>,
 ) -> Option<MatchTree<Range<u32>>> {
-    // As in Envoy, routes are found by request headers alone.
-    let allowed = |input: &MatchInput| matches!(input, MatchInput::RequestHeader(_));
-    MatchTree::decode(cx, message, &allowed, &mut |cx, action| {
+    // As in Envoy, routes are found by request headers, and by what is there before them.
+    let allowed = |input: &MatchInput| {
+        matches!(input, MatchInput::RequestHeader(_) | MatchInput::FilterState(_) | MatchInput::Fixed(_))
+    };
+    MatchTree::decode_final(cx, message, &allowed, &mut |cx, action| {
         let any = action.typed_config.as_ref();
         let first = routes.len();
         cx.at("typed_config", |cx| match any.map_or("", |any| type_name(&any.type_url)) {

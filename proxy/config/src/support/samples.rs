@@ -119,7 +119,7 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality,
       endpoint_picking_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
-      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}}",
+      '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin}}}]}}}}]}}",
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost,
       override_host_sources: [{header: a}, {metadata: {key: a, path: [{key: b}]}}],

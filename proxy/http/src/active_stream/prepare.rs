@@ -245,31 +245,34 @@ impl ActiveStream<'_> {
         self.limit_duration();
     }
 
-    /// The route's limit on the whole stream: a gRPC client's own deadline as far as the route lets it count.
+    /// The route's limit on the whole stream: a client's own deadline as far as the route lets it count. Upstreams of
+    /// gRPC requests are told.
     fn limit_duration(&mut self) {
         let action = self.route.as_ref().and_then(|route| route.entry().route_action());
         let Some(limits) = action.and_then(|action| action.max_stream_duration) else { return };
         let asked = self.request.str(&names::GRPC_TIMEOUT).and_then(crate::grpc_timeout::parse);
+        let of_listener = self.connection.hcm.config.max_stream_duration;
         let limit = match (limits.grpc_timeout_header_max, asked) {
             (Some(max), Some(asked)) => {
                 let capped = if max.is_zero() { asked } else { asked.min(max) };
                 Some(capped.saturating_sub(limits.grpc_timeout_header_offset.unwrap_or_default()))
             }
-            _ => match limits.max_stream_duration {
-                Some(max) if max.is_zero() => {
-                    self.timers.duration = None;
-                    return;
-                }
-                Some(max) => Some(max),
-                None => None,
-            },
+            _ => limits.max_stream_duration.map_or(of_listener, |max| Some(max).filter(|max| !max.is_zero())),
         };
-        if let Some(limit) = limit {
-            if self.grpc {
-                self.request.set(names::GRPC_TIMEOUT, crate::grpc_timeout::value(limit));
+        match limit {
+            Some(limit) => {
+                if self.grpc {
+                    self.request.set(names::GRPC_TIMEOUT, crate::grpc_timeout::value(limit));
+                }
+                let left = limit.saturating_sub(clock::now().saturating_duration_since(self.info.start));
+                // No response is quicker than a deadline that is over.
+                self.timers.duration = Some(if left.is_zero() { timer::over() } else { timer::sleep(left) });
             }
-            self.timers.duration =
-                Some(timer::sleep(limit.saturating_sub(clock::now().saturating_duration_since(self.info.start))));
+            None => {
+                if self.timers.duration.take().is_some() && self.grpc {
+                    self.request.remove(&names::GRPC_TIMEOUT);
+                }
+            }
         }
     }
 

@@ -195,10 +195,8 @@ impl ActiveStream<'_> {
             Abort::MaxDuration => {
                 stats.downstream_rq_max_duration_reached().inc();
                 let status = if self.request_complete { 504 } else { 408 };
-                self.local_reply(
-                    LocalReply::new(status, "downstream duration timeout", "max_duration_timeout")
-                        .close_if(status == 408),
-                );
+                let reply = LocalReply::new(status, "downstream duration timeout", "max_duration_timeout");
+                self.local_reply(LocalReply { grpc_status: Some(4), ..reply }.close_if(status == 408));
             }
         }
     }

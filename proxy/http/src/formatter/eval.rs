@@ -290,14 +290,25 @@ impl Op {
                 text(Some(&path[..path.len().min(*max)]), out)
             }
             Op::QueryParam { name, max } => {
-                let value = cx.request.and_then(|headers| query_parameter(headers.path(), name));
+                let value = cx.request.and_then(|headers| decoded_parameter(headers.path(), name));
                 value.is_some_and(|value| decode(value, *max, out))
             }
             Op::QueryParams { decoded, max } => {
                 let Some(path) = cx.request.map(Headers::path) else { return false };
                 let Some(at) = memchr::memchr(b'?', path) else { return false };
                 let query = &path[at + 1..];
-                if *decoded { decode(query, *max, out) } else { text(Some(&query[..query.len().min(*max)]), out) }
+                if *decoded {
+                    decode_visible(query, *max, out)
+                } else {
+                    text(Some(&query[..query.len().min(*max)]), out)
+                }
+            }
+            Op::ForwardedCertificate { key, max } => {
+                let start = out.len();
+                let header = cx.request.and_then(|headers| headers.bytes(&names::X_FORWARDED_CLIENT_CERT));
+                let found = header.is_some_and(|header| key.write(header, out));
+                out.truncate(start.saturating_add(*max));
+                found
             }
             Op::RequestedServerName(of) => server_name(*of, cx, out),
             Op::ResponseCodeDetails { spaces } => match info.response_code_details.as_deref() {
@@ -354,6 +365,8 @@ impl Op {
             MetadataOf::Route => info.route_metadata.as_ref().and_then(|value| value.as_object()),
             MetadataOf::Cluster => info.upstream.cluster_metadata.as_ref().and_then(|value| value.as_object()),
             MetadataOf::UpstreamHost => info.upstream.host_metadata.as_ref().and_then(|value| value.as_object()),
+            MetadataOf::Listener => info.connection.listener.as_ref().and_then(|listener| listener.metadata()),
+            MetadataOf::VirtualHost => info.virtual_host_metadata.as_ref().and_then(|value| value.as_object()),
             MetadataOf::Nowhere => None,
         };
         metadata_value(map, namespace, path).filter(|value| !value.is_null())
@@ -583,6 +596,41 @@ fn path_of(headers: &Headers, of: PathOf) -> Option<&[u8]> {
 fn decode(value: &[u8], max: usize, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     out.extend(percent_encoding::percent_decode(value));
+    out.truncate(start.saturating_add(max));
+    true
+}
+
+/// The first query parameter whose name, decoded, is `name`.
+fn decoded_parameter<'a>(path: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let query = &path[memchr::memchr(b'?', path)? + 1..];
+    if memchr::memchr(b'%', query).is_none() {
+        return query_parameter(path, name);
+    }
+    query.split(|&byte| byte == b'&').find_map(|parameter| {
+        let end = memchr::memchr(b'=', parameter).unwrap_or(parameter.len());
+        let same = percent_encoding::percent_decode(&parameter[..end]).eq(name.iter().copied());
+        same.then(|| parameter.get(end + 1..).unwrap_or_default())
+    })
+}
+
+/// A query as Envoy decodes it: what would not be visible stays encoded, and a percent sign that encodes nothing goes.
+fn decode_visible(query: &[u8], max: usize, out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    let mut rest = query;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        let Some(pair) = after.get(..2).filter(|_| byte == b'%') else {
+            out.push(byte);
+            continue;
+        };
+        let digit = |at: usize| char::from(pair[at]).to_digit(16);
+        let (Some(high), Some(low)) = (digit(0), digit(1)) else { continue };
+        rest = &after[2..];
+        match (high * 16 + low) as u8 {
+            decoded if decoded.is_ascii_graphic() => out.push(decoded),
+            _ => out.extend_from_slice(&[b'%', pair[0], pair[1]]),
+        }
+    }
     out.truncate(start.saturating_add(max));
     true
 }

@@ -5,12 +5,14 @@
 //! `operator` (what exists and how it is parsed), `eval` (where values come from), `grpc`, `tls`, `time`, `json`.
 
 mod eval;
+mod forwarded;
 mod grpc;
 mod json;
 mod operator;
 mod time;
 mod tls;
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 
@@ -192,7 +194,7 @@ pub enum HeaderFormatter {
 impl HeaderFormatter {
     /// Compiles a value of `request_headers_to_add` and its relatives. What has no value prints nothing there.
     pub fn new(format: &str) -> Result<Self, FormatError> {
-        let formatter = Formatter::new(format, true)?;
+        let formatter = Formatter::new(&old_forms(format), true)?;
         if let Some(text) = formatter.as_static() {
             let value = HeaderValue::parse(Bytes::copy_from_slice(text))
                 .ok_or_else(|| FormatError(format!("invalid header value: {format:?}")))?;
@@ -216,6 +218,32 @@ impl HeaderFormatter {
             }
         }
     }
+}
+
+/// A value of a header with what only headers may say as everything else says it: `PER_REQUEST_STATE(KEY)`, and
+/// metadata named by a JSON list.
+fn old_forms(format: &str) -> Cow<'_, str> {
+    let mut out = Cow::Borrowed(format);
+    if format.contains("%PER_REQUEST_STATE(") {
+        let mut pieces = format.split("%PER_REQUEST_STATE(");
+        let mut new = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            match piece.split_once(")%") {
+                Some((key, rest)) => new.extend(["%FILTER_STATE(", key, ":PLAIN)%", rest]),
+                None => new.extend(["%PER_REQUEST_STATE(", piece]),
+            }
+        }
+        out = Cow::Owned(new);
+    }
+    for name in ["%UPSTREAM_METADATA([", "%DYNAMIC_METADATA(["] {
+        while let Some(at) = out.find(name) {
+            let start = at + name.len() - 1;
+            let Some(end) = out[start..].find("])%").map(|end| start + end + 1) else { break };
+            let Ok(names) = serde_json::from_str::<Vec<String>>(&out[start..end]) else { break };
+            out = Cow::Owned([&out[..start], &names.join(":"), &out[end..]].concat());
+        }
+    }
+    out
 }
 
 #[cfg(test)]

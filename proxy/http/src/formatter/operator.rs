@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::FormatError;
 use super::eval::{AddressOf, Number, Optional, TimePoint};
+use super::forwarded::ForwardedKey;
 use super::grpc::GrpcForm;
 use super::time::TimeFormat;
 use super::tls::TlsField;
@@ -49,7 +50,9 @@ pub(super) enum MetadataOf {
     Route,
     Cluster,
     UpstreamHost,
-    /// Not kept anywhere yet: listener, virtual host, filter chain.
+    Listener,
+    VirtualHost,
+    /// Not kept anywhere yet: that of filter chains.
     Nowhere,
 }
 
@@ -136,6 +139,11 @@ pub(super) enum Op {
     },
     QueryParams {
         decoded: bool,
+        max: usize,
+    },
+    /// A key of `x-forwarded-client-cert`.
+    ForwardedCertificate {
+        key: ForwardedKey,
         max: usize,
     },
     RequestedServerName(ServerNameOf),
@@ -331,11 +339,16 @@ impl<'a> Command<'a> {
                 self.no_length()?;
                 Op::GrpcStatus(GrpcForm::parse(self.argument)?)
             }
-            "CEL" => {
+            "CEL" => return Err(FormatError("CEL is not supported: expressions are not there yet".into())),
+            "XFCC_VALUE" => {
                 if self.argument.is_empty() {
-                    return Err(FormatError("CEL requires an expression".into()));
+                    return Err(FormatError("XFCC_VALUE command requires a subcommand".into()));
                 }
-                Op::Nothing
+                let key = ForwardedKey::named(self.argument).ok_or_else(|| {
+                    let key = self.argument.to_ascii_lowercase();
+                    FormatError(format!("XFCC_VALUE command does not support subcommand: {key}"))
+                })?;
+                Op::ForwardedCertificate { key, max: self.max() }
             }
             "COALESCE" => self.coalesce()?,
             "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => self.without_port(AddressOf::DownstreamLocal)?,
@@ -411,7 +424,9 @@ impl<'a> Command<'a> {
             "CLUSTER" => MetadataOf::Cluster,
             "ROUTE" => MetadataOf::Route,
             "UPSTREAM_HOST" => MetadataOf::UpstreamHost,
-            "LISTENER" | "VIRTUAL_HOST" | "LISTENER_FILTER_CHAIN" => MetadataOf::Nowhere,
+            "LISTENER" => MetadataOf::Listener,
+            "VIRTUAL_HOST" => MetadataOf::VirtualHost,
+            "LISTENER_FILTER_CHAIN" => MetadataOf::Nowhere,
             other => return Err(FormatError(format!("{other} is not supported type of metadata"))),
         };
         Ok(self.metadata_at(of, rest))

@@ -212,15 +212,19 @@ impl ActiveRoute {
         };
         let path = headers.path();
         let new = match &action.path_rewrite {
-            PathRewrite::Prefix(prefix) if !prefix.is_empty() => {
-                replace_prefix(path, self.entry.matched_len(headers), prefix.as_bytes())
-            }
+            PathRewrite::Prefix(prefix) if !prefix.is_empty() => match self.entry.matched_len(headers) {
+                Some(matched) => replace_prefix(path, matched, prefix.as_bytes()),
+                None => return,
+            },
             PathRewrite::Regex(rewrite) => match &forward.path {
                 Some(substitution) => replace_regex(path, rewrite, substitution),
                 None => return,
             },
             PathRewrite::Format(_) => match &forward.path_format {
-                Some(format) => replace_format(path, format, &FormatContext { request: Some(headers), ..*cx }),
+                Some(format) => match replace_format(path, format, &FormatContext { request: Some(headers), ..*cx }) {
+                    Some(new) => new,
+                    None => return,
+                },
                 None => return,
             },
             PathRewrite::Template(template) => match replace_template(path, template) {
@@ -229,6 +233,10 @@ impl ActiveRoute {
             },
             _ => return,
         };
+        // What leaves nothing of the path leaves it alone.
+        if new.first().is_none_or(|first| *first == b'?') && path.first().is_some_and(|first| *first != b'?') {
+            return;
+        }
         update_path(headers, new, keep_original);
     }
 }

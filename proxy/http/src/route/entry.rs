@@ -145,6 +145,13 @@ pub struct VirtualCluster {
     pub stats: Option<RequestStats>,
 }
 
+impl VirtualCluster {
+    /// Whether it is the one of the requests that belong to no other.
+    pub fn is_rest(&self) -> bool {
+        self.headers.is_empty()
+    }
+}
+
 /// A compiled virtual host, without its routes.
 #[derive(Debug)]
 pub struct VirtualHostEntry {
@@ -482,12 +489,15 @@ impl RouteEntry {
         }
     }
 
-    /// How much of the path the route matched: what a prefix rewrite replaces.
-    pub(super) fn matched_len(&self, headers: &Headers) -> usize {
+    /// How much of the path is what matched; None where it is written otherwise, with parameters.
+    pub(super) fn matched_len(&self, headers: &Headers) -> Option<usize> {
         match &self.config().matches.path {
-            PathMatch::Prefix(path) | PathMatch::Exact(path) | PathMatch::SeparatedPrefix(path) => path.len(),
+            PathMatch::Prefix(path) | PathMatch::Exact(path) | PathMatch::SeparatedPrefix(path) => {
+                let same = headers.path().get(..path.len())?.eq_ignore_ascii_case(path.as_bytes());
+                same.then_some(path.len())
+            }
             PathMatch::Regex(_) | PathMatch::Connect | PathMatch::Template(_) => {
-                crate::path::without_query(headers.path()).len()
+                Some(crate::path::without_query(headers.path()).len())
             }
         }
     }
@@ -500,6 +510,9 @@ impl RouteEntry {
         path_known: bool,
     ) -> Result<(), Mismatch> {
         let route = &self.config().matches;
+        // Templates see parameters whatever the table says, as in Envoy.
+        let whole = matches!(route.path, PathMatch::Template(_)).then(|| request.headers.bytes(&names::PATH)).flatten();
+        let path = whole.map(crate::path::without_query).or(path);
         if !path_known && !path_matches(&route.path, route.case_sensitive, path, request.headers) {
             return Err(Mismatch::Path);
         }

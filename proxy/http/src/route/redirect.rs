@@ -4,16 +4,18 @@ use bytes::Bytes;
 use nuncio_config::route::{RedirectAction, RedirectPath, RedirectScheme};
 
 use super::entry::RedirectParts;
-use super::rewrite::{replace_format, replace_prefix, replace_regex};
+use super::rewrite::{replace_prefix, replace_regex};
 use crate::formatter::FormatContext;
 use crate::headers::{HeaderValue, Headers, names};
+use crate::path::without_query;
 use crate::stream_info::StreamInfo;
 
-/// The location for a request, or None where it cannot be a header value. `matched` is how much of the path matched.
+/// The location for a request, or None where it cannot be a header value. `matched` is how much of the path matched, if
+/// any of it is written as the route has it.
 pub(super) fn location(
     action: &RedirectAction,
     parts: &RedirectParts,
-    matched: usize,
+    matched: Option<usize>,
     headers: &Headers,
     info: &StreamInfo,
 ) -> Option<HeaderValue> {
@@ -32,25 +34,27 @@ pub(super) fn location(
         RedirectPath::Keep => path,
         RedirectPath::Replace(new) => {
             has_own_query = new.contains('?');
-            match memchr::memchr(b'?', path) {
-                Some(at) if !has_own_query => {
-                    rewritten = [new.as_bytes(), &path[at..]].concat();
-                    &rewritten
-                }
-                _ => new.as_bytes(),
-            }
-        }
-        RedirectPath::Prefix(prefix) => {
-            rewritten = replace_prefix(path, matched, prefix.as_bytes());
+            rewritten = with_query_of(path, new.as_bytes());
             &rewritten
         }
+        RedirectPath::Prefix(prefix) => match matched {
+            Some(matched) => {
+                rewritten = replace_prefix(path, matched, prefix.as_bytes());
+                &rewritten
+            }
+            None => path,
+        },
         RedirectPath::Regex(rewrite) => {
             rewritten = replace_regex(path, rewrite, parts.substitution.as_ref()?);
             &rewritten
         }
         RedirectPath::Format(_) => {
             let cx = FormatContext { request: Some(headers), ..FormatContext::new(info) };
-            rewritten = replace_format(path, parts.format.as_ref()?, &cx);
+            let mut new = Vec::new();
+            parts.format.as_ref()?.write(&cx, &mut new);
+            has_own_query = new.contains(&b'?');
+            // A format of which nothing comes says nothing about the path.
+            rewritten = with_query_of(path, if new.is_empty() { without_query(path) } else { &new });
             &rewritten
         }
     };
@@ -72,6 +76,12 @@ pub(super) fn location(
     }
     out.extend_from_slice(path);
     HeaderValue::parse(Bytes::from(out))
+}
+
+/// `new` with the query of `path`, unless it has its own.
+fn with_query_of(path: &[u8], new: &[u8]) -> Vec<u8> {
+    let query = if new.contains(&b'?') { &[][..] } else { &path[without_query(path).len()..] };
+    [new, query].concat()
 }
 
 /// The location for `require_tls`.
@@ -123,7 +133,7 @@ mod tests {
             RedirectPath::Format(format) => parts.format = Some(Formatter::new(format, true).unwrap()),
             _ => {}
         }
-        location(action, &parts, matched, &list, &info()).unwrap().to_str().unwrap().to_owned()
+        location(action, &parts, Some(matched), &list, &info()).unwrap().to_str().unwrap().to_owned()
     }
 
     #[test]
@@ -161,6 +171,10 @@ mod tests {
             (make(P::Prefix("/other".into()), true), "http://a/other/x"),
             (make(P::Regex(regex), false), "http://a/y/p?q=1"),
             (make(P::Format("/f%PATH(NQ)%".into()), false), "http://a/f/p/x?q=1"),
+            (make(P::Format("/f?%QUERY_PARAMS%".into()), true), "http://a/f?q=1"),
+            (make(P::Format("/f?z".into()), false), "http://a/f?z"),
+            (make(P::Format("%REQ(none)%".into()), false), "http://a/p/x?q=1"),
+            (make(P::Format("%REQ(none)%".into()), true), "http://a/p/x"),
         ];
         for (action, wanted) in table {
             assert_eq!(show(&action, "a", "/p/x?q=1", 2), wanted, "{action:?}");

@@ -99,12 +99,15 @@ pub(super) fn replace_regex(path: &[u8], rewrite: &RegexRewrite, substitution: &
     out
 }
 
-/// `path` with all but its query formatted anew.
-pub(super) fn replace_format(path: &[u8], format: &Formatter, cx: &FormatContext<'_>) -> Vec<u8> {
+/// `path` with all but its query formatted anew; None where nothing comes of it.
+pub(super) fn replace_format(path: &[u8], format: &Formatter, cx: &FormatContext<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(path.len() + 16);
     format.write(cx, &mut out);
+    if out.is_empty() {
+        return None;
+    }
     out.extend_from_slice(&path[without_query(path).len()..]);
-    out
+    Some(out)
 }
 
 /// `path` with all but its query put together anew; None where the template does not match.

@@ -19,7 +19,7 @@ use super::policies::Mirror;
 use super::redirect;
 use crate::headers::{HeaderName, HeaderValue, Headers, names};
 use crate::matchers::{Runtime, header_name};
-use crate::path::without_query;
+use crate::path::{without_parameters, without_query};
 use crate::stream_info::{FilterState, StreamInfo};
 
 /// What is wrong with a route configuration: where, and what.
@@ -283,10 +283,9 @@ impl RouteTable {
         request: &RouteRequest<'_>,
         mut tracer: Option<&mut dyn Tracer>,
     ) -> Option<&'t Arc<RouteEntry>> {
-        let mut path = request.headers.bytes(&names::PATH).map(without_query);
-        if self.global.config.ignore_path_parameters_in_path_matching {
-            path = path.map(|path| memchr::memchr(b';', path).map_or(path, |at| &path[..at]));
-        }
+        let path = request.headers.bytes(&names::PATH).map(without_query);
+        let plain = path.filter(|_| self.global.config.ignore_path_parameters_in_path_matching).map(without_parameters);
+        let path = plain.as_deref().or(path);
         let mut accepts = |number: u32, path_known| {
             let route = &host.routes[number as usize];
             let verdict = route.matches(request, path, path_known);

@@ -311,6 +311,7 @@ impl Listener {
                 direction: config.traffic_direction,
                 buffer_limit: config.per_connection_buffer_limit_bytes,
                 network_namespace: None,
+                metadata: config.metadata.clone(),
             }),
             stats: ListenerStats::new(registry, &stat_prefix),
             tls_stats,

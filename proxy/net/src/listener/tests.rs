@@ -42,6 +42,7 @@ fn listener_config(chains: Vec<FilterChainConfig>, filters: Vec<ListenerFilterCo
     ListenerConfig {
         name: "test".into(),
         addresses: vec![config::Address::Socket(addr.into()).into()],
+        metadata: None,
         stat_prefix: Some("t".into()),
         filter_chains: chains.into_iter().map(Arc::new).collect(),
         default_filter_chain: None,

@@ -21,6 +21,8 @@ use super::{AdminResponse, PLAIN};
 enum Shape {
     /// `version_info`, the resource, `last_updated`.
     Plain,
+    /// The resource alone.
+    Bare,
     /// `name`, and the rest in `active_state`.
     Listener,
     /// `name`, `version_info`, `last_updated`, the resource.
@@ -58,6 +60,7 @@ fn field<'a>(
         "secret" => Shape::Secret,
         "scoped_route_configs" => Shape::List,
         _ if element == "DynamicListener" => Shape::Listener,
+        _ if element == "StaticEndpointConfig" => Shape::Bare,
         _ => Shape::Plain,
     };
     Field { name, element, resource, shape, entries }
@@ -334,6 +337,7 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
             ("last_updated", Some(updated)),
             ("error_state", error),
         ]),
+        Shape::Bare => fill(vec![(field.resource, Some(resource))]),
         Shape::Listener => {
             let state =
                 fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", Some(updated))]);

@@ -140,7 +140,7 @@ pub struct UnsupportedPolicy {
 /// [`UnsupportedPolicy`] for policies of extensions.
 pub fn check_policy(config: &ClusterConfig) -> Result<(), UnsupportedPolicy> {
     let policy = match &config.lb_policy {
-        LbPolicy::Extension(typed) => format!("{typed:?}"),
+        LbPolicy::Extension(typed) => typed.type_name.to_string(),
         _ => return Ok(()),
     };
     Err(UnsupportedPolicy { path: format!("{}.lb_policy", config.path), policy })

@@ -265,16 +265,14 @@ impl Router {
             stream.routed_reply(reply);
             return;
         }
-        let Some(action) = entry.route_action() else {
-            stream.local_reply(LocalReply::new(404, "", "route_not_found").flags(ResponseFlags::NO_ROUTE_FOUND));
-            return;
-        };
+        let action = entry.route_action();
         let cluster = route.cluster().and_then(|name| self.clusters.cluster(name));
-        let Some(cluster) = cluster else {
+        // A route that does not forward leads to no cluster.
+        let (Some(action), Some(cluster)) = (action, cluster) else {
             stats.no_cluster().inc();
             stream.info.upstream.cluster = None;
             stream.info.upstream.cluster_alt_name = None;
-            let status = action.cluster_not_found_response_code;
+            let status = action.map_or(503, |action| action.cluster_not_found_response_code);
             stream
                 .routed_reply(LocalReply::new(status, "", "cluster_not_found").flags(ResponseFlags::NO_CLUSTER_FOUND));
             return;
@@ -332,6 +330,7 @@ impl Router {
         let hash = hashes.or_else(|| entry.hash_policies()).and_then(|policies| {
             policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
         });
+        stream.info.attempt_count = 1;
         route.finalize_request_headers(&mut stream.request, &FormatContext::new(&stream.info), !suppress);
         let mut alt_stat_name = None;
         let retry = RetryState::new(policy, conditions, &mut stream.request, &mut alt_stat_name);

@@ -72,6 +72,7 @@ impl PerTry {
             info.route_name.clone_from(&view.info.route_name);
             info.virtual_host.clone_from(&view.info.virtual_host);
             info.route_metadata.clone_from(&view.info.route_metadata);
+            info.virtual_host_metadata.clone_from(&view.info.virtual_host_metadata);
             info.health_check = view.info.health_check;
             info.upstream = UpstreamInfo {
                 cluster: Some(cluster.name().clone()),

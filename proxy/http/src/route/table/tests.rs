@@ -63,6 +63,7 @@ fn route(name: &str, path: PathMatch) -> Route {
 
 fn host(name: &str, domains: &[&str], routes: Vec<Route>) -> VirtualHost {
     VirtualHost {
+        metadata: None,
         name: name.into(),
         domains: domains.iter().map(|domain| (*domain).into()).collect(),
         routes,
@@ -185,7 +186,11 @@ fn ports_and_path_parameters_are_ignored_when_asked() {
     assert_eq!(name(&table(config.clone()), "a.com", "/p;x=1?q"), "-");
     config.ignore_port_in_host_matching = true;
     config.ignore_path_parameters_in_path_matching = true;
-    assert_eq!(name(&table(config), "A.com:80", "/p;x=1?q"), "r");
+    let table = table(config);
+    assert_eq!(name(&table, "A.com:80", "/p;x=1?q"), "r");
+    // Those of each segment, so that nothing behind them is overlooked.
+    assert_eq!(name(&table, "a.com", "/p;x=1/other"), "-");
+    assert_eq!(name(&table, "a.com", "/;x=1/p"), "-");
 }
 
 #[test]
