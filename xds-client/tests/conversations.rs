@@ -194,7 +194,7 @@ fn a_broken_stream_is_opened_again_with_what_is_known() {
         // By status, by a broken connection, by a server that is away for a while.
         stream.end(14, "bye%21");
         assert_eq!(handler.failures(1).await, [FetchFailure::ConnectionFailure]);
-        assert_eq!(client.snapshot()[0].last_failure, "14, bye!");
+        assert_eq!(client.snapshot()[0].last_failure, "UNAVAILABLE: bye!");
         let mut stream = server.stream().await;
         assert_eq!(asked(&mut stream).await, "Cluster v=1 n= [] node");
         *server.refuse.borrow_mut() = 5;

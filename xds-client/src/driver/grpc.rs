@@ -75,7 +75,7 @@ pub(crate) async fn run(client: Weak<ClientShared>, channel: Weak<Channel>, sour
         tracing::debug!("{path} gRPC config stream to {} closed: {status}", source.name);
         channel.connected.set(false);
         source.stats.connected(Connected::No);
-        *channel.last_failure.borrow_mut() = status.to_string();
+        *channel.last_failure.borrow_mut() = status.named();
         let subscribed = channel.mux.borrow_mut().stream_closed();
         channel.fail(&subscribed, FetchFailure::ConnectionFailure);
         let again = Instant::now() + servers.ended(&source, || client.random());

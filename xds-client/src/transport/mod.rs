@@ -55,6 +55,31 @@ impl GrpcStatus {
     /// `UNAVAILABLE`.
     pub const UNAVAILABLE: u32 = 14;
 
+    /// The status for people: its code by name, and the text.
+    pub fn named(&self) -> String {
+        const NAMES: [&str; 17] = [
+            "OK",
+            "CANCELLED",
+            "UNKNOWN",
+            "INVALID_ARGUMENT",
+            "DEADLINE_EXCEEDED",
+            "NOT_FOUND",
+            "ALREADY_EXISTS",
+            "PERMISSION_DENIED",
+            "RESOURCE_EXHAUSTED",
+            "FAILED_PRECONDITION",
+            "ABORTED",
+            "OUT_OF_RANGE",
+            "UNIMPLEMENTED",
+            "INTERNAL",
+            "UNAVAILABLE",
+            "DATA_LOSS",
+            "UNAUTHENTICATED",
+        ];
+        let name = NAMES.get(self.code as usize).map_or_else(|| self.code.to_string(), |name| (*name).to_owned());
+        if self.message.is_empty() { name } else { format!("{name}: {}", self.message) }
+    }
+
     /// A status of that code.
     pub fn new(code: u32, message: impl Into<String>) -> GrpcStatus {
         GrpcStatus { code, message: message.into() }

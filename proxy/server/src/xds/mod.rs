@@ -115,7 +115,11 @@ pub(crate) struct Inner {
     first_clusters_done: Cell<bool>,
     /// The first list of clusters, once it is asked for.
     first_clusters: RefCell<Option<Arc<InitTarget>>>,
-    /// What keeps listeners from being fetched.
+    /// The endpoints of clusters of the bootstrap have been asked for, and then clusters.
+    own_endpoints_asked: Cell<bool>,
+    clusters_asked: Cell<bool>,
+    /// What keeps clusters and listeners from being fetched.
+    clusters_error: RefCell<Option<String>>,
     listeners_error: RefCell<Option<String>>,
     /// What cannot be asked for, because its source cannot be used.
     unusable: RefCell<Vec<Unusable>>,
@@ -254,6 +258,10 @@ impl Inner {
             let pause = self.warming.take();
             drop(pause);
         }
+        // The same goes for clusters, after the endpoints of those of the bootstrap.
+        if self.own_endpoints_asked.get() && self.server.context.clusters.is_initialized() {
+            self.start_clusters();
+        }
         let fetched = self.first_clusters.borrow().as_ref().is_some_and(|target| target.is_ready());
         if fetched && !self.first_clusters_done.get() && self.server.context.clusters.is_initialized() {
             self.first_clusters_done.set(true);
@@ -284,6 +292,24 @@ impl Inner {
             let gone = inner.held_gone.take();
             gone.into_iter().flatten().for_each(|id| extensions::forget(&inner, id));
         });
+    }
+
+    /// Asks for clusters; once.
+    fn start_clusters(self: &Rc<Self>) {
+        let dynamic = &self.server.bootstrap.config.dynamic;
+        if self.clusters_asked.replace(true) || !dynamic.fetches_clusters() {
+            return;
+        }
+        const STATS: &str = "cluster_manager.cds.";
+        let target = InitTarget::new("target CDS");
+        self.first_clusters.replace(Some(target.clone()));
+        let reloads = Reloads::new(&self.server.context.registry, STATS);
+        let handler = Rc::new(ClusterHandler { inner: Rc::downgrade(self), target, reloads });
+        let (source, locator) = (dynamic.cds.as_ref(), dynamic.cds_locator.as_deref());
+        match self.subscribe_to_all(source, locator, TypeUrl::CLUSTER, STATS, handler) {
+            Ok(subscription) => drop(self.clusters.replace(Some(subscription))),
+            Err(error) => *self.clusters_error.borrow_mut() = Some(error),
+        }
     }
 
     /// Asks for listeners and for the routes of those that are there; once.
@@ -394,6 +420,9 @@ impl Discovery {
             secrets: RefCell::default(),
             first_clusters_done: Cell::new(false),
             first_clusters: RefCell::default(),
+            own_endpoints_asked: Cell::new(false),
+            clusters_asked: Cell::new(false),
+            clusters_error: RefCell::default(),
             listeners_error: RefCell::default(),
             unusable: RefCell::default(),
             load_reports: RefCell::default(),
@@ -450,24 +479,15 @@ impl Discovery {
             inner.load_reports.replace(Some(reports));
         }
         let held = held.filter(|_| clusters.is_initialized());
+        inner.own_endpoints_asked.set(true);
         clusters.initialized().await;
-        let dynamic = &server.bootstrap.config.dynamic;
-        if dynamic.fetches_clusters() {
-            let target = InitTarget::new("target CDS");
-            inner.first_clusters.replace(Some(target.clone()));
-            let reloads = Reloads::new(&server.context.registry, "cluster_manager.cds.");
-            let handler = Rc::new(ClusterHandler { inner: Rc::downgrade(inner), target: target.clone(), reloads });
-            let subscription = inner
-                .subscribe_to_all(
-                    dynamic.cds.as_ref(),
-                    dynamic.cds_locator.as_deref(),
-                    TypeUrl::CLUSTER,
-                    "cluster_manager.cds.",
-                    handler,
-                )
-                .map_err(|error| format!("dynamic_resources.cds_config: {error}"))?;
-            inner.clusters.replace(Some(subscription));
-            drop(held);
+        inner.start_clusters();
+        if let Some(error) = inner.clusters_error.take() {
+            return Err(format!("dynamic_resources.cds_config: {error}"));
+        }
+        drop(held);
+        let first = inner.first_clusters.borrow().clone();
+        if let Some(target) = first {
             target.ready().await;
             clusters.initialized().await;
         }
