@@ -509,9 +509,16 @@ impl Attempt {
                     return Poll::Ready(Head::Response(head, end));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Head::Outcome(self.failed(&error))),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
         }
+        // What was passed on goes out before the response is there.
+        if self.informed
+            && let Poll::Ready(Err(abort)) = stream.poll_response_flush(cx)
+        {
+            return Poll::Ready(Head::Outcome(Outcome::Abort(abort)));
+        }
+        Poll::Pending
     }
 
     /// Of informational heads only the first one counts, and only if it is of the kinds that are known.
@@ -522,6 +529,7 @@ impl Attempt {
         self.informed = true;
         charge_codes(request, Some(&self.host), head.status());
         if stream.connection.hcm.config.proxy_100_continue {
+            stream.info.response_code = head.status();
             stream.send_informational(head);
             // What was passed on cannot be taken back.
             request.retry = None;
