@@ -7,6 +7,7 @@ mod cases {
 
 mod examples;
 mod h2spec;
+mod refused;
 
 mod house {
     //! What must hold for the case files themselves.
