@@ -461,18 +461,25 @@ async fn answer_h2(
             let _ = body.flow_control().release_capacity(chunk.len());
             stream.send_data(chunk, false)?;
         }
-        stream.send_data(Bytes::new(), true)?;
+        match trailers.is_empty() {
+            true => stream.send_data(Bytes::new(), true)?,
+            false => stream.send_trailers(header_map(trailers)?)?,
+        }
     } else if open {
         tokio::time::sleep(Duration::from_millis(30)).await;
         stream.send_reset(h2::Reason::INTERNAL_ERROR);
     } else if !trailers.is_empty() {
-        let mut map = http::HeaderMap::new();
-        for (name, value) in trailers {
-            map.append(http::HeaderName::try_from(name)?, text::bytes(&value)?.try_into()?);
-        }
-        stream.send_trailers(map)?;
+        stream.send_trailers(header_map(trailers)?)?;
     }
     Ok(())
+}
+
+fn header_map(fields: Vec<(String, String)>) -> Result<http::HeaderMap> {
+    let mut map = http::HeaderMap::new();
+    for (name, value) in fields {
+        map.append(http::HeaderName::try_from(name)?, text::bytes(&value)?.try_into()?);
+    }
+    Ok(map)
 }
 
 /// HTTP/2 fields as JSON. The map of the h2 crate keeps the order of the first appearance of each name only, so they

@@ -1,11 +1,14 @@
 //! `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
 
+use envoy_types::pb::envoy::config::core::v3::{BackoffStrategy, TypedExtensionConfig};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
+use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use crate::access_log::AccessLogConfig;
 use crate::config_source::OnDemandClusters;
-use crate::decode::{Context, json, u32_value};
+use crate::decode::{Context, bool_value, json, type_name, u32_value};
+use crate::hcm::decode::share;
 use crate::header_mutation::HeaderValueOption;
 use crate::proxy_protocol::AddedTlvs;
 use std::sync::Arc;
@@ -27,26 +30,57 @@ pub struct TcpProxyConfig {
     pub idle_timeout: Option<Duration>,
     /// None for no limit.
     pub max_downstream_connection_duration: Option<Duration>,
+    /// How much longer it may be, as a share of it.
+    pub max_downstream_connection_duration_jitter: f64,
     /// Default 1.
     pub max_connect_attempts: u32,
+    /// Pauses between attempts: base and maximum; None for none.
+    pub backoff: Option<(Duration, Duration)>,
+    /// When the upstream is connected.
+    pub connect_mode: ConnectMode,
+    /// Bytes that are read from the client before the upstream is connected; None: nothing is read until then.
+    pub max_early_data: Option<u32>,
+    /// A drain of the listener closes connections with their next bytes.
+    pub check_drain_close: bool,
     /// Access logs.
     pub access_logs: Vec<AccessLogConfig>,
     /// Interval of periodic log entries.
     pub access_log_flush_interval: Option<Duration>,
     /// Also log when the upstream is connected.
     pub flush_access_log_on_connected: bool,
+    /// Also log when the session begins.
+    pub flush_access_log_on_start: bool,
     /// TLVs for the PROXY headers of upstream connections (`proxy_protocol_tlvs`).
     pub added_tlvs: AddedTlvs,
     /// How they go together with those of the client.
     pub tlv_merge: TlvMerge,
-    /// Hash on the source IP for hashing load balancers.
-    pub hash_source_ip: bool,
+    /// What load balancers that hash go by.
+    pub hash_policy: Option<HashPolicy>,
     /// The bytes go to the upstream as the body of a request.
     pub tunneling: Option<TunnelingConfig>,
     /// A cluster that is not there is asked for.
     pub on_demand: Option<OnDemandClusters>,
     /// Path in the configuration.
     pub path: Box<str>,
+}
+
+/// `UpstreamConnectMode`. A session begins after the TLS handshake, so that ON_DOWNSTREAM_TLS_HANDSHAKE is `Immediate`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ConnectMode {
+    /// When the session begins.
+    #[default]
+    Immediate,
+    /// When the client has sent something.
+    OnDownstreamData,
+}
+
+/// `HashPolicy` of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashPolicy {
+    /// The client's IP.
+    SourceIp,
+    /// A value of the filter state.
+    FilterState(Box<str>),
 }
 
 /// `ProxyProtocolTlvMergePolicy`: what happens to the TLVs of the TCP proxy where the client brought a PROXY header.
@@ -70,6 +104,21 @@ pub struct TunnelingConfig {
     pub post_path: Option<Box<str>>,
     /// Headers of the request.
     pub headers_to_add: Vec<HeaderValueOption>,
+    /// The head of the answer goes to the filter state.
+    pub propagate_response_headers: bool,
+    /// So do its trailers.
+    pub propagate_response_trailers: bool,
+    /// The request has an id.
+    pub request_id: Option<TunnelRequestId>,
+}
+
+/// How the request of a tunnel tells its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelRequestId {
+    /// `request_id_header`; default `x-request-id`.
+    pub header: Box<str>,
+    /// `request_id_metadata_key`; default `tunnel_request_id`.
+    pub metadata_key: Box<str>,
 }
 
 impl TunnelingConfig {
@@ -77,13 +126,61 @@ impl TunnelingConfig {
         if !message.post_path.is_empty() && !message.use_post {
             cx.error("Can't set a post path when POST method isn't used");
         }
+        cx.each("formatters", &message.formatters, formatter);
         let path = if message.post_path.is_empty() { "/" } else { &message.post_path };
         TunnelingConfig {
             hostname: message.hostname.as_str().into(),
             post_path: message.use_post.then(|| path.into()),
             headers_to_add: cx.each("headers_to_add", &message.headers_to_add, HeaderValueOption::decode),
+            propagate_response_headers: message.propagate_response_headers,
+            propagate_response_trailers: message.propagate_response_trailers,
+            request_id: request_id(cx, message),
         }
     }
+}
+
+/// The id of requests; there is one where an extension is named.
+fn request_id(cx: &mut Context, message: &pb::tcp_proxy::TunnelingConfig) -> Option<TunnelRequestId> {
+    let any = message.request_id_extension.as_ref()?.typed_config.as_ref()?;
+    cx.at("request_id_extension", |cx| {
+        let name = type_name(&any.type_url);
+        if name != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
+            cx.error(format!(
+                "Failed to create request ID extension: INVALID_ARGUMENT: Didn't find a registered implementation for type: '{name}'"
+            ));
+        } else {
+            // Its fields are about traces, which tunnels do not have.
+            cx.at("typed_config", |cx| cx.unpack::<UuidRequestIdConfig>(any));
+        }
+    });
+    let or = |text: &str, default: &str| if text.is_empty() { default.into() } else { text.into() };
+    Some(TunnelRequestId {
+        header: or(&message.request_id_header, "x-request-id"),
+        metadata_key: or(&message.request_id_metadata_key, "tunnel_request_id"),
+    })
+}
+
+/// The operators of these extensions are always there.
+const FORMATTERS: [&str; 2] = [
+    "envoy.extensions.formatter.metadata.v3.Metadata",
+    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+];
+
+fn formatter(cx: &mut Context, message: &TypedExtensionConfig) -> Option<()> {
+    let name = message.typed_config.as_ref().map(|any| type_name(&any.type_url)).unwrap_or_default();
+    if !FORMATTERS.contains(&name) {
+        cx.error(format!("Didn't find a registered implementation for '{}' with type URL: '{name}'", message.name));
+    }
+    None
+}
+
+fn backoff(cx: &mut Context, message: &BackoffStrategy) -> Option<(Duration, Duration)> {
+    let base = cx.duration("base_interval", &message.base_interval)?;
+    let max = cx.duration("max_interval", &message.max_interval).unwrap_or(base.saturating_mul(10));
+    if max < base {
+        cx.error("max_backoff_interval must be greater or equal to base_backoff_interval");
+    }
+    Some((base, max))
 }
 
 impl TcpProxyConfig {
@@ -94,6 +191,16 @@ impl TcpProxyConfig {
         }
         if options.is_some() && message.flush_access_log_on_connected {
             cx.error("Only one of flush_access_log_on_connected or access_log_options can be specified.");
+        }
+        let connect_mode = match message.upstream_connect_mode() {
+            pb::UpstreamConnectMode::OnDownstreamData => ConnectMode::OnDownstreamData,
+            pb::UpstreamConnectMode::Immediate | pb::UpstreamConnectMode::OnDownstreamTlsHandshake => {
+                ConnectMode::Immediate
+            }
+        };
+        let max_early_data = u32_value(&message.max_early_data_bytes);
+        if message.upstream_connect_mode() != pb::UpstreamConnectMode::Immediate && max_early_data.is_none() {
+            cx.error("max_early_data_bytes must be set when upstream_connect_mode is not IMMEDIATE");
         }
         let access_log_flush_interval = match options {
             Some(options) => cx.at("access_log_options", |cx| {
@@ -131,21 +238,29 @@ impl TcpProxyConfig {
                 &message.max_downstream_connection_duration,
                 None,
             ),
+            max_downstream_connection_duration_jitter: share(
+                message.max_downstream_connection_duration_jitter_percentage.as_ref(),
+            ),
             max_connect_attempts: u32_value(&message.max_connect_attempts).unwrap_or(1),
+            backoff: cx.optional("backoff_options", &message.backoff_options, backoff),
+            connect_mode,
+            max_early_data,
+            check_drain_close: bool_value(&message.check_drain_close).unwrap_or(false),
             access_logs: cx.each("access_log", &message.access_log, AccessLogConfig::decode),
             access_log_flush_interval,
             flush_access_log_on_connected: options
                 .map_or(message.flush_access_log_on_connected, |options| options.flush_access_log_on_connected),
+            flush_access_log_on_start: options.is_some_and(|options| options.flush_access_log_on_start),
             added_tlvs: AddedTlvs::decode(cx, "proxy_protocol_tlvs", &message.proxy_protocol_tlvs),
             tlv_merge: match message.proxy_protocol_tlv_merge_policy() {
                 pb::ProxyProtocolTlvMergePolicy::AddIfAbsent => TlvMerge::AddIfAbsent,
                 pb::ProxyProtocolTlvMergePolicy::OverwriteByTypeIfExistsOrAdd => TlvMerge::Overwrite,
                 pb::ProxyProtocolTlvMergePolicy::AppendIfExistsOrAdd => TlvMerge::Append,
             },
-            hash_source_ip: message
-                .hash_policy
-                .iter()
-                .any(|policy| matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))),
+            hash_policy: message.hash_policy.first().and_then(|policy| match policy.policy_specifier.as_ref()? {
+                PolicySpecifier::SourceIp(_) => Some(HashPolicy::SourceIp),
+                PolicySpecifier::FilterState(state) => Some(HashPolicy::FilterState(state.key.as_str().into())),
+            }),
             tunneling: message
                 .tunneling_config
                 .as_ref()
@@ -206,6 +321,52 @@ mod tests {
         assert_eq!(
             errors(result),
             ["Only one of flush_access_log_on_connected or access_log_options can be specified."]
+        );
+    }
+
+    #[test]
+    fn early_data_needs_its_room_and_pauses_grow() {
+        let mode = pb::UpstreamConnectMode::OnDownstreamTlsHandshake as i32;
+        let message = pb::TcpProxy {
+            upstream_connect_mode: mode,
+            backoff_options: Some(BackoffStrategy {
+                base_interval: Some(google::Duration { seconds: 2, nanos: 0 }),
+                max_interval: Some(google::Duration { seconds: 1, nanos: 0 }),
+            }),
+            ..minimal()
+        };
+        let result = Context::default().run(|cx| TcpProxyConfig::from_message(cx, &message));
+        assert_eq!(
+            errors(result),
+            [
+                "max_early_data_bytes must be set when upstream_connect_mode is not IMMEDIATE",
+                "backoff_options: max_backoff_interval must be greater or equal to base_backoff_interval"
+            ]
+        );
+        let message = pb::TcpProxy {
+            upstream_connect_mode: pb::UpstreamConnectMode::OnDownstreamData as i32,
+            max_early_data_bytes: Some(google::UInt32Value { value: 0 }),
+            backoff_options: Some(BackoffStrategy {
+                base_interval: Some(google::Duration { seconds: 2, nanos: 0 }),
+                max_interval: None,
+            }),
+            ..minimal()
+        };
+        let proxy = TcpProxyConfig::from_message(&mut Context::default(), &message).unwrap();
+        assert_eq!((proxy.connect_mode, proxy.max_early_data), (ConnectMode::OnDownstreamData, Some(0)));
+        assert_eq!(proxy.backoff, Some((Duration::from_secs(2), Duration::from_secs(20))));
+    }
+
+    #[test]
+    fn ids_and_formatters_of_tunnels_are_known_ones() {
+        let formatter = TypedExtensionConfig { name: "cel".into(), typed_config: None };
+        let tunnel =
+            pb::tcp_proxy::TunnelingConfig { hostname: "h".into(), formatters: vec![formatter], ..Default::default() };
+        let message = pb::TcpProxy { tunneling_config: Some(tunnel), ..minimal() };
+        let result = Context::default().run(|cx| TcpProxyConfig::from_message(cx, &message));
+        assert_eq!(
+            errors(result),
+            ["tunneling_config.formatters[0]: Didn't find a registered implementation for 'cel' with type URL: ''"]
         );
     }
 }

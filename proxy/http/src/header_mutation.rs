@@ -73,6 +73,13 @@ impl HeaderRules {
         self.add_to(headers, values);
     }
 
+    /// Applies them to headers of a request that is made here: values see no request but `cx.request`.
+    pub fn apply_made(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
+        self.remove_from(headers);
+        let values = self.evaluate(headers, cx);
+        self.add_to(headers, values);
+    }
+
     /// Applies them to response headers; `cx.response` is ignored.
     pub fn apply_response(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         self.remove_from(headers);

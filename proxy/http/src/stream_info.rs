@@ -4,7 +4,7 @@
 use crate::codec::{BytesMeter, Protocol};
 use crate::route::ActiveRoute;
 use nuncio_base::clock;
-use nuncio_net::connection::ConnectionInfo;
+use nuncio_net::connection::{ConnectionInfo, DetectedClose};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -130,6 +130,8 @@ pub struct UpstreamInfo {
     pub protocol: Option<Protocol>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure_reason: Option<Box<str>>,
+    /// How it ended, where that is not how its connection ends.
+    pub detected_close: Option<DetectedClose>,
     /// Bytes on the upstream wire.
     pub meter: BytesMeter,
     /// Time to get a stream from the pool.
@@ -161,6 +163,13 @@ impl UpstreamInfo {
         (self.first_tx, self.last_tx, self.first_rx, self.last_rx) = (None, None, None, None);
     }
 }
+
+/// Key of the filter state: the port that a forward proxy goes to.
+pub const UPSTREAM_DYNAMIC_PORT: &str = "envoy.upstream.dynamic_port";
+/// Key of the filter state: the head of a tunnel's answer, as a message in JSON.
+pub const TUNNEL_RESPONSE_HEADERS: &str = "envoy.tcp_proxy.propagate_response_headers";
+/// Key of the filter state: the trailers of a tunnel's answer, as a message in JSON.
+pub const TUNNEL_RESPONSE_TRAILERS: &str = "envoy.tcp_proxy.propagate_response_trailers";
 
 /// Filter state as text by key, in the order in which it was written.
 pub type FilterState = Vec<(Arc<str>, Box<str>)>;

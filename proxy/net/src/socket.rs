@@ -431,7 +431,7 @@ async fn connect_tcp(addr: SocketAddr, options: &ConnectOptions) -> Result<TcpSt
             // The kernel picks the port at connect(2), when it knows the peer: ports can be shared between peers.
             let _ = sys::set_int_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
         }
-        socket.bind(source).map_err(local(format!("cannot bind '{source}'")))?;
+        socket.bind(source).map_err(local(format!("failed to bind to {source}")))?;
     }
     if let Some(keepalive) = options.keepalive {
         set_keepalive(socket2::SockRef::from(&socket), keepalive)

@@ -53,6 +53,8 @@ pub struct CopyOptions<'a> {
     pub idle_timeout: Option<Duration>,
     /// Hears when a sender is no longer read from because the other side takes no more (true), and when it is again.
     pub paused: Option<&'a dyn Fn(Side, bool)>,
+    /// Asked when bytes have moved; true ends the copy, once the downstream has what was on its way to it.
+    pub over: Option<&'a dyn Fn() -> bool>,
     /// Use buffers even where splice(2) would do.
     pub no_splice: bool,
 }
@@ -66,6 +68,8 @@ pub enum CopyEnd {
     Failed(Side, io::Error),
     /// No byte has moved for the idle timeout.
     IdleTimeout,
+    /// [`CopyOptions::over`] said so.
+    Asked,
 }
 
 /// What a copy did.
@@ -89,7 +93,11 @@ pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, options:
     let mut down = Direction::new(Side::Upstream, upstream.take_prefix(), spliced);
     let mut idle = options.idle_timeout.filter(|limit| !limit.is_zero()).map(|limit| (limit, sleep(limit)));
     let mut closed_first = None;
+    let mut over = false;
     let end = std::future::poll_fn(|cx| {
+        if over {
+            return poll_last(cx, &mut down, downstream, idle.as_mut());
+        }
         let before = (up.moved, down.moved);
         let both = [up.poll(cx, downstream, upstream), down.poll(cx, upstream, downstream)];
         let after = (up.moved, down.moved);
@@ -107,11 +115,30 @@ pub async fn copy_bidirectional(downstream: &mut Io, upstream: &mut Io, options:
                 Poll::Ready(CopyEnd::Failed(side, error))
             }
             [Poll::Ready(Ok(())), Poll::Ready(Ok(()))] => Poll::Ready(CopyEnd::Finished),
-            _ => poll_idle(cx, idle.as_mut(), before != after),
+            _ => {
+                over = before != after && options.over.is_some_and(|asked| asked());
+                match over {
+                    true => poll_last(cx, &mut down, downstream, idle.as_mut()),
+                    false => poll_idle(cx, idle.as_mut(), before != after),
+                }
+            }
         }
     })
     .await;
     CopyOutcome { from_downstream: up.moved, from_upstream: down.moved, closed_first, end }
+}
+
+/// Delivers what was on its way to the downstream.
+fn poll_last(
+    cx: &mut Context<'_>,
+    down: &mut Direction,
+    downstream: &mut Io,
+    idle: Option<&mut (Duration, Sleep)>,
+) -> Poll<CopyEnd> {
+    match down.deliver(cx, downstream) {
+        Poll::Ready(_) => Poll::Ready(CopyEnd::Asked),
+        Poll::Pending => poll_idle(cx, idle, false),
+    }
 }
 
 fn poll_idle(cx: &mut Context<'_>, idle: Option<&mut (Duration, Sleep)>, moved: bool) -> Poll<CopyEnd> {
@@ -423,10 +450,32 @@ mod tests {
         (Io::tcp(listener.accept().await.expect("accepts").0), far)
     }
 
+    #[tokio::test]
+    async fn a_copy_ends_with_its_next_bytes_when_it_is_asked_to() {
+        let (mut down, mut client) = pair().await;
+        let (mut up, mut server) = pair().await;
+        let enough = Cell::new(false);
+        let over = || enough.get();
+        let options = CopyOptions { over: Some(&over), idle_timeout: Some(LONG), ..CopyOptions::default() };
+        let copy = copy_bidirectional(&mut down, &mut up, options);
+        let talk = async {
+            let mut got = [0; 4];
+            client.write_all(b"ping").await.expect("sent");
+            server.read_exact(&mut got).await.expect("read");
+            enough.set(true);
+            server.write_all(b"pong").await.expect("sent");
+            client.read_exact(&mut got).await.expect("read");
+            got
+        };
+        let (outcome, got) = tokio::time::timeout(LONG, async { tokio::join!(copy, talk) }).await.expect("in time");
+        assert_eq!(&got, b"pong");
+        assert!(matches!(outcome.end, CopyEnd::Asked), "{outcome:?}");
+    }
+
     async fn transfers(no_splice: bool, size: usize) {
         let (mut down, mut client) = pair().await;
         let (mut up, mut server) = pair().await;
-        let options = CopyOptions { no_splice, paused: None, idle_timeout: Some(LONG) };
+        let options = CopyOptions { no_splice, idle_timeout: Some(LONG), ..CopyOptions::default() };
         let data: Vec<u8> = (0..size).map(|at| (at * 7 % 251) as u8).collect();
         let request = data.clone();
         let answered = data.clone();
@@ -476,7 +525,8 @@ mod tests {
             let (mut up, mut server) = pair().await;
             let told = RefCell::new(Vec::new());
             let paused = |side: Side, paused: bool| told.borrow_mut().push((side, paused));
-            let options = CopyOptions { no_splice, paused: Some(&paused), idle_timeout: Some(LONG) };
+            let options =
+                CopyOptions { no_splice, paused: Some(&paused), idle_timeout: Some(LONG), ..CopyOptions::default() };
             // More than both sockets hold.
             const SIZE: usize = 24 << 20;
             let (mut unread, mut client) = client.into_split();

@@ -79,6 +79,7 @@ impl ClusterConfig {
                 format!("{} cluster must support HTTP/2 for gRPC healthchecking", message.name),
             );
         }
+        cx.optional("upstream_config", &message.upstream_config, upstream_config);
         let keepalive = message.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let stats = message.track_cluster_stats.as_ref();
         Some(ClusterConfig {
@@ -259,6 +260,22 @@ fn check_hostname_hashing(cx: &mut Context, message: &pb::Cluster) {
         "common_lb_config",
         format!("Cannot use hostname for consistent hashing loadbalancing for cluster of type: '{kind}'"),
     );
+}
+
+/// Kinds of upstreams: those that are named here are what a route asks for without any.
+fn upstream_config(cx: &mut Context, message: &core::TypedExtensionConfig) -> Option<()> {
+    const GENERIC: [&str; 3] = [
+        "envoy.extensions.upstreams.http.generic.v3.GenericConnectionPoolProto",
+        "envoy.extensions.upstreams.http.http.v3.HttpConnectionPoolProto",
+        "envoy.extensions.upstreams.tcp.generic.v3.GenericConnectionPoolProto",
+    ];
+    let kind = message.typed_config.as_ref().map(|any| type_name(&any.type_url)).unwrap_or_default();
+    if kind.starts_with("envoy.") && !GENERIC.contains(&kind) {
+        cx.error(format!("upstream '{kind}' is not implemented"));
+    } else if !GENERIC.contains(&kind) {
+        cx.error(format!("Didn't find a registered implementation for '{}' with type URL: '{kind}'", message.name));
+    }
+    None
 }
 
 fn happy_eyeballs(message: &pb::Cluster) -> HappyEyeballs {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3::endpoint as endpoint_pb;
 use envoy_types::pb::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
+use envoy_types::pb::envoy::extensions::health_checkers::redis::v3::Redis;
 use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 
 use crate::address::Address;
@@ -81,6 +82,34 @@ pub enum HealthCheckKind {
         /// Metadata to add.
         initial_metadata: Vec<HeaderValueOption>,
     },
+    /// `envoy.health_checkers.redis`
+    Redis {
+        /// Whose absence is asked for; empty for a PING.
+        key: Box<str>,
+    },
+}
+
+impl HealthCheckKind {
+    fn decode_custom(cx: &mut Context, message: &core::health_check::CustomHealthCheck) -> Option<Self> {
+        use core::health_check::custom_health_check::ConfigType;
+        let any = message.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any);
+        let known = any.map(|any| (any, type_name(&any.type_url)));
+        match known {
+            Some((any, "envoy.extensions.health_checkers.redis.v3.Redis")) => {
+                let redis: Redis = cx.at("typed_config", |cx| cx.unpack(any))?;
+                Some(HealthCheckKind::Redis { key: redis.key.into() })
+            }
+            Some((_, name)) if name.starts_with("envoy.") => {
+                cx.error(format!("health checker '{name}' is not implemented"));
+                None
+            }
+            other => {
+                let (name, url) = (&message.name, other.map_or("", |(_, url)| url));
+                cx.error(format!("Didn't find a registered implementation for '{name}' with type URL: '{url}'"));
+                None
+            }
+        }
+    }
 }
 
 /// `HttpHealthCheck`.
@@ -164,11 +193,7 @@ impl HealthCheckConfig {
                 })
             }),
             HealthChecker::CustomHealthCheck(custom) => {
-                cx.error_at(
-                    "custom_health_check",
-                    format!("Didn't find a registered implementation for name: '{}'", custom.name),
-                );
-                None
+                cx.at("custom_health_check", |cx| HealthCheckKind::decode_custom(cx, custom))
             }
         };
         let m = message;

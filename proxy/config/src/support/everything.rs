@@ -54,6 +54,13 @@ const LISTENERS: &[&str] = &[
 const TCP_PROXIES: &[&str] = &[
     "cluster: c, metadata_match: {filter_metadata: {envoy.lb: {a: b}}}, access_log_options: {}, tunneling_config: {hostname: h, headers_to_add: [{header: {key: a, value: b}}]}",
     "cluster: c, on_demand: {odcds_config: {ads: {}, resource_api_version: V3}, timeout: 3s}",
+    "cluster: c, hash_policy: [{source_ip: {}}], backoff_options: {base_interval: 1s, max_interval: 2s}, max_downstream_connection_duration: 3s,
+      max_downstream_connection_duration_jitter_percentage: {value: 5}, upstream_connect_mode: ON_DOWNSTREAM_DATA, max_early_data_bytes: 5,
+      check_drain_close: true, access_log_options: {flush_access_log_on_start: true}, tunneling_config: {hostname: h,
+        propagate_response_headers: true, propagate_response_trailers: true, request_id_header: a, request_id_metadata_key: b,
+        request_id_extension: {typed_config: {'@type': type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig}},
+        formatters: [{name: m, typed_config: {'@type': type.googleapis.com/envoy.extensions.formatter.metadata.v3.Metadata}}]}",
+    "cluster: c, hash_policy: [{filter_state: {key: k}}]",
     "weighted_clusters: {clusters: [{name: c, weight: 3, metadata_match: {filter_metadata: {envoy.lb: {a: b}}}}]}",
 ];
 
@@ -105,7 +112,10 @@ const BOOTSTRAPS: &[&str] = &[
 ];
 
 /// Fields of the decoded configuration that nothing uses yet.
-const CARRIED: &[&str] = &["envoy.config.core.v3.Address.envoy_internal_address"];
+const CARRIED: &[&str] = &[
+    "envoy.config.core.v3.Address.envoy_internal_address",
+    "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig.formatters",
+];
 
 /// Done fields that only name things for people: what an extension is, its type says.
 const NAMES: &[&str] = &[

@@ -6,38 +6,37 @@
 //!    └────────────────────┘
 //! ```
 //! Between plain sockets the bytes do not enter the process (`nuncio_net::splice`). Bytes that arrive before the upstream
-//! is connected stay in the socket, so that nothing is buffered here. Built once per filter chain and worker.
+//! is connected stay in the socket, unless `early` is asked to read some ahead. `connecting` finds the upstream, `tunnel`
+//! is the way through HTTP. Built once per filter chain and worker.
 
+mod connecting;
+mod early;
 mod tunnel;
 
 use super::sni_dynamic_forward_proxy::SniForwardProxy;
 use crate::on_demand::{ClusterAnswer, ClusterSource};
+use connecting::Start;
 use futures_util::future::LocalBoxFuture;
 use nuncio_base::stats::Registry;
 use nuncio_base::{clock, random, timer};
-use nuncio_config::proxy_protocol::Tlv;
-use nuncio_config::tcp_proxy::{TcpProxyConfig, TlvMerge};
+use nuncio_config::tcp_proxy::TcpProxyConfig;
 use nuncio_http::access_log::AccessLogs;
-use nuncio_http::codec::ResetReason;
+use nuncio_http::codec::Protocol;
 use nuncio_http::formatter::{AccessLogType, FormatContext};
-use nuncio_http::headers::Headers;
 use nuncio_http::stream_info::{ResponseFlags, StreamInfo};
 use nuncio_net::connection::{ByteStats, Connection, ConnectionInfo, DetectedClose};
 use nuncio_net::listener::{FilterChainFactory, FilterChainHandler};
 use nuncio_net::splice::{CopyEnd, CopyOptions, Side, copy_bidirectional};
-use nuncio_upstream::pool::{TcpUpstream, tcp_connect};
-use nuncio_upstream::proxy_header::{Client, TlvWriter};
-use nuncio_upstream::{
-    Cluster, ClusterManager, Host, LbContext, OutlierResult, PoolFailure, PooledStream, StreamOptions,
-};
+use nuncio_upstream::pool::TcpUpstream;
+use nuncio_upstream::proxy_header::TlvWriter;
+use nuncio_upstream::{Cluster, ClusterManager};
 use std::cell::RefCell;
 use std::future::Future as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use tunnel::{Tunnel, TunnelEnd};
-use xxhash_rust::xxh64::xxh64;
+use tunnel::{OpenTunnel, Tunnel, TunnelEnd};
 
 nuncio_base::stat_family! {
     /// `tcp.<stat_prefix>.`
@@ -94,7 +93,7 @@ pub struct TcpProxy {
 /// The connection of a session towards its host.
 enum Upstream {
     Tcp(TcpUpstream),
-    Tunnel(PooledStream),
+    Tunnel(OpenTunnel),
 }
 
 impl TcpProxy {
@@ -170,10 +169,19 @@ impl TcpProxy {
         self.stats.downstream_cx_total().inc();
         let downstream = connection.info.clone();
         downstream.bytes.attach(Rc::new(TcpBytes(self.stats.clone())));
-        let info = RefCell::new(StreamInfo::new(downstream.clone(), random::u64(), None));
+        let mut own = StreamInfo::new(downstream.clone(), random::u64(), None);
+        if !self.logs.is_empty() {
+            own.request_id = Some(random::uuid_v4());
+        }
+        let info = RefCell::new(own);
+        if self.config.flush_access_log_on_start {
+            self.log(&info, AccessLogType::TcpConnectionStart);
+        }
         let outcome = {
             let mut session = pin!(self.session(&mut connection, &info));
-            let mut life = self.config.max_downstream_connection_duration.map(timer::sleep);
+            let jitter = self.config.max_downstream_connection_duration_jitter;
+            let longest = self.config.max_downstream_connection_duration;
+            let mut life = longest.map(|length| timer::sleep(random::jittered(length, jitter, random::u64())));
             let interval = self.config.access_log_flush_interval.filter(|interval| !interval.is_zero());
             let mut flush = interval.map(|interval| (interval, timer::sleep(interval)));
             std::future::poll_fn(|cx| {
@@ -215,19 +223,35 @@ impl TcpProxy {
             reset_unread(connection);
             return;
         }
-        let Some(upstream) = self.connect(connection, info).await else {
-            connection.info.closed_locally.set(true);
-            connection.info.local_close_reason.set(initialization_failure(info.borrow().flags));
-            reset_unread(connection);
-            return;
+        // Boxed: what connecting needs would else be part of the session for all of its life.
+        let upstream = match Box::pin(self.start(connection, info)).await {
+            Start::Connected(upstream) => upstream,
+            Start::Failed => {
+                connection.info.closed_locally.set(true);
+                connection.info.local_close_reason.set(initialization_failure(info.borrow().flags));
+                reset_unread(connection);
+                return;
+            }
+            Start::Idle => {
+                self.stats.idle_timeout().inc();
+                connection.info.closed_locally.set(true);
+                close_reason(&connection.info, None, IDLE);
+                reset_unread(connection);
+                return;
+            }
+            Start::Left => return,
         };
         if self.config.flush_access_log_on_connected {
             self.log(info, AccessLogType::TcpUpstreamConnected);
         }
-        let mut upstream = match upstream {
-            Upstream::Tcp(upstream) => upstream,
-            Upstream::Tunnel(upstream) => return self.through(connection, upstream).await,
-        };
+        match upstream {
+            Upstream::Tcp(upstream) => self.splice(connection, upstream, info).await,
+            Upstream::Tunnel(upstream) => self.through(connection, upstream, info).await,
+        }
+    }
+
+    /// Moves bytes between two connections until they end.
+    async fn splice(&self, connection: &mut Connection, mut upstream: TcpUpstream, info: &RefCell<StreamInfo>) {
         let stats = upstream.stats().clone();
         let paused = |reading_from: Side, paused: bool| match (reading_from, paused) {
             (Side::Downstream, true) => self.stats.downstream_flow_control_paused_reading_total().inc(),
@@ -235,7 +259,14 @@ impl TcpProxy {
             (Side::Upstream, true) => stats.upstream_flow_control_paused_reading_total().inc(),
             (Side::Upstream, false) => stats.upstream_flow_control_resumed_reading_total().inc(),
         };
-        let options = CopyOptions { idle_timeout: self.config.idle_timeout, paused: Some(&paused), no_splice: false };
+        let drain = connection.drain.clone();
+        let drained = || drain.drain_close();
+        let options = CopyOptions {
+            idle_timeout: self.config.idle_timeout,
+            paused: Some(&paused),
+            over: self.config.check_drain_close.then_some(&drained),
+            no_splice: false,
+        };
         let failure = upstream.host_failure();
         let copied = until(failure, copy_bidirectional(&mut connection.io, &mut upstream.io, options)).await;
         let Some(outcome) = copied else {
@@ -247,17 +278,18 @@ impl TcpProxy {
             CopyEnd::IdleTimeout => {
                 self.stats.idle_timeout().inc();
                 connection.info.closed_locally.set(true);
-                close_reason(&connection.info, Some(&upstream.info), "tcp_session_idle_timeout");
+                close_reason(&connection.info, Some(&upstream.info), IDLE);
+                upstream.ended_locally();
+            }
+            CopyEnd::Asked => {
+                self.drain_close(connection, Some(&upstream.info));
                 upstream.ended_locally();
             }
             // A reset is passed on.
             CopyEnd::Failed(Side::Upstream, _) => {
                 upstream.ended_by_host();
                 connection.info.closed_locally.set(true);
-                upstream.info.detected_close.set(DetectedClose::RemoteReset);
-                connection.info.detected_close.set(DetectedClose::LocalReset);
-                info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
-                connection.io.reset_on_close();
+                pass_reset_on(connection, info);
             }
             CopyEnd::Failed(Side::Downstream, _) => {
                 connection.info.detected_close.set(DetectedClose::RemoteReset);
@@ -271,152 +303,42 @@ impl TcpProxy {
     }
 
     /// Moves bytes through a tunnel until it ends.
-    async fn through(&self, connection: &mut Connection, mut upstream: PooledStream) {
-        let limit = upstream.buffer_limit();
-        let end = tunnel::copy(&mut connection.io, &mut upstream, limit, self.config.idle_timeout).await;
+    async fn through(&self, connection: &mut Connection, mut upstream: OpenTunnel, info: &RefCell<StreamInfo>) {
+        let Some(tunnel) = &self.tunnel else { return };
+        let drain = connection.drain.clone();
+        let drained = || drain.drain_close();
+        let options = tunnel::CopyOptions {
+            idle_timeout: self.config.idle_timeout,
+            over: self.config.check_drain_close.then_some(&drained),
+        };
+        let end = tunnel.copy(&mut connection.io, &mut upstream, info, options).await;
         match end {
+            TunnelEnd::Finished if upstream.stream.http_protocol() == Some(Protocol::Http2) => return,
+            // Over HTTP/1 this side closes the connection, whoever ended first.
             TunnelEnd::Finished => {}
             TunnelEnd::IdleTimeout => {
                 self.stats.idle_timeout().inc();
                 connection.info.closed_locally.set(true);
+                close_reason(&connection.info, None, IDLE);
             }
-            TunnelEnd::Failed(side) => {
-                connection.info.closed_locally.set(side == Side::Upstream);
-                upstream.reset(ResetReason::LocalReset);
-            }
-        }
-    }
-
-    /// Connects to a host, trying again as often as configured. None when the connection cannot be served.
-    async fn connect(&self, connection: &Connection, info: &RefCell<StreamInfo>) -> Option<Upstream> {
-        let began = clock::now();
-        let chosen = self.choose_cluster(random::below);
-        let named = match chosen {
-            Some(at) => self.cluster(&self.config.clusters[at].0).await,
-            None => None,
-        };
-        let Some(cluster) = named else {
-            self.stats.downstream_cx_no_route().inc();
-            info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
-            return None;
-        };
-        {
-            let upstream = &mut info.borrow_mut().upstream;
-            upstream.cluster = Some(cluster.name().clone());
-            upstream.cluster_alt_name = Some(cluster.observability_name.clone());
-            upstream.cluster_metadata.clone_from(&cluster.config.metadata);
-        }
-        let hash = match cluster.hash_policies() {
-            Some(policies) => policies.hash(&Headers::default(), &info.borrow(), None),
-            None => {
-                let address = self.config.hash_source_ip.then(|| connection.info.remote_address.ip()).flatten();
-                address.map(|ip| xxh64(ip.to_string().as_bytes(), 0))
-            }
-        };
-        let criteria = chosen.and_then(|at| self.config.metadata_match.get(at)?.as_deref());
-        let dynamic = info.borrow().dynamic_metadata.as_ref().and_then(|all| all.get("envoy.lb")?.as_object().cloned());
-        let context = LbContext {
-            hash,
-            metadata_match: criteria.and_then(|criteria| criteria.as_object()),
-            dynamic_metadata: dynamic.as_ref(),
-            ..LbContext::default()
-        };
-        for _ in 0..self.config.max_connect_attempts.max(1) {
-            match self.attempt(&cluster, &context, info).await {
-                Ok(upstream) => {
-                    let mut info = info.borrow_mut();
-                    info.upstream.pool_ready = Some(clock::now().saturating_duration_since(began));
-                    let connection = match &upstream {
-                        Upstream::Tcp(upstream) => &upstream.info,
-                        Upstream::Tunnel(upstream) => upstream.connection(),
-                    };
-                    info.upstream.connection_ids_attempted.push(connection.id);
-                    info.upstream.connection = Some(connection.clone());
-                    return Some(upstream);
+            TunnelEnd::Asked => self.drain_close(connection, None),
+            TunnelEnd::DownstreamFailed => connection.info.detected_close.set(DetectedClose::RemoteReset),
+            TunnelEnd::UpstreamFailed(reset) => {
+                connection.info.closed_locally.set(true);
+                if reset {
+                    pass_reset_on(connection, info);
                 }
-                Err(Failed::Final) => return None,
-                Err(Failed::MayRetry) => {}
+                return;
             }
         }
-        cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
-        info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-        None
+        upstream.reset(info);
     }
 
-    async fn attempt(
-        &self,
-        cluster: &Arc<Cluster>,
-        context: &LbContext<'_>,
-        info: &RefCell<StreamInfo>,
-    ) -> Result<Upstream, Failed> {
-        let chosen = cluster.choose_host(&LbContext { info: Some(&info.borrow()), ..*context });
-        let Some(host) = chosen else {
-            cluster.stats.upstream_cx_none_healthy().inc();
-            info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
-            return Err(Failed::Final);
-        };
-        cluster.note_selected(&host, &mut info.borrow_mut().dynamic_metadata);
-        let result = self.open(cluster, &host, info).await;
-        report(&host, result.as_ref().err());
-        let mut info = info.borrow_mut();
-        let overflow = matches!(&result, Err(failure) if failure.reason == ResetReason::Overflow);
-        if !overflow {
-            info.attempt_count += 1;
-            let (_, address) = host.shown_address();
-            info.upstream.hosts_attempted.push((address.clone(), host.hostname.clone()));
-            info.upstream.host = Some(address);
-            info.upstream.host_name = Some(host.hostname.clone()).filter(|name| !name.is_empty());
-            info.upstream.host_metadata = host.metadata();
-        }
-        match result {
-            Ok(upstream) => Ok(upstream),
-            Err(_) if overflow => {
-                info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-                Err(Failed::Final)
-            }
-            Err(failure) => {
-                info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-                info.upstream.transport_failure_reason = failure.transport_failure_reason;
-                Err(Failed::MayRetry)
-            }
-        }
-    }
-
-    async fn open(
-        &self,
-        cluster: &Arc<Cluster>,
-        host: &Arc<Host>,
-        info: &RefCell<StreamInfo>,
-    ) -> Result<Upstream, PoolFailure> {
-        let connection = info.borrow().connection.clone();
-        let tlvs =
-            self.tlvs.as_ref().map(|own| self.merged(own.tlvs(&FormatContext::new(&info.borrow())), &connection));
-        let mut client = Client::of(&connection);
-        client.tlvs = tlvs.as_deref().unwrap_or(client.tlvs);
-        let options = StreamOptions { client: Some(client), ..StreamOptions::default() };
-        match &self.tunnel {
-            None => tcp_connect(cluster, host, &options).await.map(Upstream::Tcp),
-            // Boxed: what opening needs would else be part of the session for all of its life.
-            Some(tunnel) => {
-                let open = Box::pin(tunnel.open(cluster, host, info, &options, self.config.idle_timeout));
-                open.await.map(Upstream::Tunnel)
-            }
-        }
-    }
-
-    /// The TLVs of this filter together with those of the client's header.
-    fn merged(&self, own: Vec<Tlv>, connection: &ConnectionInfo) -> Vec<Tlv> {
-        let Some(header) = &connection.proxy_protocol else { return own };
-        let came = header.tlvs.iter();
-        match self.config.tlv_merge {
-            TlvMerge::AddIfAbsent => came.cloned().collect(),
-            TlvMerge::Append => came.cloned().chain(own).collect(),
-            TlvMerge::Overwrite => {
-                let others = came.filter(|(kind, _)| !own.iter().any(|(other, _)| other == kind)).cloned();
-                let others: Vec<Tlv> = others.collect();
-                own.into_iter().chain(others).collect()
-            }
-        }
+    /// Notes that a session ends because its listener drains.
+    fn drain_close(&self, connection: &Connection, upstream: Option<&ConnectionInfo>) {
+        self.stats.downstream_cx_drain_close().inc();
+        connection.info.closed_locally.set(true);
+        close_reason(&connection.info, upstream, "tcp_proxy_drain_close");
     }
 
     fn log(&self, info: &RefCell<StreamInfo>, log_type: AccessLogType) {
@@ -427,13 +349,17 @@ impl TcpProxy {
         let (received, sent) = (info.connection.bytes.received.get(), info.connection.bytes.sent.get());
         (info.bytes_received, info.bytes_sent) = (received, sent);
         (info.meter.wire_bytes_received, info.meter.wire_bytes_sent) = (received, sent);
-        if let Some(upstream) = info.upstream.connection.clone() {
+        // The stream of a tunnel has counted for itself.
+        if let Some(upstream) = info.upstream.connection.clone().filter(|_| self.tunnel.is_none()) {
             info.upstream.meter.wire_bytes_received = upstream.bytes.received.get();
             info.upstream.meter.wire_bytes_sent = upstream.bytes.sent.get();
         }
         self.logs.log(&FormatContext { log_type, ..FormatContext::new(&info) });
     }
 }
+
+/// Why this side closes a session in which nothing moves.
+const IDLE: &str = "tcp_session_idle_timeout";
 
 /// What `work` yields, or None when `end` comes first.
 async fn until<T>(end: Option<impl Future<Output = ()>>, work: impl Future<Output = T>) -> Option<T> {
@@ -454,6 +380,15 @@ fn reset_unread(connection: &Connection) {
     }
 }
 
+/// The upstream's reset is one for the client, too.
+fn pass_reset_on(connection: &Connection, info: &RefCell<StreamInfo>) {
+    connection.info.detected_close.set(DetectedClose::LocalReset);
+    let mut info = info.borrow_mut();
+    info.upstream.detected_close = Some(DetectedClose::RemoteReset);
+    info.flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+    connection.io.reset_on_close();
+}
+
 /// Notes why this side ends a session.
 fn close_reason(downstream: &ConnectionInfo, upstream: Option<&ConnectionInfo>, reason: &'static str) {
     downstream.local_close_reason.set(reason);
@@ -472,30 +407,10 @@ fn initialization_failure(flags: ResponseFlags) -> &'static str {
     }
 }
 
-/// Tells outlier detection how connecting went.
-fn report(host: &Host, failure: Option<&PoolFailure>) {
-    let Some(monitor) = host.outlier_monitor() else { return };
-    match failure.map(|failure| failure.reason) {
-        None => monitor.put_result(OutlierResult::ConnectSuccessFinal, None),
-        Some(ResetReason::ConnectionTimeout) => monitor.put_result(OutlierResult::Timeout, None),
-        Some(ResetReason::RemoteConnectionFailure) => monitor.put_result(OutlierResult::ConnectFailed, None),
-        // Limits and local failures say nothing about the host.
-        Some(_) => {}
-    }
-}
-
 /// Why a session is over.
 enum Over {
     Ended,
     MaxDuration,
-}
-
-/// A connect attempt that failed.
-enum Failed {
-    /// Another may help.
-    MayRetry,
-    /// No other is made.
-    Final,
 }
 
 /// One filter chain's TCP proxy on one worker.
@@ -528,192 +443,4 @@ impl FilterChainFactory for TcpProxyFactory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nuncio_base::drain::DrainHandle;
-    use nuncio_base::stats::StatsConfig;
-    use nuncio_config::address::{Address, EndpointAddress};
-    use nuncio_config::cluster::*;
-    use nuncio_net::connection::Io;
-    use nuncio_upstream::ClusterManagerOptions;
-    use std::net::SocketAddr;
-    use std::time::Duration;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
-
-    fn cluster(addr: SocketAddr) -> ClusterConfig {
-        let address = EndpointAddress::Resolved(Address::Socket(addr.into()));
-        let group = LocalityEndpoints {
-            locality: Locality::default(),
-            priority: 0,
-            weight: None,
-            endpoints: vec![Endpoint::new(address)],
-        };
-        ClusterConfig {
-            endpoints: ClusterLoadAssignment { localities: vec![group], ..ClusterLoadAssignment::default() },
-            ..ClusterConfig::new("a")
-        }
-    }
-
-    fn config() -> TcpProxyConfig {
-        TcpProxyConfig {
-            stat_prefix: "t".into(),
-            clusters: vec![("a".into(), 1)],
-            metadata_match: Vec::new(),
-            added_tlvs: Default::default(),
-            tlv_merge: Default::default(),
-            idle_timeout: None,
-            max_downstream_connection_duration: None,
-            max_connect_attempts: 1,
-            access_logs: Vec::new(),
-            access_log_flush_interval: None,
-            flush_access_log_on_connected: false,
-            hash_source_ip: false,
-            tunneling: None,
-            on_demand: None,
-            path: "".into(),
-        }
-    }
-
-    struct Setup {
-        registry: Registry,
-        proxy: Rc<TcpProxy>,
-    }
-
-    impl Setup {
-        fn new(upstream: Option<SocketAddr>, config: TcpProxyConfig) -> Setup {
-            let registry = Registry::new(1, StatsConfig::default());
-            let clusters = ClusterManager::new(ClusterManagerOptions {
-                registry: registry.clone(),
-                upstream_bind: BindConfig::default(),
-                control: tokio::runtime::Handle::current(),
-                outlier_events: None,
-                tls_contexts: Default::default(),
-                event_logs: None,
-            });
-            if let Some(addr) = upstream {
-                clusters.add(Arc::new(cluster(addr))).expect("a cluster");
-            }
-            let proxy = TcpProxy::new(Arc::new(config), clusters, &registry, AccessLogs::default());
-            let proxy = Rc::new(proxy.expect("a filter"));
-            Setup { registry, proxy }
-        }
-
-        /// A client whose connection the proxy serves, and the end of the serving.
-        async fn client(&self) -> (TcpStream, tokio::task::JoinHandle<()>) {
-            let (listener, address) = listen().await;
-            let client = TcpStream::connect(address).await.expect("connects");
-            let (socket, peer) = listener.accept().await.expect("accepts");
-            let mut io = Io::tcp(socket);
-            let info = Rc::new(ConnectionInfo::new(address.into(), peer.into()));
-            io.set_meter(info.bytes.clone());
-            let connection = Connection { io, info, drain: DrainHandle::new().signal() };
-            let proxy = self.proxy.clone();
-            (client, tokio::task::spawn_local(async move { proxy.run(connection).await }))
-        }
-
-        fn count(&self, name: &str) -> u64 {
-            self.registry.counter_value(name).expect("a counter")
-        }
-    }
-
-    async fn listen() -> (TcpListener, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("bound");
-        (listener, address)
-    }
-
-    #[tokio::test]
-    async fn bytes_go_both_ways_and_a_half_close_passes() {
-        let (listener, address) = listen().await;
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let setup = Setup::new(Some(address), config());
-                let (mut client, served) = setup.client().await;
-                client.write_all(b"ping").await.expect("sent");
-                client.shutdown().await.expect("half closed");
-                let (mut upstream, _) = listener.accept().await.expect("a connection");
-                let mut got = Vec::new();
-                upstream.read_to_end(&mut got).await.expect("read");
-                assert_eq!(got, b"ping");
-                upstream.write_all(b"ping pong").await.expect("sent");
-                drop(upstream);
-                got.clear();
-                client.read_to_end(&mut got).await.expect("read");
-                assert_eq!(got, b"ping pong");
-                served.await.expect("it ends");
-                assert_eq!(setup.count("tcp.t.downstream_cx_rx_bytes_total"), 4);
-                assert_eq!(setup.count("tcp.t.downstream_cx_tx_bytes_total"), 9);
-                assert_eq!(setup.count("cluster.a.upstream_cx_tx_bytes_total"), 4);
-                assert_eq!(setup.count("cluster.a.upstream_cx_rx_bytes_total"), 9);
-                assert_eq!(setup.count("cluster.a.upstream_cx_destroy_remote_with_active_rq"), 1);
-            })
-            .await;
-    }
-
-    #[tokio::test]
-    async fn connecting_is_tried_as_often_as_configured() {
-        let (listener, address) = listen().await;
-        drop(listener);
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let setup = Setup::new(Some(address), TcpProxyConfig { max_connect_attempts: 3, ..config() });
-                let (mut client, served) = setup.client().await;
-                assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
-                served.await.expect("it ends");
-                assert_eq!(setup.count("cluster.a.upstream_cx_connect_fail"), 3);
-                assert_eq!(setup.count("cluster.a.upstream_cx_connect_attempts_exceeded"), 1);
-            })
-            .await;
-    }
-
-    #[tokio::test]
-    async fn a_connection_without_a_cluster_is_closed_and_counted() {
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let setup = Setup::new(None, config());
-                let (mut client, served) = setup.client().await;
-                assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
-                served.await.expect("it ends");
-                assert_eq!(setup.count("tcp.t.downstream_cx_no_route"), 1);
-            })
-            .await;
-    }
-
-    #[tokio::test]
-    async fn idle_and_long_sessions_end() {
-        let (listener, address) = listen().await;
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let short = Some(Duration::from_millis(20));
-                for (config, stat) in [
-                    (TcpProxyConfig { idle_timeout: short, ..config() }, "tcp.t.idle_timeout"),
-                    (
-                        TcpProxyConfig { max_downstream_connection_duration: short, ..config() },
-                        "tcp.t.max_downstream_connection_duration",
-                    ),
-                ] {
-                    let setup = Setup::new(Some(address), config);
-                    let (mut client, served) = setup.client().await;
-                    let (mut upstream, _) = listener.accept().await.expect("a connection");
-                    assert_eq!(client.read(&mut [0; 8]).await.expect("an orderly end"), 0);
-                    assert_eq!(upstream.read(&mut [0; 8]).await.expect("an orderly end"), 0);
-                    served.await.expect("it ends");
-                    assert_eq!(setup.count(stat), 1);
-                    assert_eq!(setup.count("cluster.a.upstream_cx_destroy_local"), 1);
-                }
-            })
-            .await;
-    }
-
-    #[tokio::test]
-    async fn weights_choose_the_cluster() {
-        let clusters = vec![("a".into(), 1), ("b".into(), 3)];
-        let setup = Setup::new(None, TcpProxyConfig { clusters, ..config() });
-        let chosen = |point| {
-            let at = setup.proxy.choose_cluster(|total| if total == 4 { point } else { 99 })?;
-            Some(&*setup.proxy.config.clusters[at].0)
-        };
-        assert_eq!([chosen(0), chosen(1), chosen(3)], [Some("a"), Some("b"), Some("b")]);
-    }
-}
+mod tests;

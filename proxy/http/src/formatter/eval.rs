@@ -13,7 +13,9 @@ use super::FormatContext;
 use super::operator::{AddressPart, MetadataOf, Moment, Op, PathOf, Precision, ServerNameOf, Side, Source};
 use crate::headers::{Headers, names};
 use crate::matchers::{metadata_value, query_parameter};
-use crate::stream_info::{ResponseFlags, StreamInfo};
+use crate::stream_info::{
+    ResponseFlags, StreamInfo, TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS, UPSTREAM_DYNAMIC_PORT,
+};
 
 macro_rules! named {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
@@ -276,10 +278,11 @@ impl Op {
             Op::FilterState { key, plain, max } => {
                 let Some(value) = filter_state(info, key) else { return false };
                 let start = out.len();
-                if *plain {
-                    out.extend_from_slice(value.as_bytes());
-                } else {
-                    drop(write!(out, "{}", Value::from(value)));
+                match *plain {
+                    // A message has no plain text.
+                    true if is_message(key) => return false,
+                    true => out.extend_from_slice(value.as_bytes()),
+                    false => write_typed(key, value, out),
                 }
                 out.truncate(start.saturating_add(*max));
                 true
@@ -350,7 +353,7 @@ impl Op {
                 true
             }),
             Op::FilterState { key, .. } => filter_state(cx.info, key).is_some_and(|value| {
-                drop(write!(out, "{}", Value::from(value)));
+                write_typed(key, value, out);
                 true
             }),
             Op::Coalesce(ops, _) => ops.iter().any(|op| super::json::write_value(op, cx, out)),
@@ -476,7 +479,8 @@ fn write_optional(optional: Optional, info: &StreamInfo, out: &mut Vec<u8>) -> b
         // TCP connections always have an upstream side; streams have one once a host was chosen.
         Optional::UpstreamDetectedClose if info.protocol.is_some() && upstream.host.is_none() => false,
         Optional::UpstreamDetectedClose => {
-            let close = upstream.connection.as_ref().map(|cx| cx.detected_close.get()).unwrap_or_default();
+            let connection = upstream.connection.as_ref().map(|cx| cx.detected_close.get());
+            let close = upstream.detected_close.or(connection).unwrap_or_default();
             filled(Some(close.as_str()), out)
         }
         Optional::DownstreamLocalClose => filled(Some(info.connection.local_close_reason.get()), out),
@@ -582,6 +586,21 @@ fn network(ip: IpAddr, length: u8) -> IpAddr {
 
 fn filter_state<'a>(info: &'a StreamInfo, key: &str) -> Option<&'a str> {
     info.filter_state.as_ref()?.iter().find(|(name, _)| &**name == key).map(|(_, value)| &**value)
+}
+
+/// Writes a value of the filter state as JSON.
+fn write_typed(key: &str, value: &str, out: &mut Vec<u8>) {
+    if is_message(key) || key == UPSTREAM_DYNAMIC_PORT {
+        out.extend_from_slice(value.as_bytes());
+    } else {
+        // Writing to a buffer cannot fail.
+        drop(write!(out, "{}", Value::from(value)));
+    }
+}
+
+/// Whether the value under `key` is a message, kept as JSON.
+fn is_message(key: &str) -> bool {
+    [TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS].contains(&key)
 }
 
 fn path_of(headers: &Headers, of: PathOf) -> Option<&[u8]> {

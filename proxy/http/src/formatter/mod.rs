@@ -66,7 +66,7 @@ log_types! {
     TcpUpstreamConnected = 1, TcpPeriodic = 2, TcpConnectionEnd = 3, DownstreamStart = 4, DownstreamPeriodic = 5,
     DownstreamEnd = 6, UpstreamPoolReady = 7, UpstreamPeriodic = 8, UpstreamEnd = 9,
     DownstreamTunnelSuccessfullyEstablished = 10, UdpTunnelUpstreamConnected = 11, UdpPeriodic = 12,
-    UdpSessionEnd = 13,
+    UdpSessionEnd = 13, TcpConnectionStart = 14,
 }
 
 /// What a format can refer to.

@@ -24,6 +24,7 @@ pub(super) fn line(event: HealthEvent, kind: &HealthCheckKind, cluster: &str, ho
         HealthCheckKind::Http(_) => "HTTP",
         HealthCheckKind::Tcp { .. } => "TCP",
         HealthCheckKind::Grpc { .. } => "GRPC",
+        HealthCheckKind::Redis { .. } => "REDIS",
     };
     let (before, after) = match event {
         HealthEvent::EjectUnhealthy(kind, status) => (

@@ -20,8 +20,8 @@ use crate::cluster_manager::{Warming, WeakWarming};
 use crate::host::{Host, health_flag};
 use crate::host_set::PrioritySet;
 use nuncio_base::random;
-use nuncio_base::stats::Registry;
-use nuncio_config::cluster::HealthCheckConfig;
+use nuncio_base::stats::{Counter, Registry};
+use nuncio_config::cluster::{HealthCheckConfig, HealthCheckKind};
 use nuncio_http::access_log::LogFile;
 use probe::Prober;
 use state::{HostHealth, next_interval, with_jitter};
@@ -91,6 +91,8 @@ pub(crate) async fn run(mut jobs: UnboundedReceiver<Job>) {
 pub struct HealthChecker {
     config: Arc<HealthCheckConfig>,
     stats: HealthCheckStats,
+    /// Envoy has this counter and never counts it.
+    _redis: Option<Counter>,
     log: Option<Arc<LogFile>>,
     exclude_new: bool,
     inner: Mutex<Inner>,
@@ -127,8 +129,10 @@ impl HealthChecker {
         exclude_new: bool,
         jobs: UnboundedSender<Job>,
     ) -> Self {
+        let redis = matches!(config.kind, HealthCheckKind::Redis { .. });
         HealthChecker {
             stats: HealthCheckStats::new(registry, &format!("{prefix}health_check.")),
+            _redis: redis.then(|| registry.counter(&format!("{prefix}health_check.redis.exists_failure"))),
             inner: Mutex::default(),
             changed: Notify::new(),
             config,

@@ -24,8 +24,9 @@ use nuncio_http::stream_info::StreamInfo;
 use nuncio_net::address::Address;
 use nuncio_net::connection::{ConnectionInfo, Io};
 use nuncio_net::proxy_protocol_header::{local_header, proxy_protocol_header};
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,6 +38,8 @@ const CHECK_METHOD: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
 /// A gRPC answer is two bytes; more than this is none.
 const MAX_GRPC_ANSWER: usize = 16 * 1024;
+/// The longest line of a Redis answer that is read.
+const MAX_REDIS_LINE: usize = 64 * 1024;
 /// What a TCP check keeps of an answer.
 const MAX_TCP_ANSWER: usize = 1024 * 1024;
 
@@ -54,6 +57,7 @@ enum Connection {
     Http2(H2Sender, Driver, Rc<ConnectionInfo>),
     /// With the PROXY header that goes before what each check sends.
     Tcp(Box<Io>, Bytes),
+    Redis(Box<Io>),
 }
 
 /// Does the checks of one host.
@@ -73,7 +77,7 @@ impl Prober {
                 HeaderRules::build(&http.request_headers.request_add, &http.request_headers.request_remove)
             }
             HealthCheckKind::Grpc { initial_metadata, .. } => HeaderRules::build(initial_metadata, &[]),
-            HealthCheckKind::Tcp { .. } => Ok(HeaderRules::default()),
+            HealthCheckKind::Tcp { .. } | HealthCheckKind::Redis { .. } => Ok(HeaderRules::default()),
         };
         // Formats that cannot be compiled were refused when the cluster was built.
         Prober { rules: rules.unwrap_or_default(), codecs: codecs(cluster), connection: None, config, host }
@@ -88,6 +92,7 @@ impl Prober {
                 self.tcp(cluster, send, receive, *proxy_protocol).await
             }
             HealthCheckKind::Grpc { service_name, authority, .. } => self.grpc(cluster, service_name, authority).await,
+            HealthCheckKind::Redis { key } => self.redis(cluster, key).await,
         }
     }
 
@@ -152,7 +157,7 @@ impl Prober {
         stream.upstream.host = Some(self.host.address_text.clone());
         stream.upstream.host_name = Some(self.host.hostname.clone());
         stream.upstream.host_metadata = self.host.metadata();
-        self.rules.apply_request(headers, &FormatContext::new(&stream));
+        self.rules.apply_made(headers, &FormatContext::new(&stream));
     }
 
     async fn http(&mut self, cluster: &Cluster, http: &HttpHealthCheck) -> CheckResult {
@@ -170,20 +175,24 @@ impl Prober {
             (false, 0) => usize::MAX,
             (false, size) => usize::try_from(size).unwrap_or(usize::MAX),
         };
-        if !http.payload.is_empty() {
-            headers.set(names::CONTENT_LENGTH, HeaderValue::from(http.payload.len() as u64));
-        }
+        let length = |headers: &mut Headers| {
+            if !http.payload.is_empty() {
+                headers.set(names::CONTENT_LENGTH, HeaderValue::from(http.payload.len() as u64));
+            }
+        };
         let answer = match &mut connection {
             Connection::Http1(client, info) => {
                 self.apply_rules(&mut headers, info, Protocol::Http11);
+                length(&mut headers);
                 client.begin();
                 exchange(&mut **client, &headers, &http.payload, limit).await
             }
             Connection::Http2(sender, _, info) => {
                 self.apply_rules(&mut headers, info, Protocol::Http2);
+                length(&mut headers);
                 exchange(&mut sender.stream(), &headers, &http.payload, limit).await
             }
-            Connection::Tcp(..) => None,
+            Connection::Tcp(..) | Connection::Redis(_) => None,
         };
         let Some(answer) = answer else { return CheckResult::NETWORK };
         let reusable = match &connection {
@@ -293,6 +302,55 @@ impl Prober {
             io.reset_on_close();
         }
         CheckResult::Success { degraded: false }
+    }
+}
+
+impl Prober {
+    /// `PING`, or whether a key that takes a host out of service is missing.
+    async fn redis(&mut self, cluster: &Cluster, key: &str) -> CheckResult {
+        let kept = match self.connection.take() {
+            Some(Connection::Redis(mut io)) => {
+                // Something to read is nothing that was asked for: perhaps the host has closed it.
+                let mut byte = [0];
+                let quiet = poll_fn(|cx| Poll::Ready(pin!(io.read(&mut byte)).poll(cx).is_pending())).await;
+                quiet.then_some(io)
+            }
+            _ => None,
+        };
+        let mut io = match kept {
+            Some(io) => io,
+            None => match self.connect(cluster).await {
+                Some(connected) => Box::new(connected.io),
+                None => return CheckResult::NETWORK,
+            },
+        };
+        let (request, wanted) = match key {
+            "" => ("*1\r\n$4\r\nPING\r\n".to_owned(), "+PONG"),
+            key => (format!("*2\r\n$6\r\nEXISTS\r\n${}\r\n{key}\r\n", key.len()), ":0"),
+        };
+        if io.write_all(request.as_bytes()).await.is_err() || io.flush().await.is_err() {
+            return CheckResult::NETWORK;
+        }
+        let mut answer = BytesMut::new();
+        let line = loop {
+            if let Some(end) = answer.windows(2).position(|pair| pair == b"\r\n") {
+                break &answer[..end];
+            }
+            match io.read_buf(&mut answer).await {
+                Ok(count) if count > 0 && answer.len() <= MAX_REDIS_LINE => {}
+                _ => return CheckResult::NETWORK,
+            }
+        };
+        match line.first() {
+            // All of an answer; what is longer ends the connection with the check.
+            Some(b'+' | b'-' | b':') if self.config.reuse_connection && line.len() + 2 == answer.len() => {
+                self.connection = Some(Connection::Redis(io));
+            }
+            Some(b'+' | b'-' | b':' | b'$' | b'*' | b'_' | b'#' | b',' | b'(' | b'!' | b'=' | b'%' | b'~' | b'>') => {}
+            // It is no Redis; the connection goes with the check.
+            _ => return CheckResult::WRONG,
+        }
+        if line == wanted.as_bytes() { CheckResult::Success { degraded: false } } else { CheckResult::WRONG }
     }
 }
 

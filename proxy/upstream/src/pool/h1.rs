@@ -64,6 +64,15 @@ impl H1Connection {
         self.wake.fired()
     }
 
+    /// Counts the end of an idle connection: the host closed it, or said something that nobody had asked for.
+    pub(super) fn count_idle_end(&mut self) {
+        let unasked = self.client.has_unasked();
+        if unasked {
+            self.counted.cluster.stats.upstream_cx_protocol_error().inc();
+        }
+        self.counted.ended(if unasked { Ended::Local } else { Ended::Remote }, false);
+    }
+
     /// Counts the end of a connection whose stream is over or given up, by how it ended.
     pub(super) fn count_end(&mut self) {
         let stats = &self.counted.cluster.stats;
@@ -81,6 +90,9 @@ impl H1Connection {
             None => {
                 let complete = self.client.request_complete() && self.client.response_complete();
                 let closed = self.client.peer_closed();
+                if complete && self.client.has_unasked() {
+                    stats.upstream_cx_protocol_error().inc();
+                }
                 let who = if closed { Ended::Remote } else { Ended::Local };
                 self.counted.ended(who, !complete);
             }

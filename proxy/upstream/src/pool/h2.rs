@@ -222,7 +222,9 @@ impl Future for Driver {
                 connection.counted.borrow().cluster.stats.upstream_cx_protocol_error().inc();
                 Ended::Local
             }
-            Poll::Ready(_) => Ended::Remote,
+            // Given up: no answer to a ping, or too much of something.
+            Poll::Ready(Err(_)) => Ended::Local,
+            Poll::Ready(Ok(())) => Ended::Remote,
         };
         connection.draining.set(true);
         connection.counted.borrow_mut().ended(who, connection.active.get() > 0);

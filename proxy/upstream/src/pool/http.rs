@@ -180,7 +180,7 @@ impl HttpPool {
             if let Some(mut connection) = inner.idle.pop() {
                 if connection.woken() && connection.has_ended() {
                     drop(inner);
-                    connection.counted.ended(Ended::Remote, false);
+                    connection.count_idle_end();
                     continue;
                 }
                 inner.busy += 1;
@@ -218,6 +218,7 @@ impl HttpPool {
                         reason: ResetReason::ConnectionTermination,
                         transport_failure_reason: None,
                         host: Some(self.host.clone()),
+                        no_pool: false,
                     });
                 }
             },
@@ -273,7 +274,7 @@ impl HttpPool {
         }
         if connection.has_ended() {
             drop(inner);
-            connection.counted.ended(Ended::Remote, false);
+            connection.count_idle_end();
             drop(connection);
             self.connection_lost();
             return;
@@ -484,6 +485,7 @@ impl HttpPool {
                 reason: failure.reason,
                 transport_failure_reason: failure.text.clone(),
                 host: Some(self.host.clone()),
+                no_pool: false,
             }));
         }
         self.connection_lost();
@@ -575,6 +577,7 @@ impl HttpPool {
             let connection = &mut inner.idle[at];
             let expiry = idle_timeout.map(|timeout| connection.idle_since + timeout);
             let close = if connection.woken() && connection.has_ended() {
+                connection.count_idle_end();
                 Some(Ended::Remote)
             } else if expiry.is_some_and(|expiry| expiry <= now) {
                 stats.upstream_cx_idle_timeout().inc();

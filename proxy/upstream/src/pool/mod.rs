@@ -70,11 +70,13 @@ pub struct PoolFailure {
     pub transport_failure_reason: Option<Box<str>>,
     /// The host; None when no connection was tried (too many requests wait).
     pub host: Option<Arc<Host>>,
+    /// There is no pool for the request, and there may be no more of them: to it the host is none.
+    pub no_pool: bool,
 }
 
 impl PoolFailure {
     fn overflow(host: Option<Arc<Host>>) -> Self {
-        PoolFailure { reason: ResetReason::Overflow, transport_failure_reason: None, host }
+        PoolFailure { reason: ResetReason::Overflow, transport_failure_reason: None, host, no_pool: false }
     }
 }
 
@@ -265,6 +267,7 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
                 reason: ResetReason::LocalConnectionFailure,
                 transport_failure_reason: Some("HTTP/3 is not implemented yet".into()),
                 host: Some(host.clone()),
+                no_pool: false,
             });
         }
     };
@@ -308,7 +311,7 @@ fn pool_of(cluster: &Arc<Cluster>, host: &Arc<Host>, options: &StreamOptions<'_>
     }
     if !limits.can_create(Resource::ConnectionPools) {
         cluster.stats.upstream_cx_pool_overflow().inc();
-        return Err(PoolFailure::overflow(None));
+        return Err(PoolFailure { no_pool: true, ..PoolFailure::overflow(None) });
     }
     worker::register(&cluster.workers);
     let transport = TransportOptions {

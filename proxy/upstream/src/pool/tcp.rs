@@ -116,6 +116,7 @@ pub async fn tcp_connect_with(
                 reason: failure.reason,
                 transport_failure_reason: failure.text,
                 host: Some(host.clone()),
+                no_pool: false,
             })
         }
     }

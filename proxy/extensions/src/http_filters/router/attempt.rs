@@ -37,6 +37,8 @@ pub(crate) enum Outcome {
     Abort(Abort),
     /// The load balancer had no host.
     NoHost,
+    /// There may be no more pools, and the host has none for the request.
+    NoPool,
     /// The route's timeout.
     GlobalTimeout,
     /// The response asked for another try, which is granted.

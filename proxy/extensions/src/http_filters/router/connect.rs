@@ -111,6 +111,9 @@ pub(crate) async fn connect(
             stream.info.upstream.host = None;
             stream.info.upstream.host_name = None;
         }
+        if failure.no_pool {
+            return Outcome::NoPool;
+        }
         Outcome::Failed(Failure {
             kind: FailureKind::Reset,
             reason: failure.reason,

@@ -409,6 +409,7 @@ impl Router {
                         return stream.abort(abort);
                     }
                     Outcome::NoHost => return self.no_healthy_upstream(stream, request),
+                    Outcome::NoPool => return self.no_upstream(stream, request),
                     Outcome::GlobalTimeout => return self.global_timeout(stream, request, true),
                     Outcome::Retry => break false,
                     Outcome::Hedge => break true,
@@ -543,8 +544,12 @@ impl Router {
 
 impl Router {
     fn no_healthy_upstream(&self, stream: &mut ActiveStream<'_>, request: &mut Request) {
-        hedge::reset_all(&self.config, stream, request);
         request.cluster.stats.upstream_cx_none_healthy().inc();
+        self.no_upstream(stream, request);
+    }
+
+    fn no_upstream(&self, stream: &mut ActiveStream<'_>, request: &mut Request) {
+        hedge::reset_all(&self.config, stream, request);
         charge(request, None, 503, false);
         let reply = LocalReply::new(503, "no healthy upstream", "no_healthy_upstream");
         stream.routed_reply(reply.flags(ResponseFlags::NO_HEALTHY_UPSTREAM));

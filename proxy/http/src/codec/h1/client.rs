@@ -175,6 +175,14 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Client<I> {
         self.input.eof
     }
 
+    /// True when the server said something after its last answer that nobody had asked for. A `408` is none of that:
+    /// servers take leave of idle connections with it.
+    pub fn has_unasked(&self) -> bool {
+        let left = &self.input.buf;
+        let late = left.starts_with(b"HTTP/1.") && left.get(8..12).is_some_and(|status| status == b" 408");
+        self.receiving == Receiving::Done && !self.tunnel && !left.is_empty() && !late
+    }
+
     /// What ended the exchange early.
     pub fn error(&self) -> Option<&StreamError> {
         self.error.as_ref()
