@@ -153,7 +153,7 @@ impl Tunnel {
             }
             answer => {
                 // What came with the head counts as received.
-                poll_fn(|cx| Poll::Ready(tunnel.pass_over(cx))).await;
+                poll_fn(|cx| tunnel.pass_over(cx)).await;
                 tunnel.count(info, 0, 0);
                 tunnel.stream.reset(ResetReason::LocalReset);
                 let text = answer.ok().map(|(status, _)| format!("tunnel_response:{status}").into());
@@ -249,13 +249,14 @@ impl OpenTunnel {
         }
     }
 
-    /// Takes what there is of a body that nobody wants, a few pieces at most.
-    fn pass_over(&mut self, cx: &mut Context<'_>) {
+    /// Takes what there is of a body that nobody wants, a few pieces at most, and is ready then.
+    fn pass_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..4 {
             if !matches!(self.stream.poll_frame(cx), Poll::Ready(Ok(Frame::Data(_, false)))) {
-                return;
+                break;
             }
         }
+        Poll::Ready(())
     }
 
     /// Notes what was moved: as in Envoy bytes of the connection count once as such and once on the wire of the stream.
