@@ -116,6 +116,9 @@ impl EndpointAddress {
                     });
                     return None;
                 }
+                if pipe.mode != 0 && pipe.path.starts_with('@') {
+                    cx.at("pipe", |cx| cx.error_at("mode", "Cannot set mode for Abstract AF_UNIX sockets"));
+                }
                 Some(EndpointAddress::Resolved(Address::Pipe { path: pipe.path.as_str().into(), mode: pipe.mode }))
             }
             Some(Kind::EnvoyInternalAddress(internal)) => {

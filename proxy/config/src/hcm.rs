@@ -297,6 +297,8 @@ pub struct Http2Options {
     pub stream_reset_rate: u64,
     /// `disallow_obs_text`: a value with bytes outside ASCII makes a message invalid.
     pub disallow_obs_text: bool,
+    /// `custom_settings_parameters` that no other field is for: identifier and value.
+    pub custom_settings: Box<[(u16, u32)]>,
 }
 
 impl Default for Http2Options {
@@ -321,6 +323,7 @@ impl Default for Http2Options {
             stream_reset_burst: 1000,
             stream_reset_rate: 33,
             disallow_obs_text: false,
+            custom_settings: Box::default(),
         }
     }
 }

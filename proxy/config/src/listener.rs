@@ -271,6 +271,8 @@ pub struct FilterChainConfig {
     pub transport_socket: Option<TypedConfig>,
     /// Default 15 s in Envoy is "disabled"; zero means none.
     pub transport_socket_connect_timeout: Duration,
+    /// Its metadata, as JSON.
+    pub metadata: Option<Arc<serde_json::Value>>,
     /// Tells chains apart that differ in anything; within one run of the process.
     pub fingerprint: u64,
     /// Path in the configuration.

@@ -59,10 +59,12 @@ pub struct SdsSecretConfig {
 /// `TlsCertificate`.
 #[derive(Debug, Clone)]
 pub struct TlsCertificate {
-    /// PEM chain, leaf first.
+    /// PEM chain, leaf first; with `pkcs12` the archive.
     pub chain: DataSource,
-    /// PEM private key.
+    /// PEM private key; with `pkcs12` the archive.
     pub key: DataSource,
+    /// Both are in one PKCS #12 archive.
+    pub pkcs12: bool,
     /// Password of the key.
     pub password: Option<DataSource>,
     /// OCSP response to staple, DER.

@@ -23,8 +23,8 @@ pub(crate) fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
         parts.push(format!("Chain=\"{}\"", utf8_percent_encode(&chain, PEM)));
     }
     if details.subject {
-        let escaped = peer.subject.replace('\\', "\\\\").replace('"', "\\\"");
-        parts.push(format!("Subject=\"{escaped}\""));
+        // RFC 2253 text has its quotes escaped already.
+        parts.push(format!("Subject=\"{}\"", peer.subject));
     }
     if details.uri {
         let mut any = false;
@@ -40,8 +40,7 @@ pub(crate) fn element(tls: &TlsInfo, details: &ClientCertDetails) -> String {
         parts.extend(peer.dns_sans().map(|dns| format!("DNS={dns}")));
     }
     if details.issuer {
-        let escaped = peer.issuer.replace('\\', "\\\\").replace('"', "\\\"");
-        parts.push(format!("Issuer=\"{escaped}\""));
+        parts.push(format!("Issuer=\"{}\"", peer.issuer));
     }
     neutral(parts.join(";"))
 }

@@ -126,9 +126,9 @@ mod tests {
         info.listener = Some(Arc::new(ListenerInfo {
             name: "l".into(),
             direction: Default::default(),
+            metadata: None,
             buffer_limit: 0,
             network_namespace: Some("/ns".into()),
-            metadata: None,
         }));
         for (input, expected) in [
             (MatchInput::SourceIp, "127.0.0.1"),

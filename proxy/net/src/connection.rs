@@ -92,6 +92,8 @@ pub struct ConnectionInfo {
     pub listener: Option<Arc<ListenerInfo>>,
     /// Name of the filter chain; empty if it has none.
     pub filter_chain_name: Arc<str>,
+    /// Metadata of the filter chain, as JSON.
+    pub filter_chain_metadata: Option<Arc<serde_json::Value>>,
     /// What the PROXY header said.
     pub proxy_protocol: Option<Box<ProxyProtocolInfo>>,
     /// Bytes that passed.
@@ -289,6 +291,7 @@ impl ConnectionInfo {
             tls: None,
             listener: None,
             filter_chain_name: empty_name(),
+            filter_chain_metadata: None,
             proxy_protocol: None,
             bytes: Rc::default(),
             transport_failure_reason: OnceCell::new(),

@@ -67,7 +67,9 @@ impl Level {
 
 /// Envoy's loggers, in its order of output.
 const COMPONENTS: &[&str] = &[
+    "a2a",
     "admin",
+    "ai_protocol_manager",
     "alternate_protocols_cache",
     "aws",
     "assert",
@@ -82,16 +84,15 @@ const COMPONENTS: &[&str] = &[
     "credential_injector",
     "decompression",
     "dns",
-    "dynamic_forward_proxy",
-    "dynamic_modules",
+    "dubbo",
+    "envoy_bug",
     "ext_authz",
     "ext_proc",
-    "envoy_bug",
+    "rocketmq",
     "file",
     "filter",
     "forward_proxy",
     "geolocation",
-    "golang",
     "grpc",
     "happy_eyeballs",
     "hc",
@@ -102,14 +103,18 @@ const COMPONENTS: &[&str] = &[
     "init",
     "io",
     "jwt",
+    "json_rpc",
     "kafka",
     "key_value_store",
     "lua",
+    "local_rate_limit",
     "main",
     "matcher",
+    "mcp",
     "misc",
     "mongo",
     "multi_connection",
+    "notification",
     "oauth2",
     "quic",
     "quic_stream",
@@ -122,7 +127,7 @@ const COMPONENTS: &[&str] = &[
     "runtime",
     "stats",
     "secret",
-    "stateful_session",
+    "sse",
     "tap",
     "testing",
     "thrift",
@@ -134,6 +139,7 @@ const COMPONENTS: &[&str] = &[
     "golang",
     "stats_sinks",
     "dynamic_modules",
+    "ip_tagging",
 ];
 
 /// Envoy's logger for a tracing target: a target that is a logger's name is itself.
@@ -201,6 +207,7 @@ impl Log {
         for pair in components.split(',').filter(|p| !p.is_empty()) {
             let (name, level) = pair
                 .split_once(':')
+                .filter(|(_, level)| !level.contains(':'))
                 .ok_or_else(|| format!("error: component log level not correctly specified '{pair}'"))?;
             let parsed = Level::parse(level).ok_or_else(|| bad_level(level))?;
             if !log.set(name, parsed) {

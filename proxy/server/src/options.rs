@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Worker threads; one per core by default.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub concurrency: Option<u32>,
     /// Take the number of workers from the CPU set of the process. It always is; the flag changes nothing.
     #[arg(long)]
@@ -90,19 +90,19 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
     /// Longest time for connections to end after SIGTERM, SIGINT or the removal of a listener, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, allow_negative_numbers = true)]
     pub drain_time_s: u64,
     /// Close connections with growing probability over the drain time, or with their next response.
     #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
     pub drain_strategy: DrainStrategy,
     /// Time until a hot-restarted parent is ended, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900, allow_negative_numbers = true)]
     pub parent_shutdown_time_s: u64,
     /// Access logs are written at least this often, in milliseconds; at most a second passes in any case.
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(long, value_name = "MS", default_value_t = 1000, allow_negative_numbers = true)]
     pub file_flush_interval_msec: u64,
     /// Access logs are written once this many KiB wait.
-    #[arg(long, value_name = "KB", default_value_t = 64)]
+    #[arg(long, value_name = "KB", default_value_t = 64, allow_negative_numbers = true)]
     pub file_flush_min_size_kb: u64,
     /// Adds a tag to every stat: `name:value`. May be repeated.
     #[arg(long, value_name = "TAG", action = ArgAction::Append)]
@@ -152,9 +152,6 @@ pub struct Options {
     /// Print the version and exit.
     #[arg(long)]
     pub version: bool,
-    /// Ignored, for compatibility.
-    #[arg(long, hide = true)]
-    pub ignore_rest: bool,
     /// What to do instead of serving a bootstrap.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -251,10 +248,34 @@ impl Options {
     /// Parses arguments, the program's name first. The error is ready to print; `true` beside it means that it is not
     /// an error (`--help`).
     pub fn parse_args(args: impl IntoIterator<Item = String>) -> Result<Options, (String, bool)> {
-        Options::try_parse_from(split_spaces(args)).map_err(|e| {
+        let options = Options::try_parse_from(split_spaces(args)).map_err(|e| {
             let help = !e.use_stderr();
             (if help { e.to_string() } else { e.render().to_string() }, help)
-        })
+        })?;
+        options.check().map_err(|problem| (format!("error: {problem}\n"), false))?;
+        Ok(options)
+    }
+
+    /// What is wrong with values that stand alone or beside each other, in Envoy's words.
+    fn check(&self) -> Result<(), String> {
+        for tag in &self.stats_tag {
+            let misformatted = format!("misformatted stats-tag '{tag}'");
+            let (name, value) = tag.split_once(':').ok_or_else(|| misformatted.clone())?;
+            let bad_name = !name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+            if bad_name || value.is_empty() || value.contains('.') {
+                return Err(format!(
+                    "{misformatted} contains invalid char in '{}'",
+                    if bad_name { name } else { value }
+                ));
+            }
+        }
+        if self.use_dynamic_base_id && self.restart_epoch > 0 {
+            return Err(format!("cannot use --restart-epoch={} with --use-dynamic-base-id", self.restart_epoch));
+        }
+        if self.enable_fine_grain_logging && !self.component_log_level.is_empty() {
+            return Err("--component-log-level will not work with --enable-fine-grain-logging".to_owned());
+        }
+        Ok(())
     }
 
     /// The text of `--version`. Its first `x.y.z` is the Envoy version that is spoken: tools look for it.
@@ -290,10 +311,14 @@ impl Options {
     }
 }
 
-/// Envoy takes `"--log-level info"` as one argument.
+/// Envoy takes `"--log-level info"` as one argument, and nothing after `--`.
 fn split_spaces(args: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut out = Vec::new();
     for arg in args {
+        // What follows is nobody's: Envoy passes over it.
+        if arg == "--" || arg == "--ignore_rest" {
+            break;
+        }
         match arg.split_once(' ') {
             Some((flag, value)) if flag.starts_with('-') && flag.len() > 1 && !flag.contains('=') => {
                 out.push(flag.to_owned());
@@ -341,6 +366,35 @@ mod tests {
         let numbers: Vec<_> =
             regex::Regex::new(r"(\d+\.\d+\.\d+)").unwrap().find_iter(&text).map(|m| m.as_str()).collect();
         assert_eq!(numbers, ["1.40.0"]);
+    }
+
+    #[test]
+    fn values_that_envoy_refuses_are_refused_in_its_words() {
+        for (args, expected) in [
+            (&["--stats-tag", "foo"][..], "misformatted stats-tag 'foo'"),
+            (&["--stats-tag", "f_o:bar"], "misformatted stats-tag 'f_o:bar' contains invalid char in 'f_o'"),
+            (&["--stats-tag", "foo:"], "misformatted stats-tag 'foo:' contains invalid char in ''"),
+            (&["--stats-tag", "foo:a.b"], "misformatted stats-tag 'foo:a.b' contains invalid char in 'a.b'"),
+            (
+                &["--use-dynamic-base-id", "--restart-epoch", "1"],
+                "cannot use --restart-epoch=1 with --use-dynamic-base-id",
+            ),
+            (
+                &["--enable-fine-grain-logging", "--component-log-level", "http:debug"],
+                "--component-log-level will not work with --enable-fine-grain-logging",
+            ),
+        ] {
+            assert_eq!(parse(args).unwrap_err(), (format!("error: {expected}\n"), false));
+        }
+        let (text, _) = parse(&["--concurrency", "-1"]).unwrap_err();
+        assert!(text.starts_with("error: invalid value '-1' for '--concurrency <N>'"), "{text}");
+        assert_eq!(parse(&["--stats-tag", "a1:b:c d"]).unwrap().stats_tag, ["a1:b:c d"]);
+    }
+
+    #[test]
+    fn nothing_is_read_after_two_dashes() {
+        assert_eq!(parse(&["--base-id", "3", "--", "extra", "--bogus"]).unwrap().base_id, 3);
+        assert_eq!(parse(&["--base-id", "3", "--ignore_rest", "extra"]).unwrap().base_id, 3);
     }
 
     #[test]

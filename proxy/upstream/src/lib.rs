@@ -46,7 +46,7 @@ mod testing;
 pub use circuit_breakers::{Resource, ResourceManager, ResourcePriority};
 pub use cluster::{Cluster, ClusterError, LoadCounts, Zones};
 pub use cluster_manager::{ClusterManager, ClusterManagerOptions};
-pub use host::Host;
+pub use host::{Health, Host};
 pub use lb::LbContext;
 pub use load_metrics::Metric;
 pub use outlier::OutlierResult;

@@ -76,6 +76,7 @@ nuncio_base::stat_family! {
 nuncio_base::stat_family! {
     /// Times under `cluster.<name>.` and its `internal.`, `external.` and `canary.` twins.
     pub struct TimeFamily {
+        when: used;
         histograms { upstream_rq_time: Milliseconds }
     }
 }

@@ -36,19 +36,26 @@ pub struct FamilyDesc {
     pub gauges: &'static [&'static str],
     /// Suffixes and units of the histograms.
     pub histograms: &'static [(&'static str, Unit)],
+    /// Whether it is shown only once it was used.
+    pub when_used: bool,
 }
 
 /// A family with a single stat whose suffix is empty (the prefix is the whole name).
-pub(super) static SINGLE_COUNTER: FamilyDesc = FamilyDesc { counters: &[""], gauges: &[], histograms: &[] };
+pub(super) static SINGLE_COUNTER: FamilyDesc =
+    FamilyDesc { counters: &[""], gauges: &[], histograms: &[], when_used: false };
 /// As [`SINGLE_COUNTER`], for a gauge.
-pub(super) static SINGLE_GAUGE: FamilyDesc = FamilyDesc { counters: &[], gauges: &[""], histograms: &[] };
+pub(super) static SINGLE_GAUGE: FamilyDesc =
+    FamilyDesc { counters: &[], gauges: &[""], histograms: &[], when_used: false };
 /// As [`SINGLE_COUNTER`], for histograms of each unit.
 pub(super) fn single_histogram(unit: Unit) -> &'static FamilyDesc {
-    static UNSPECIFIED: FamilyDesc = FamilyDesc { counters: &[], gauges: &[], histograms: &[("", Unit::Unspecified)] };
-    static BYTES: FamilyDesc = FamilyDesc { counters: &[], gauges: &[], histograms: &[("", Unit::Bytes)] };
-    static MICROS: FamilyDesc = FamilyDesc { counters: &[], gauges: &[], histograms: &[("", Unit::Microseconds)] };
-    static MILLIS: FamilyDesc = FamilyDesc { counters: &[], gauges: &[], histograms: &[("", Unit::Milliseconds)] };
-    static PERCENT: FamilyDesc = FamilyDesc { counters: &[], gauges: &[], histograms: &[("", Unit::Percent)] };
+    const fn single(histograms: &'static [(&'static str, Unit)]) -> FamilyDesc {
+        FamilyDesc { counters: &[], gauges: &[], histograms, when_used: false }
+    }
+    static UNSPECIFIED: FamilyDesc = single(&[("", Unit::Unspecified)]);
+    static BYTES: FamilyDesc = single(&[("", Unit::Bytes)]);
+    static MICROS: FamilyDesc = single(&[("", Unit::Microseconds)]);
+    static MILLIS: FamilyDesc = single(&[("", Unit::Milliseconds)]);
+    static PERCENT: FamilyDesc = single(&[("", Unit::Percent)]);
     match unit {
         Unit::Unspecified => &UNSPECIFIED,
         Unit::Bytes => &BYTES,
@@ -197,6 +204,18 @@ impl Block {
     pub(super) fn counter_value(&self, index: usize) -> u64 {
         let base = self.baseline.get().map_or(0, |base| base[index].load(Relaxed));
         self.sum(index).wrapping_sub(base)
+    }
+
+    /// From now on the family is shown.
+    pub fn appear(&self) {
+        self.shards[self.own_shard()].cells(self.cells().max(1));
+    }
+
+    /// Whether the family is shown.
+    pub(super) fn is_shown(&self) -> bool {
+        !self.desc.when_used
+            || self.shards.iter().any(|shard| shard.0.get().is_some())
+            || self.histograms.iter().any(|histogram| histogram.0.get().is_some())
     }
 
     /// Whether the counter was ever incremented; a reset does not clear this.

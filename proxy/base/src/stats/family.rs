@@ -26,13 +26,15 @@
 /// assert_eq!(registry.counter_value("cluster.foo.ssl.handshake"), Some(1));
 /// ```
 ///
-/// The sections `counters`, `gauges`, `histograms` may each be left out, but keep this order. A stat whose name is not a
+/// The sections `counters`, `gauges`, `histograms` may each be left out, but keep this order. A family that begins with
+/// `when: used;` is not shown before something was counted in it, or `appear` was called. A stat whose name is not a
 /// Rust identifier gives its suffix after `=`. Histograms name their [`Unit`](crate::stats::Unit).
 #[macro_export]
 macro_rules! stat_family {
     (
         $(#[$meta:meta])*
         $vis:vis struct $name:ident {
+            $(when: $when:ident;)?
             $(counters { $($c:ident $(= $cs:literal)?),* $(,)? })?
             $(gauges { $($g:ident $(= $gs:literal)?),* $(,)? })?
             $(histograms { $($h:ident $(= $hs:literal)? : $unit:ident),* $(,)? })?
@@ -54,6 +56,7 @@ macro_rules! stat_family {
                 counters: &[$($($crate::stat_family!(@name $c $($cs)?),)*)?],
                 gauges: &[$($($crate::stat_family!(@name $g $($gs)?),)*)?],
                 histograms: &[$($(($crate::stat_family!(@name $h $($hs)?), $crate::stats::Unit::$unit),)*)?],
+                when_used: false $(|| $crate::stat_family!(@when $when))?,
             };
 
             impl $name {
@@ -61,6 +64,11 @@ macro_rules! stat_family {
                 /// of the first lives, gives the same stats.
                 $vis fn new(registry: &$crate::stats::Registry, prefix: &str) -> Self {
                     Self { block: registry.family(&DESC, prefix) }
+                }
+
+                /// From now on the family is shown, whether something was counted in it or not.
+                $vis fn appear(&self) {
+                    self.block.appear();
                 }
 
                 $($(
@@ -87,6 +95,7 @@ macro_rules! stat_family {
             }
         };
     };
+    (@when used) => { true };
     (@name $ident:ident) => { stringify!($ident) };
     (@name $ident:ident $lit:literal) => { $lit };
 }

@@ -353,8 +353,8 @@ impl Registry {
         let mut out = Snapshot::default();
         let mut blocks = self.blocks();
         blocks.sort_unstable_by(|a, b| a.prefix().cmp(b.prefix()));
-        for block in blocks {
-            snapshot_block(&block, &mut out);
+        for block in blocks.iter().filter(|block| block.is_shown()) {
+            snapshot_block(block, &mut out);
         }
         let mut full = String::new();
         for codes in self.code_bodies() {

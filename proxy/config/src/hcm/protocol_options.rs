@@ -1,5 +1,6 @@
 //! `Http1ProtocolOptions` and `Http2ProtocolOptions`, which listeners and clusters share.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -91,6 +92,7 @@ impl Http2Options {
             disallow_obs_text: bool_value(&message.disallow_obs_text).unwrap_or(false),
             ..default
         };
+        cx.at("custom_settings_parameters", |cx| custom_settings(cx, message, &mut options));
         if let Some(keepalive) = &message.connection_keepalive {
             cx.at("connection_keepalive", |cx| {
                 options.keepalive_interval = cx.duration("interval", &keepalive.interval);
@@ -105,6 +107,54 @@ impl Http2Options {
         }
         Some(options)
     }
+}
+
+/// Settings by number, in Envoy's words where it refuses them. Those that have a field of their own become that.
+fn custom_settings(cx: &mut Context, message: &core::Http2ProtocolOptions, options: &mut Http2Options) {
+    let mut chosen: BTreeMap<u16, u32> = BTreeMap::new();
+    let (mut inconsistent, mut collisions) = (BTreeSet::new(), BTreeSet::new());
+    for parameter in &message.custom_settings_parameters {
+        // Bounded by the constraint on the field.
+        let identifier = u32_value(&parameter.identifier).unwrap_or(0) as u16;
+        let value = u32_value(&parameter.value).unwrap_or(0);
+        let named = match identifier {
+            1 => message.hpack_table_size.is_some().then_some("hpack_table_size"),
+            2 if value != 0 => {
+                cx.error("server push is not supported by Envoy and can not be enabled via a SETTINGS parameter.");
+                None
+            }
+            3 => message.max_concurrent_streams.is_some().then_some("max_concurrent_streams"),
+            4 => message.initial_stream_window_size.is_some().then_some("initial_stream_window_size"),
+            8 => {
+                cx.error("the \"allow_connect\" SETTINGS parameter must only be configured through the named field");
+                None
+            }
+            _ => None,
+        };
+        collisions.extend(named);
+        if chosen.insert(identifier, value).is_some_and(|before| before != value) {
+            inconsistent.insert(format!("0x{identifier:02x}"));
+        }
+    }
+    let list = |names: Vec<String>| names.join(",");
+    if !inconsistent.is_empty() {
+        let identifiers = list(inconsistent.into_iter().collect());
+        cx.error(format!("inconsistent HTTP/2 custom SETTINGS parameter(s) detected; identifiers = {{{identifiers}}}"));
+    }
+    if !collisions.is_empty() {
+        let names = list(collisions.into_iter().map(str::to_owned).collect());
+        cx.error(format!(
+            "the {{{names}}} HTTP/2 SETTINGS parameter(s) can not be configured through both named and custom parameters"
+        ));
+    }
+    for (identifier, field) in [
+        (1, &mut options.hpack_table_size),
+        (3, &mut options.max_concurrent_streams),
+        (4, &mut options.initial_stream_window_size),
+    ] {
+        *field = chosen.remove(&identifier).unwrap_or(*field);
+    }
+    options.custom_settings = chosen.into_iter().collect();
 }
 
 #[cfg(test)]
@@ -159,6 +209,50 @@ mod tests {
             errors(result),
             ["header_key_format.stateful_formatter: header formatter 'Other' is not implemented"]
         );
+    }
+
+    #[test]
+    fn settings_by_number_are_those_of_their_fields_or_sent_as_they_are() {
+        let parameters = |list: &[(u32, u32)]| {
+            let parameter = |(identifier, value): &(u32, u32)| core::http2_protocol_options::SettingsParameter {
+                identifier: Some(google::UInt32Value { value: *identifier }),
+                value: Some(google::UInt32Value { value: *value }),
+            };
+            core::Http2ProtocolOptions {
+                custom_settings_parameters: list.iter().map(parameter).collect(),
+                ..Default::default()
+            }
+        };
+        let decode =
+            |message: &core::Http2ProtocolOptions| Context::default().run(|cx| Http2Options::decode(cx, message, None));
+        let options = decode(&parameters(&[(3, 7), (0x10, 5), (2, 0), (0x10, 5)])).unwrap();
+        assert_eq!(options.max_concurrent_streams, 7);
+        assert_eq!(*options.custom_settings, [(2, 0), (0x10, 5)]);
+        let at = |text: &str| vec![format!("custom_settings_parameters: {text}")];
+        let named = core::Http2ProtocolOptions {
+            max_concurrent_streams: Some(google::UInt32Value { value: 8 }),
+            ..parameters(&[(3, 7)])
+        };
+        for (message, expected) in [
+            (
+                parameters(&[(1, 5), (1, 6)]),
+                "inconsistent HTTP/2 custom SETTINGS parameter(s) detected; identifiers = {0x01}",
+            ),
+            (
+                parameters(&[(2, 1)]),
+                "server push is not supported by Envoy and can not be enabled via a SETTINGS parameter.",
+            ),
+            (
+                parameters(&[(8, 1)]),
+                "the \"allow_connect\" SETTINGS parameter must only be configured through the named field",
+            ),
+            (
+                named,
+                "the {max_concurrent_streams} HTTP/2 SETTINGS parameter(s) can not be configured through both named and custom parameters",
+            ),
+        ] {
+            assert_eq!(errors(decode(&message)), at(expected));
+        }
     }
 
     #[test]

@@ -283,6 +283,7 @@ impl FilterChainConfig {
             transport_socket_connect_timeout: cx
                 .duration("transport_socket_connect_timeout", &message.transport_socket_connect_timeout)
                 .unwrap_or_default(),
+            metadata: json::metadata(&message.metadata),
             fingerprint: chain_fingerprint(message),
             path: cx.path_text(),
         })
@@ -493,7 +494,14 @@ fn listener_filter(cx: &mut Context, name: &str, any: Option<&Any>) -> Option<Li
         (Some("original_dst.v3.OriginalDst"), _) => ListenerFilterConfig::OriginalDst,
         (Some("proxy_protocol.v3.ProxyProtocol"), Some(any)) => {
             let message: proxy_protocol::ProxyProtocol = cx.unpack(any)?;
-            ListenerFilterConfig::ProxyProtocol(ProxyProtocolConfig::decode(&message))
+            let config = ProxyProtocolConfig::decode(&message);
+            if [1, 2].iter().all(|version| config.disallowed_versions.contains(version)) {
+                cx.error_at(
+                    "disallowed_versions",
+                    "Proxy Protocol filter is misconfigured: all proxy protocol versions are disallowed.",
+                );
+            }
+            ListenerFilterConfig::ProxyProtocol(config)
         }
         _ => ListenerFilterConfig::Extension(cx.typed_config_at(name, any, &[])),
     })

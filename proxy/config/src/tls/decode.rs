@@ -204,6 +204,11 @@ impl CommonTlsContext {
         if cx.error_count() > before {
             return None;
         }
+        let protocols = || message.alpn_protocols.iter().flat_map(|protocols| protocols.split(','));
+        // RFC 7301 has one byte for the length.
+        if protocols().any(|protocol| protocol.len() > 255) {
+            cx.error_at("alpn_protocols", "Invalid ALPN protocol string");
+        }
         Some(CommonTlsContext {
             min_version,
             max_version,
@@ -212,13 +217,7 @@ impl CommonTlsContext {
             certificates,
             validation,
             // One entry may hold several protocols, as Envoy joins and splits them at commas.
-            alpn_protocols: message
-                .alpn_protocols
-                .iter()
-                .flat_map(|protocols| protocols.split(','))
-                .filter(|protocol| !protocol.is_empty())
-                .map(Into::into)
-                .collect(),
+            alpn_protocols: protocols().filter(|protocol| !protocol.is_empty()).map(Into::into).collect(),
             key_log,
             path: cx.path_text(),
         })
@@ -313,25 +312,45 @@ impl SdsSecretConfig {
 impl TlsCertificate {
     /// Decodes a certificate in place or one that came by SDS.
     pub fn decode(cx: &mut Context, message: &pb::TlsCertificate) -> Option<Self> {
-        for (set, field) in
-            [(message.pkcs12.is_some(), "pkcs12"), (message.private_key_provider.is_some(), "private_key_provider")]
-        {
-            if set {
-                cx.error_at(field, "not implemented: give certificate_chain and private_key as PEM");
+        let pkcs12 = message.pkcs12.is_some();
+        for (set, field) in [
+            (message.private_key_provider.is_some(), "private_key_provider"),
+            (message.certificate_chain.is_some(), "certificate_chain"),
+            (message.private_key.is_some(), "private_key"),
+        ] {
+            if set && pkcs12 {
+                cx.error_at(field, format!("Certificate configuration can't have both pkcs12 and {field}"));
                 return None;
             }
         }
+        if message.private_key_provider.is_some() {
+            cx.error_at("private_key_provider", "not implemented: give certificate_chain and private_key as PEM");
+            return None;
+        }
         let watch = &message.watched_directory;
-        let chain = source(cx, "certificate_chain", &message.certificate_chain);
-        let key = source(cx, "private_key", &message.private_key);
-        if message.certificate_chain.is_none() {
+        let archive = source(cx, "pkcs12", &message.pkcs12);
+        let chain = source(cx, "certificate_chain", &message.certificate_chain).or_else(|| archive.clone());
+        let key = source(cx, "private_key", &message.private_key).or(archive);
+        if pkcs12 {
+            // Both are in it.
+        } else if message.certificate_chain.is_none() {
             cx.error("Failed to load incomplete certificate: certificate chain not set");
         } else if message.private_key.is_none() {
             cx.error("Failed to load incomplete private key: private key not set");
         }
         let password = source(cx, "password", &message.password);
         let ocsp_staple = source(cx, "ocsp_staple", &message.ocsp_staple);
-        Some(TlsCertificate { chain: chain?.watched_by(watch), key: key?.watched_by(watch), password, ocsp_staple })
+        let inline = message.ocsp_staple.as_ref().and_then(|staple| staple.specifier.as_ref());
+        if matches!(inline, Some(core::data_source::Specifier::InlineString(_))) {
+            cx.error_at("ocsp_staple", "OCSP staple cannot be provided via inline_string");
+        }
+        Some(TlsCertificate {
+            chain: chain?.watched_by(watch),
+            key: key?.watched_by(watch),
+            pkcs12,
+            password,
+            ocsp_staple,
+        })
     }
 }
 
@@ -486,6 +505,12 @@ impl SanMatcher {
                 cx.error_at("oid", "oid is required for OTHER_NAME");
                 return None;
             }
+            // Names that OpenSSL has for some are not known here.
+            Type::OtherName if !is_dotted_oid(&message.oid) => {
+                let oid = &message.oid;
+                cx.error_at("oid", format!("Failed to create SAN matcher for OTHER_NAME with OID: {oid}"));
+                return None;
+            }
             Type::OtherName => SanType::OtherName(message.oid.as_str().into()),
             Type::Unspecified => {
                 cx.error_at("san_type", "value must not be SAN_TYPE_UNSPECIFIED");
@@ -494,6 +519,12 @@ impl SanMatcher {
         };
         Some(SanMatcher { san_type, matcher: cx.required("matcher", &message.matcher, StringMatcher::decode)? })
     }
+}
+
+/// Whether it is an object identifier in numbers, such as `1.3.6.1.4.1.311.20.2.3`.
+fn is_dotted_oid(text: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.contains('.') && text.split('.').all(number)
 }
 
 #[cfg(test)]

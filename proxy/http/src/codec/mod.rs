@@ -133,14 +133,16 @@ impl StreamError {
 /// Bytes of one stream on the wire, for stats and access logs; Envoy's `BytesMeter`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BytesMeter {
-    /// Head and trailers sent.
+    /// Fields of head and trailers sent: in HTTP/1 without the first line and the empty one, as Envoy counts.
     pub header_bytes_sent: u64,
-    /// Head and trailers received.
+    /// Fields of head and trailers received: in HTTP/1 names and values, and three bytes for each field, as Envoy counts.
     pub header_bytes_received: u64,
     /// All bytes sent, framing included.
     pub wire_bytes_sent: u64,
     /// All bytes received, framing included.
     pub wire_bytes_received: u64,
+    /// Name and value of the `connection` field that the codec added to a response, which Envoy has in the response itself.
+    pub connection_field_bytes: u64,
 }
 
 impl BytesMeter {
@@ -150,6 +152,7 @@ impl BytesMeter {
         self.header_bytes_received += other.header_bytes_received;
         self.wire_bytes_sent += other.wire_bytes_sent;
         self.wire_bytes_received += other.wire_bytes_received;
+        self.connection_field_bytes += other.connection_field_bytes;
     }
 }
 

@@ -1,8 +1,9 @@
 //! Stats of the codecs: `http1.` and `http2.` at the top for downstream connections, and below `cluster.<name>.`.
 
 nuncio_base::stat_family! {
-    /// HTTP/1 codec stats; the prefix ends in `http1.`.
+    /// HTTP/1 codec stats; the prefix ends in `http1.`. Shown from the first connection on.
     pub struct Http1Stats {
+        when: used;
         counters {
             dropped_headers_with_underscores,
             metadata_not_supported_error,
@@ -14,7 +15,9 @@ nuncio_base::stat_family! {
 
 nuncio_base::stat_family! {
     /// HTTP/2 codec stats; the prefix ends in `http2.`. Those that only Envoy's libraries can count stay at zero.
+    /// Shown from the first connection on.
     pub struct Http2Stats {
+        when: used;
         counters {
             cookies_total_bytes_too_large,
             dropped_headers_with_underscores,

@@ -313,7 +313,7 @@ impl Op {
                 out.truncate(start.saturating_add(*max));
                 found
             }
-            Op::RequestedServerName(of) => server_name(*of, cx, out),
+            Op::RequestedServerName(of, host) => server_name(*of, *host, cx, out),
             Op::ResponseCodeDetails { spaces } => match info.response_code_details.as_deref() {
                 None => false,
                 Some(details) if *spaces => text(Some(details.as_bytes()), out),
@@ -325,7 +325,8 @@ impl Op {
             }
             Op::GrpcStatus(form) => form.write(cx, out),
             Op::HeadersBytes(source) => {
-                digits(headers(cx, *source).map_or(0, |headers| headers.byte_size() as u64), out)
+                let added = if *source == Source::Response { cx.info.meter.connection_field_bytes } else { 0 };
+                digits(headers(cx, *source).map_or(0, |headers| headers.byte_size() as u64 + added), out)
             }
             Op::AccessLogType => text(Some(cx.log_type.as_str().as_bytes()), out),
             Op::LocalReplyBody => text(Some(info.local_reply_body.as_deref().unwrap_or_default()), out),
@@ -370,7 +371,9 @@ impl Op {
             MetadataOf::UpstreamHost => info.upstream.host_metadata.as_ref().and_then(|value| value.as_object()),
             MetadataOf::Listener => info.connection.listener.as_ref().and_then(|listener| listener.metadata()),
             MetadataOf::VirtualHost => info.virtual_host_metadata.as_ref().and_then(|value| value.as_object()),
-            MetadataOf::Nowhere => None,
+            MetadataOf::FilterChain => {
+                info.connection.filter_chain_metadata.as_ref().and_then(|value| value.as_object())
+            }
         };
         metadata_value(map, namespace, path).filter(|value| !value.is_null())
     }
@@ -654,13 +657,21 @@ fn decode_visible(query: &[u8], max: usize, out: &mut Vec<u8>) -> bool {
     true
 }
 
-fn server_name(of: ServerNameOf, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool {
+fn server_name(of: ServerNameOf, host: PathOf, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool {
     let sni = cx.info.connection.requested_server_name.as_deref().filter(|name| !name.is_empty());
-    let host = || cx.request.and_then(|headers| headers.bytes(&names::AUTHORITY)).filter(|host| !host.is_empty());
+    let host = cx.request.and_then(|headers| {
+        let original = || headers.bytes(&names::X_ENVOY_ORIGINAL_HOST);
+        match host {
+            PathOf::Original => original(),
+            PathOf::Current => headers.bytes(&names::AUTHORITY),
+            PathOf::OriginalOrCurrent => original().or_else(|| headers.bytes(&names::AUTHORITY)),
+        }
+    });
+    let host = host.filter(|host| !host.is_empty());
     // A host was checked by the codec; only what the TLS client says may hold anything.
     let name = match (of, sni) {
-        (ServerNameOf::HostFirst, _) if host().is_some() => return text(host(), out),
-        (ServerNameOf::SniFirst, None) => return text(host(), out),
+        (ServerNameOf::HostFirst, _) if host.is_some() => return text(host, out),
+        (ServerNameOf::SniFirst, None) => return text(host, out),
         (_, sni) => sni,
     };
     let Some(name) = name else { return false };

@@ -51,9 +51,8 @@ pub(super) enum MetadataOf {
     Cluster,
     UpstreamHost,
     Listener,
+    FilterChain,
     VirtualHost,
-    /// Not kept anywhere yet: that of filter chains.
-    Nowhere,
 }
 
 /// Which moment.
@@ -73,7 +72,7 @@ pub(super) enum Precision {
     Nanos,
 }
 
-/// Which path.
+/// Which path, or which host: before it was rewritten, or now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PathOf {
     Original,
@@ -146,7 +145,7 @@ pub(super) enum Op {
         key: ForwardedKey,
         max: usize,
     },
-    RequestedServerName(ServerNameOf),
+    RequestedServerName(ServerNameOf, PathOf),
     ResponseCodeDetails {
         spaces: bool,
     },
@@ -320,7 +319,18 @@ impl<'a> Command<'a> {
             }
             "REQUESTED_SERVER_NAME" => {
                 self.no_length()?;
-                Op::RequestedServerName(match self.argument.split(':').next().unwrap_or_default() {
+                let (order, host) = self.argument.split_once(':').unwrap_or((self.argument, ""));
+                let host = match host {
+                    "" | "ORIG_OR_HOST" => PathOf::OriginalOrCurrent,
+                    "ORIG" => PathOf::Original,
+                    "HOST" => PathOf::Current,
+                    other => {
+                        return Err(FormatError(format!(
+                            "Invalid REQUESTED_SERVER_NAME option: '{other}', only 'ORIG_OR_HOST'/'HOST'/'ORIG' are allowed"
+                        )));
+                    }
+                };
+                let order = match order {
                     "" | "SNI_ONLY" => ServerNameOf::SniOnly,
                     "SNI_FIRST" => ServerNameOf::SniFirst,
                     "HOST_FIRST" => ServerNameOf::HostFirst,
@@ -329,7 +339,8 @@ impl<'a> Command<'a> {
                             "Invalid REQUESTED_SERVER_NAME option: '{other}', only 'SNI_ONLY'/'SNI_FIRST'/'HOST_FIRST' are allowed"
                         )));
                     }
-                })
+                };
+                Op::RequestedServerName(order, host)
             }
             "RESPONSE_CODE_DETAILS" => {
                 self.no_length()?;
@@ -425,8 +436,8 @@ impl<'a> Command<'a> {
             "ROUTE" => MetadataOf::Route,
             "UPSTREAM_HOST" => MetadataOf::UpstreamHost,
             "LISTENER" => MetadataOf::Listener,
+            "LISTENER_FILTER_CHAIN" => MetadataOf::FilterChain,
             "VIRTUAL_HOST" => MetadataOf::VirtualHost,
-            "LISTENER_FILTER_CHAIN" => MetadataOf::Nowhere,
             other => return Err(FormatError(format!("{other} is not supported type of metadata"))),
         };
         Ok(self.metadata_at(of, rest))

@@ -293,6 +293,7 @@ async fn connection(mut this: Rc<WorkerListener>, mut plain: Plain, mut info: Co
     info.id = next_connection_id();
     info.listener = Some(own.unwrap_or_else(|| this.listener.info.clone()));
     info.filter_chain_name = chain.name.clone();
+    info.filter_chain_metadata.clone_from(&chain.config.metadata);
     let handler = this.handler(&table, &chain);
     let logs = (!table.access_logs.is_empty()).then(|| table.clone());
     drop(table);

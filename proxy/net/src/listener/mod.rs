@@ -309,9 +309,9 @@ impl Listener {
             info: Arc::new(ListenerInfo {
                 name: config.name.clone(),
                 direction: config.traffic_direction,
+                metadata: config.metadata.clone(),
                 buffer_limit: config.per_connection_buffer_limit_bytes,
                 network_namespace: None,
-                metadata: config.metadata.clone(),
             }),
             stats: ListenerStats::new(registry, &stat_prefix),
             tls_stats,

@@ -32,6 +32,7 @@ fn chain(name: &str, matches: FilterChainMatch) -> FilterChainConfig {
         tls: None,
         transport_socket: None,
         transport_socket_connect_timeout: Duration::ZERO,
+        metadata: None,
         fingerprint: 0,
         path: "".into(),
     }

@@ -7,12 +7,13 @@ use rustc_hash::FxHashMap;
 use rustls::SignatureAlgorithm;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::error::TlsConfigError;
 use super::handshake::note;
 use super::info::{CertificateInfo, San};
-use super::sources;
+use super::{pkcs12, sources};
 
 /// A certificate and where it came from, for `/certs`.
 #[derive(Debug, Clone)]
@@ -70,26 +71,42 @@ pub(super) fn load_all(sources: &[CertificateSource], path: &str) -> Result<Vec<
 fn load(certificate: &TlsCertificate, path: &str) -> Result<OwnCertificate, TlsConfigError> {
     let fail = |problem: String| TlsConfigError::new(path, problem);
     let chain_source = sources::read(&certificate.chain).map_err(fail)?;
-    let chain = sources::certificates(&chain_source, "certificate chain").map_err(fail)?;
-    let info = chain
-        .first()
-        .and_then(|leaf| CertificateInfo::parse(leaf))
-        .ok_or_else(|| fail(format!("Failed to load certificate chain from {}: bad encoding", chain_source.label)))?;
-    let key_source = sources::read(&certificate.key).map_err(fail)?;
     let password = certificate.password.as_ref().map(sources::read).transpose().map_err(fail)?;
-    let key = sources::private_key(&key_source, password.as_ref()).map_err(fail)?;
+    let (mut chain, key, key_label) = if certificate.pkcs12 {
+        let password = password.as_ref().map(sources::password).unwrap_or_default();
+        let archive = pkcs12::open(&chain_source.bytes, password)
+            .map_err(|problem| fail(format!("Failed to load pkcs12 from {}: {problem}", chain_source.label)))?;
+        (archive.certificates, archive.key, chain_source.label.clone())
+    } else {
+        let chain = sources::certificates(&chain_source, "certificate chain").map_err(fail)?;
+        let key_source = sources::read(&certificate.key).map_err(fail)?;
+        (chain, sources::private_key(&key_source, password.as_ref()).map_err(fail)?, key_source.label)
+    };
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|error| fail(format!("Failed to load private key from {}: {error}", key_source.label)))?;
+        .map_err(|error| fail(format!("Failed to load private key from {key_label}: {error}")))?;
+    let public = key.public_key();
+    let is_own = |certificate: &CertificateDer<'_>| {
+        let own = public.as_ref().map(AsRef::as_ref);
+        X509Certificate::from_der(certificate).is_ok_and(|(_, it)| own.is_none_or(|own| it.public_key().raw == own))
+    };
+    // An archive has its certificates in any order.
+    if certificate.pkcs12
+        && let Some(own) = chain.iter().position(&is_own)
+    {
+        chain[..=own].rotate_right(1);
+    }
+    let info = chain
+        .first()
+        .and_then(|leaf| CertificateInfo::parse(leaf))
+        .ok_or_else(|| fail(format!("Failed to load certificate chain from {}: bad encoding", chain_source.label)))?;
     // Not rustls' own comparison: it refuses certificates of X.509 version 1, which BoringSSL takes.
-    let of_certificate = X509Certificate::from_der(&info.der).ok();
-    let of_certificate = of_certificate.as_ref().map(|(_, certificate)| certificate.public_key().raw);
-    if key.public_key().is_some_and(|own| of_certificate != Some(own.as_ref())) {
+    if chain.first().is_some_and(|leaf| !is_own(leaf)) {
         return Err(fail(format!(
-            "Failed to load private key from {}: it is not the key of the certificate in {}",
-            key_source.label, chain_source.label
+            "Failed to load private key from {key_label}: it is not the key of the certificate in {}",
+            chain_source.label
         )));
     }
     let mut key = CertifiedKey::new(chain, key);
@@ -204,6 +221,7 @@ pub(super) mod tests {
         let config = TlsCertificate {
             chain: DataSource::Inline(certificate.pem().into_bytes()),
             key: DataSource::Inline(key.serialize_pem().into_bytes()),
+            pkcs12: false,
             password: None,
             ocsp_staple: None,
         };

@@ -95,6 +95,7 @@ impl ClientTlsContext {
         stats: Arc<TlsStats>,
         secrets: &Secrets,
     ) -> Result<Arc<Self>, TlsConfigError> {
+        stats.appear();
         let secrets = secrets.of(&template.common);
         let config = resolved(&template, &secrets);
         let state = config.as_ref().map(|config| State::load(config)).transpose()?;

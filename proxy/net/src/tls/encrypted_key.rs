@@ -23,10 +23,10 @@ const HMAC_SHA512: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x02\x0b";
 const AES_128_CBC: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01\x02";
 const AES_256_CBC: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x01\x2a";
 
-const INTEGER: u8 = 2;
-const OCTET_STRING: u8 = 4;
-const OID: u8 = 6;
-const SEQUENCE: u8 = 0x30;
+pub(super) const INTEGER: u8 = 2;
+pub(super) const OCTET_STRING: u8 = 4;
+pub(super) const OID: u8 = 6;
+pub(super) const SEQUENCE: u8 = 0x30;
 
 /// Whether a PEM text has a key under a password.
 pub(super) fn is_encrypted(pem: &[u8]) -> bool {
@@ -35,15 +35,28 @@ pub(super) fn is_encrypted(pem: &[u8]) -> bool {
 
 /// Opens the key of a PEM text.
 pub(super) fn open(pem: &[u8], password: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    let unsupported = || {
-        "this kind of encryption is not supported (PKCS #8 with PBES2, PBKDF2 and AES-CBC is: `openssl pkcs8 -topk8`)"
-            .to_owned()
-    };
     let text = std::str::from_utf8(pem).map_err(|_| "not a PEM text".to_owned())?;
     let body = text.split_once(BEGIN).and_then(|(_, rest)| rest.split_once(END)).ok_or_else(unsupported)?.0;
     let body: String = body.split_ascii_whitespace().collect();
     let der = base64(&body).ok_or("bad base64")?;
-    let sealed = parse(&der).ok_or_else(unsupported)?;
+    // RFC 5208 6.
+    let info = |der: &'_ [u8]| {
+        let mut info = Der(Der(der).expect(SEQUENCE)?);
+        Some((info.expect(SEQUENCE)?.to_vec(), info.expect(OCTET_STRING)?.to_vec()))
+    };
+    let (algorithm, content) = info(&der).ok_or_else(unsupported)?;
+    let plain = decrypt(&algorithm, &content, password)?;
+    Ok(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(plain)))
+}
+
+fn unsupported() -> String {
+    "this kind of encryption is not supported (PKCS #8 with PBES2, PBKDF2 and AES-CBC is: `openssl pkcs8 -topk8`)"
+        .to_owned()
+}
+
+/// Opens what is encrypted with the algorithm of this AlgorithmIdentifier; the content is a SEQUENCE.
+pub(super) fn decrypt(algorithm: &[u8], content: &[u8], password: &[u8]) -> Result<Vec<u8>, String> {
+    let sealed = parse(algorithm).ok_or_else(unsupported)?;
     let (cipher, length) = match sealed.cipher {
         AES_128_CBC => (&AES_128, 16),
         AES_256_CBC => (&AES_256, 32),
@@ -60,14 +73,14 @@ pub(super) fn open(pem: &[u8], password: &[u8]) -> Result<PrivateKeyDer<'static>
     pbkdf2::derive(prf, sealed.iterations, sealed.salt, password, &mut key[..length]);
     let wrong = |_| "the password does not open it".to_owned();
     let key = UnboundCipherKey::new(cipher, &key[..length]).and_then(PaddedBlockDecryptingKey::cbc_pkcs7);
-    let mut content = sealed.content.to_vec();
+    let mut content = content.to_vec();
     let context = DecryptionContext::Iv128(FixedLength::from(sealed.iv));
     let plain = key.and_then(|key| key.decrypt(&mut content, context).map(|plain| plain.to_vec())).map_err(wrong)?;
     // A wrong password can leave valid padding; the content is then no key.
     if plain.first() != Some(&SEQUENCE) {
         return Err("the password does not open it".to_owned());
     }
-    Ok(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(plain)))
+    Ok(plain)
 }
 
 struct Sealed<'a> {
@@ -76,14 +89,11 @@ struct Sealed<'a> {
     iterations: NonZeroU32,
     cipher: &'a [u8],
     iv: [u8; 16],
-    content: &'a [u8],
 }
 
-/// RFC 5208 6 and RFC 8018 A.
-fn parse(der: &[u8]) -> Option<Sealed<'_>> {
-    let mut outer = Der(Der(der).expect(SEQUENCE)?);
-    let mut algorithm = Der(outer.expect(SEQUENCE)?);
-    let content = outer.expect(OCTET_STRING)?;
+/// RFC 8018 A.
+fn parse(algorithm: &[u8]) -> Option<Sealed<'_>> {
+    let mut algorithm = Der(algorithm);
     if algorithm.expect(OID)? != PBES2 {
         return None;
     }
@@ -95,23 +105,28 @@ fn parse(der: &[u8]) -> Option<Sealed<'_>> {
     }
     let mut derivation = Der(derivation.expect(SEQUENCE)?);
     let salt = derivation.expect(OCTET_STRING)?;
-    let iterations = derivation.expect(INTEGER)?;
-    let iterations = iterations.iter().try_fold(0u32, |sum, byte| sum.checked_mul(256)?.checked_add((*byte).into()))?;
+    let iterations = derivation.number()?;
     if derivation.0.first() == Some(&INTEGER) {
         derivation.expect(INTEGER)?;
     }
     let prf = if derivation.0.is_empty() { HMAC_SHA1 } else { Der(derivation.expect(SEQUENCE)?).expect(OID)? };
     let cipher = encryption.expect(OID)?;
     let iv = encryption.expect(OCTET_STRING)?.try_into().ok()?;
-    Some(Sealed { prf, salt, iterations: NonZeroU32::new(iterations)?, cipher, iv, content })
+    Some(Sealed { prf, salt, iterations: NonZeroU32::new(iterations)?, cipher, iv })
 }
 
 /// A cursor over DER values.
-struct Der<'a>(&'a [u8]);
+pub(super) struct Der<'a>(pub(super) &'a [u8]);
 
 impl<'a> Der<'a> {
+    /// The next value, a number that is not below zero.
+    pub(super) fn number(&mut self) -> Option<u32> {
+        let bytes = self.expect(INTEGER)?;
+        bytes.iter().try_fold(0u32, |sum, byte| sum.checked_mul(256)?.checked_add((*byte).into()))
+    }
+
     /// The contents of the next value, which must have this tag.
-    fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
+    pub(super) fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (head, rest) = self.0.split_first_chunk::<2>()?;
         if head[0] != tag {
             return None;
@@ -122,6 +137,10 @@ impl<'a> Der<'a> {
             0x82 => {
                 let (length, rest) = rest.split_first_chunk::<2>()?;
                 (usize::from(u16::from_be_bytes(*length)), rest)
+            }
+            0x83 => {
+                let (length, rest) = rest.split_first_chunk::<3>()?;
+                (length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
             }
             _ => return None,
         };

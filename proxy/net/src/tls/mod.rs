@@ -10,6 +10,7 @@ mod encrypted_key;
 mod error;
 mod handshake;
 pub mod parameters;
+mod pkcs12;
 pub mod secrets;
 mod sources;
 mod stats;

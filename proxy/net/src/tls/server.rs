@@ -90,6 +90,7 @@ impl ServerTlsContext {
         stats: Arc<TlsStats>,
         secrets: &Secrets,
     ) -> Result<Arc<Self>, TlsConfigError> {
+        stats.appear();
         let keys = template.session_ticket_keys_sds.as_ref().map(|config| secrets.ticket_keys(config));
         let mut secrets = secrets.of(&template.common);
         // Behind those of the common part.
@@ -801,6 +802,7 @@ pub(super) mod tests {
         server.common.certificates = vec![CertificateSource::Static(nuncio_config::tls::TlsCertificate {
             chain: DataSource::Inline(leaf.pem().into_bytes()),
             key: DataSource::Inline(key.serialize_pem().into_bytes()),
+            pkcs12: false,
             password: None,
             ocsp_staple: None,
         })];
@@ -820,6 +822,7 @@ pub(super) mod tests {
         server.common.certificates = vec![CertificateSource::Static(nuncio_config::tls::TlsCertificate {
             chain: inline(include_str!("testdata/x509-v1.pem")),
             key: inline(include_str!("testdata/x509-v1-encrypted.key")),
+            pkcs12: false,
             password: Some(inline("secret\n")),
             ocsp_staple: None,
         })];

@@ -78,9 +78,12 @@ pub(super) fn private_key(source: &Source, password: Option<&Source>) -> Result<
         return PrivateKeyDer::from_pem_slice(&source.bytes).map_err(|error| fail(error.to_string()));
     }
     let Some(password) = password else { return Err(fail("it needs a password".to_owned())) };
-    // As Envoy does; a file often ends with a newline that is not meant.
-    let end = password.bytes.iter().rposition(|byte| !byte.is_ascii_whitespace()).map_or(0, |at| at + 1);
-    encrypted_key::open(&source.bytes, &password.bytes[..end]).map_err(fail)
+    encrypted_key::open(&source.bytes, self::password(password)).map_err(fail)
+}
+
+/// A password without blanks at its end, as Envoy has it; a file often ends with a newline that is not meant.
+pub(super) fn password(source: &Source) -> &[u8] {
+    source.bytes.trim_ascii_end()
 }
 
 /// Every data source that a context reads.

@@ -12,6 +12,7 @@ use rustls::SignatureScheme;
 stat_family! {
     /// The fixed names.
     pub(crate) struct SslStats {
+        when: used;
         counters {
             connection_error,
             handshake,
@@ -32,6 +33,7 @@ stat_family! {
 stat_family! {
     /// Stats of a socket factory.
     pub(crate) struct SocketFactoryStats {
+        when: used;
         counters {
             ssl_context_update_by_sds,
             upstream_context_secrets_not_ready,
@@ -126,6 +128,12 @@ impl TlsStats {
             sigalgs: Default::default(),
             rotation_failed: OnceLock::new(),
         }
+    }
+
+    /// There is a context: from now on the fixed names are shown.
+    pub(crate) fn appear(&self) {
+        self.fixed.appear();
+        self.factory.appear();
     }
 
     fn count<const N: usize>(&self, kind: &str, names: &[&str; N], cells: &[OnceLock<Counter>; N], name: &str) {

@@ -145,7 +145,7 @@ pub(super) fn config_dump(call: &Call<'_>) -> AdminResponse {
     };
     let mask = query.get("mask").map(|mask| (mask, FieldMask::parse(mask)));
     let dump = call.sources.config_dump(query.has("include_eds"));
-    let configs = match query.get("resource") {
+    let configs = match query.get("resource").filter(|resource| !resource.is_empty()) {
         Some(resource) => resource_configs(&dump, resource, mask.as_ref().map(|(_, mask)| mask), names.as_ref()),
         None => all_configs(&dump, mask.as_ref(), names.as_ref()),
     };
@@ -325,6 +325,8 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
     let error = entry.error.as_ref().map(|failure| failure_json(&entry.message, failure));
     let resource = typed(&entry.message, message_json(entry));
     let updated = Value::from(timestamp(entry.last_updated));
+    // Envoy does not keep when these came.
+    let updated = (!matches!(field.element, "StaticEndpointConfig" | "StaticSecret")).then_some(updated);
     let version = (!entry.version_info.is_empty()).then(|| Value::from(entry.version_info.as_str()));
     let fill = |pairs: Vec<(&str, Option<Value>)>| -> Map<String, Value> {
         pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
@@ -334,13 +336,13 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
         Shape::Plain => fill(vec![
             ("version_info", version),
             (field.resource, Some(resource)),
-            ("last_updated", Some(updated)),
+            ("last_updated", updated.clone()),
             ("error_state", error),
         ]),
         Shape::Bare => fill(vec![(field.resource, Some(resource))]),
         Shape::Listener => {
             let state =
-                fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", Some(updated))]);
+                fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", updated.clone())]);
             let warming =
                 entry.warming.as_ref().and_then(|warming| element_json(field, warming, names).remove("active_state"));
             let draining = entry
@@ -362,13 +364,13 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
                 ("name", name),
                 ("version_info", version),
                 (field.resource, (!parts.is_empty()).then(|| parts.into())),
-                ("last_updated", Some(updated)),
+                ("last_updated", updated.clone()),
             ])
         }
         Shape::Secret => fill(vec![
             ("name", name),
             ("version_info", version),
-            ("last_updated", Some(updated)),
+            ("last_updated", updated.clone()),
             ("secret", Some(resource)),
         ]),
     }

@@ -160,6 +160,7 @@ fn google_tls(
         (Some(chain), Some(key)) => vec![CertificateSource::Static(TlsCertificate {
             chain: chain.clone(),
             key: key.clone(),
+            pkcs12: false,
             password: None,
             ocsp_staple: None,
         })],

@@ -21,6 +21,7 @@ use crate::host::{Health, Host};
 use crate::transport::TransportOptions;
 use nuncio_base::clock;
 use nuncio_base::timer;
+use nuncio_http::codec::stats::Http1Stats;
 use nuncio_http::codec::{ResetReason, h1, h2};
 use nuncio_http::matchers::metadata_matches;
 use std::cell::{Cell, RefCell};
@@ -46,6 +47,8 @@ pub(super) enum PoolProtocol {
 #[derive(Clone)]
 pub(crate) struct Codecs {
     pub(crate) h1: Rc<h1::ClientConfig>,
+    /// Shown from the first connection on.
+    pub(crate) h1_stats: Http1Stats,
     pub(crate) h2: Rc<h2::Config>,
 }
 
@@ -395,10 +398,12 @@ impl HttpPool {
         let assumed = match self.protocol {
             PoolProtocol::Http1 => {
                 stats.upstream_cx_http1_total().inc();
+                self.codecs.h1_stats.appear();
                 1
             }
             PoolProtocol::Http2 => {
                 stats.upstream_cx_http2_total().inc();
+                self.codecs.h2.stats.appear();
                 self.codecs.h2_capacity(&self.cluster)
             }
             PoolProtocol::Auto if self.inner.borrow().seen_http1 => 1,
@@ -461,6 +466,7 @@ impl HttpPool {
             }
             return;
         }
+        self.codecs.h1_stats.appear();
         let connection = H1Connection::new(connected, counted, &self.codecs.h1, &self.janitor);
         self.inner.borrow_mut().busy += 1;
         self.release_new(connection);

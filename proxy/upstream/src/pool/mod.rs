@@ -28,7 +28,7 @@ use nuncio_base::random;
 use nuncio_config::cluster::{UpstreamHttpOptions, UpstreamProtocol};
 use nuncio_http::codec::h1::parse::Limits;
 use nuncio_http::codec::h2::H2ClientStream;
-use nuncio_http::codec::stats::Http2Stats;
+use nuncio_http::codec::stats::{Http1Stats, Http2Stats};
 use nuncio_http::codec::{ClientStream, Protocol, ResetReason};
 use nuncio_net::connection::ConnectionInfo;
 use rustc_hash::{FxHashMap, FxHasher};
@@ -337,8 +337,10 @@ pub(crate) fn codecs(cluster: &Cluster) -> Codecs {
         max_count: http.max_headers_count as usize,
     };
     let stats = Http2Stats::new(cluster.stats.registry(), &format!("{}http2.", cluster.stats.prefix()));
+    let h1_stats = Http1Stats::new(cluster.stats.registry(), &format!("{}http1.", cluster.stats.prefix()));
     Codecs {
         h1: Rc::new(nuncio_http::codec::h1::ClientConfig::new(&http.http1, limits(80), buffer_limit)),
+        h1_stats,
         h2: Rc::new(nuncio_http::codec::h2::Config {
             options: http.http2.clone(),
             limits: limits(60),

@@ -6,6 +6,7 @@ use super::hedge;
 use super::per_try::PerTry;
 use super::{Request, RouterConfig, poll_request_timers};
 use bytes::Bytes;
+use nuncio_base::clock;
 use nuncio_http::active_stream::ActiveStream;
 use nuncio_http::headers::HeaderValue;
 use nuncio_http::headers::names;
@@ -87,6 +88,7 @@ pub(crate) async fn connect(
     };
     let cluster = request.cluster.clone();
     let tunnel = tunnel(stream, request);
+    let started = clock::now();
     let mut checkout = pin!(checkout(&cluster, host, &options, tunnel));
     let checked = poll_fn(|cx| {
         if let Poll::Ready(result) = checkout.as_mut().poll(cx) {
@@ -105,6 +107,7 @@ pub(crate) async fn connect(
     })
     .await?;
     checked.map_err(|failure| {
+        stream.info.upstream.pool_ready = Some(clock::now().saturating_duration_since(started));
         stream.info.upstream.transport_failure_reason.clone_from(&failure.transport_failure_reason);
         if failure.host.is_none() {
             // The request never got as far as a host: it could not even wait for one.

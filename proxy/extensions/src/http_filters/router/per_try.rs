@@ -137,6 +137,7 @@ impl PerTry {
     /// No connection could be had.
     pub(crate) fn not_connected(&mut self, reason: Option<&str>) {
         if let Some(log) = &mut self.log {
+            log.info.upstream.pool_ready = Some(clock::now().saturating_duration_since(self.begun));
             log.info.upstream.transport_failure_reason = reason.map(Into::into);
         }
     }

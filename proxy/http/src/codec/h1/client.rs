@@ -471,17 +471,17 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
             out.put_slice(headers.path());
         }
         out.put_slice(b" HTTP/1.1\r\n");
+        let fields = out.len();
         encode::put_headers(out, headers, format, connect);
         if bodiless_length {
             encode::put_line(out, b"content-length", b"0", format);
         } else if sending == Sending::Chunked {
             encode::put_line(out, b"transfer-encoding", b"chunked", format);
         }
+        self.meter.header_bytes_sent += (out.len() - fields) as u64;
         out.put_slice(b"\r\n");
-        let n = (out.len() - before) as u64;
+        self.meter.wire_bytes_sent += (out.len() - before) as u64;
         self.output.wrote();
-        self.meter.header_bytes_sent += n;
-        self.meter.wire_bytes_sent += n;
         self.sending = sending;
         if end_stream {
             if sending == Sending::Tunnel {
@@ -503,7 +503,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ClientStream for H1Client<I> {
                 let parsed = self.parse_head();
                 match parsed {
                     Ok(Some(head)) => {
-                        self.meter.header_bytes_received += head.wire_bytes as u64;
+                        self.meter.header_bytes_received += head.field_bytes as u64;
                         self.meter.wire_bytes_received += head.wire_bytes as u64;
                         self.protocol = head.protocol;
                         if head.status < 200 && head.framing != Framing::Raw {

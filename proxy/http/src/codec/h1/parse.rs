@@ -124,6 +124,12 @@ pub(super) struct Line {
 
 pub(super) type Lines = SmallVec<[Line; 40]>;
 
+/// What Envoy counts as received header bytes: names and values, and three bytes for each field.
+pub(super) fn field_bytes(lines: &Lines) -> usize {
+    let length = |(start, end): (u32, u32)| (end - start) as usize;
+    lines.iter().map(|line| length(line.name) + length(line.value) + 3).sum()
+}
+
 /// Reads header lines from `at` to the empty line. Ok(None): more bytes are needed. Ok(Some): the end of the head.
 pub(super) fn parse_lines(
     buf: &mut [u8],

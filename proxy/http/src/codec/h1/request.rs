@@ -5,7 +5,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::parse::{
-    Framing, Lines, SPARE, Seen, check_unfinished, errors, original_names, parse_lines, preserving, tokens, value,
+    Framing, Lines, SPARE, Seen, check_unfinished, errors, field_bytes, original_names, parse_lines, preserving,
+    tokens, value,
 };
 use super::server::ServerConfig;
 use crate::codec::{Protocol, StreamError};
@@ -38,6 +39,8 @@ pub struct RequestHead {
     pub head: bool,
     /// Bytes of the head on the wire.
     pub wire_bytes: usize,
+    /// Bytes of its fields, as Envoy counts them.
+    pub field_bytes: usize,
 }
 
 const TOKEN: u8 = 1;
@@ -445,6 +448,7 @@ fn build_request(
         connect,
         head: method == b"HEAD",
         wire_bytes: bytes.len(),
+        field_bytes: field_bytes(lines),
     })
 }
 

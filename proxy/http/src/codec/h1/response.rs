@@ -2,7 +2,9 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::parse::{Framing, Limits, Lines, SPARE, Seen, check_unfinished, errors, parse_lines, value, value_end};
+use super::parse::{
+    Framing, Limits, Lines, SPARE, Seen, check_unfinished, errors, field_bytes, parse_lines, value, value_end,
+};
 use crate::codec::{Protocol, StreamError};
 use crate::headers::{HeaderName, Headers, Known, names, status_value};
 
@@ -23,6 +25,8 @@ pub struct ResponseHead {
     pub closes: bool,
     /// Bytes of the head on the wire.
     pub wire_bytes: usize,
+    /// Bytes of its fields, as Envoy counts them.
+    pub field_bytes: usize,
 }
 
 /// What a response answers: it decides about the body.
@@ -116,7 +120,7 @@ pub fn parse_response(
     };
     let closes = seen.close || (http10 && !seen.keep_alive);
     let keep_alive = framing != Framing::UntilClose && framing != Framing::Raw && !closes;
-    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, closes, wire_bytes: bytes.len() }))
+    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, closes, wire_bytes: bytes.len(), field_bytes: field_bytes(&lines) }))
 }
 
 fn parse_status_line(buf: &[u8]) -> Result<Option<(Protocol, u16, usize)>, StreamError> {

@@ -195,6 +195,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
     /// A connection that waits for its first request. `tls` decides about `:scheme`.
     pub fn new(io: I, config: Rc<ServerConfig>, tls: bool) -> H1Server<I> {
         let limits = config.limits;
+        config.stats.appear();
         H1Server {
             io,
             config,
@@ -289,6 +290,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
                     Ok(None) => {}
                     Err(error) => {
                         self.start(false, false, Protocol::Http11);
+                        self.meter.wire_bytes_received = self.input.buf.len() as u64;
                         self.close = true;
                         self.error = Some(error.clone());
                         return Poll::Ready(RequestEvent::Malformed(error));
@@ -312,6 +314,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
     /// Makes the connection answer a request whose head never became complete; it is closed after that.
     pub fn begin_unparsed(&mut self) {
         self.start(false, false, Protocol::Http11);
+        self.meter.wire_bytes_received = self.input.buf.len() as u64;
         self.close = true;
         self.error = Some(StreamError::new(ResetReason::ConnectionTermination));
     }
@@ -328,7 +331,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
 
     fn begin(&mut self, head: request::RequestHead) -> Request {
         self.start(head.head, head.connect, head.protocol);
-        self.meter.header_bytes_received = head.wire_bytes as u64;
+        self.meter.header_bytes_received = head.field_bytes as u64;
         self.meter.wire_bytes_received = head.wire_bytes as u64;
         self.body = Decoder::new(head.framing, self.config.limits, self.config.enable_trailers);
         self.close = !head.keep_alive;
@@ -355,7 +358,6 @@ impl<I: AsyncRead + AsyncWrite + Unpin> H1Server<I> {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         self.output.scratch(CONTINUE.len()).put_slice(CONTINUE);
         self.output.wrote();
-        self.meter.header_bytes_sent += CONTINUE.len() as u64;
         self.meter.wire_bytes_sent += CONTINUE.len() as u64;
     }
 
@@ -586,10 +588,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
         put_status_line(out, "HTTP/1.1 ", headers.status());
         encode::put_headers(out, headers, self.config.header_key_format, true);
         out.put_slice(b"\r\n");
-        let n = (out.len() - before) as u64;
+        self.meter.wire_bytes_sent += (out.len() - before) as u64;
         self.output.wrote();
-        self.meter.header_bytes_sent += n;
-        self.meter.wire_bytes_sent += n;
         Ok(())
     }
 
@@ -638,12 +638,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
         let out = self.output.scratch(512);
         let before = out.len();
         put_status_line(out, if http10 { "HTTP/1.0 " } else { "HTTP/1.1 " }, status);
+        let fields = out.len();
         encode::put_headers(out, headers, format, skip_length);
         if !tunnel && connection.is_none() {
             if self.close {
                 encode::put_line(out, b"connection", b"close", format);
+                self.meter.connection_field_bytes = "connectionclose".len() as u64;
             } else if http10 {
                 encode::put_line(out, b"connection", b"keep-alive", format);
+                self.meter.connection_field_bytes = "connectionkeep-alive".len() as u64;
             }
         }
         if length.is_none() && !tunnel && status >= 200 && status != 204 && status != 304 {
@@ -653,11 +656,10 @@ impl<I: AsyncRead + AsyncWrite + Unpin> ServerStream for H1Server<I> {
                 encode::put_line(out, b"transfer-encoding", b"chunked", format);
             }
         }
+        self.meter.header_bytes_sent += (out.len() - fields) as u64;
         out.put_slice(b"\r\n");
-        let n = (out.len() - before) as u64;
+        self.meter.wire_bytes_sent += (out.len() - before) as u64;
         self.output.wrote();
-        self.meter.header_bytes_sent += n;
-        self.meter.wire_bytes_sent += n;
         self.sending = sending;
         if tunnel {
             self.tunnel = Tunnel::Open;

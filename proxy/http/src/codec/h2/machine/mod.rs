@@ -230,7 +230,13 @@ impl Connection {
         };
         if !self.server {
             self.out.raw(frame::PREFACE);
-            put(setting::ENABLE_PUSH, 0);
+            if options.custom_settings.iter().all(|(id, _)| *id != setting::ENABLE_PUSH) {
+                put(setting::ENABLE_PUSH, 0);
+            }
+        }
+        // Frames above 16 KiB are not taken, whatever is configured.
+        for (id, value) in options.custom_settings.iter().filter(|(id, _)| *id != setting::MAX_FRAME_SIZE) {
+            put(*id, *value);
         }
         put(setting::HEADER_TABLE_SIZE, options.hpack_table_size);
         put(setting::ENABLE_CONNECT_PROTOCOL, u32::from(options.allow_connect));
