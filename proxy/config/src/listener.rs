@@ -237,8 +237,10 @@ impl Default for TlsInspectorConfig {
 pub struct ProxyProtocolConfig {
     /// Let connections without a PROXY header pass.
     pub allow_requests_without_proxy_protocol: bool,
-    /// TLVs kept as dynamic metadata: type and metadata key.
+    /// TLVs that are kept: type, metadata namespace and key.
     pub rules: Vec<(u8, Box<str>, Box<str>)>,
+    /// They are kept as filter state, not as metadata.
+    pub tlvs_in_filter_state: bool,
     /// Versions refused (1, 2).
     pub disallowed_versions: Vec<u8>,
     /// TLVs that are kept for the headers of upstream connections.

@@ -251,6 +251,38 @@ pub(crate) fn time_route_resolutions() {
     ROUTE_RESOLUTIONS_TIMED.store(true, Ordering::Relaxed);
 }
 
+/// Key of the filter state that holds the TLVs of a PROXY header, as a JSON object.
+pub const PROXY_PROTOCOL_TLVS: &str = "envoy.network.proxy_protocol.tlv";
+
+type Metadata = Box<serde_json::Map<String, serde_json::Value>>;
+
+/// What the rules of the PROXY protocol filter kept. The metadata belongs to the connection: HTTP streams do not see it.
+fn of_proxy_header(connection: &ConnectionInfo, http: bool) -> (Option<Metadata>, Option<Box<FilterState>>) {
+    let Some(header) = connection.proxy_protocol.as_deref().filter(|header| !header.kept.is_empty()) else {
+        return (None, None);
+    };
+    let text = |bytes: &[u8]| -> serde_json::Value {
+        let pieces = bytes.utf8_chunks().map(|chunk| format!("{}{}", chunk.valid(), "!".repeat(chunk.invalid().len())));
+        pieces.collect::<String>().into()
+    };
+    if header.kept_in_filter_state {
+        let values = header.kept.iter().map(|kept| (kept.key.to_string(), text(&kept.value)));
+        let values = serde_json::Value::Object(values.collect()).to_string();
+        return (None, Some(Box::new(vec![(PROXY_PROTOCOL_TLVS.into(), values.into())])));
+    }
+    if http {
+        return (None, None);
+    }
+    let mut all = Metadata::default();
+    for kept in &header.kept {
+        let namespace = all.entry(&*kept.namespace).or_insert_with(|| serde_json::json!({}));
+        if let Some(namespace) = namespace.as_object_mut() {
+            namespace.insert(kept.key.to_string(), text(&kept.value));
+        }
+    }
+    (Some(all), None)
+}
+
 impl StreamInfo {
     /// Notes that a route is looked for.
     #[inline]
@@ -269,6 +301,7 @@ impl StreamInfo {
 
     /// A stream that begins now on `connection`.
     pub fn new(connection: Rc<ConnectionInfo>, stream_id: u64, protocol: Option<Protocol>) -> StreamInfo {
+        let (dynamic_metadata, filter_state) = of_proxy_header(&connection, protocol.is_some());
         StreamInfo {
             connection,
             start_time: SystemTime::now(),
@@ -297,8 +330,8 @@ impl StreamInfo {
             upstream: UpstreamInfo::default(),
             attempt_count: 0,
             request_id: None,
-            dynamic_metadata: None,
-            filter_state: None,
+            dynamic_metadata,
+            filter_state,
             health_check: false,
             traced: false,
             local_reply_body: None,

@@ -245,11 +245,13 @@ pub struct ProxyProtocolInfo {
     pub version: u8,
     /// TLVs of version 2 that are passed on, in order.
     pub tlvs: Vec<Tlv>,
-    /// Values that the rules keep as dynamic metadata.
-    pub metadata: Vec<ProxyProtocolMetadata>,
+    /// Values that the rules keep.
+    pub kept: Vec<ProxyProtocolMetadata>,
+    /// They are filter state, not dynamic metadata.
+    pub kept_in_filter_state: bool,
 }
 
-/// A TLV that a rule keeps as dynamic metadata.
+/// A TLV that a rule keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyProtocolMetadata {
     /// Metadata namespace.

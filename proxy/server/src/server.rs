@@ -383,6 +383,9 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
 fn check_sources(dynamic: &DynamicResources, runtime: &RuntimeLoader, sources: &SourceCheck) -> Vec<ConfigError> {
     let mut errors = Vec::new();
     errors.extend(sources.authorities().err());
+    if let Some(Err(error)) = dynamic.ads.as_ref().and_then(|ads| ads.cluster()).map(|name| sources.is_known(name)) {
+        errors.push(ConfigError::new(FieldPath::root().field("dynamic_resources").field("ads_config"), error));
+    }
     if dynamic.fetches_clusters()
         && let Err(error) = sources.root(dynamic.cds.as_ref(), dynamic.cds_locator.as_deref(), &TypeUrl::CLUSTER)
     {

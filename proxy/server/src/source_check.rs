@@ -250,6 +250,15 @@ impl SourceCheck {
         self.ads.map(|_| ()).ok_or_else(|| "ADS must be configured to support an ADS config source".to_owned())
     }
 
+    /// The cluster of the aggregated stream must be there.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn is_known(&self, name: &str) -> Result<(), String> {
+        let found = self.clusters.cluster(name).is_some_and(|cluster| !cluster.config.added_via_api);
+        if found { Ok(()) } else { Err(format!("Unknown gRPC client cluster '{name}'")) }
+    }
+
     /// What configuration is fetched from must be there before any configuration is fetched.
     ///
     /// # Errors

@@ -520,6 +520,7 @@ impl ProxyProtocolConfig {
         ProxyProtocolConfig {
             allow_requests_without_proxy_protocol: message.allow_requests_without_proxy_protocol,
             rules: message.rules.iter().filter_map(rule).collect(),
+            tlvs_in_filter_state: message.tlv_location() == proxy_protocol::proxy_protocol::TlvLocation::FilterState,
             disallowed_versions: message
                 .disallowed_versions
                 .iter()

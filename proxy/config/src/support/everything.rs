@@ -33,7 +33,7 @@ const LISTENERS: &[&str] = &[
     "{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 1}}, filter_chains: [{filters: [{name: h, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: s,
       http_protocol_options: {header_key_format: {proper_case_words: {}}, accept_http_10: true},
-      http2_protocol_options: {connection_keepalive: {interval: 1s, timeout: 1s, interval_jitter: {value: 5}}},
+      http2_protocol_options: {custom_settings_parameters: [{identifier: 16, value: 5}], connection_keepalive: {interval: 1s, timeout: 1s, interval_jitter: {value: 5}}},
       common_http_protocol_options: {}, scheme_header_transformation: {scheme_to_overwrite: http},
       route_config: {response_headers_to_add: [{header: {key: a, value: b}}], virtual_hosts: [{name: v, domains: ['*'], routes: [
         {match: {prefix: /, runtime_fraction: {default_value: {numerator: 3}, runtime_key: k}},

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::FormatContext;
 use super::operator::{AddressPart, MetadataOf, Moment, Op, PathOf, Precision, ServerNameOf, Side, Source};
-use crate::headers::{Headers, names};
+use crate::headers::{HeaderName, Headers, names};
 use crate::matchers::{metadata_value, query_parameter};
 use crate::stream_info::{
-    ResponseFlags, StreamInfo, TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS, UPSTREAM_DYNAMIC_PORT,
+    PROXY_PROTOCOL_TLVS, ResponseFlags, StreamInfo, TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS, UPSTREAM_DYNAMIC_PORT,
 };
 
 macro_rules! named {
@@ -232,10 +232,11 @@ impl Op {
         let info = cx.info;
         match self {
             Op::Header { source, name, alternative, max } => {
-                let Some(headers) = headers(cx, *source) else { return false };
-                let value = headers
-                    .bytes(name)
-                    .or_else(|| alternative.as_ref().and_then(|alternative| headers.bytes(alternative)));
+                let value = header(cx, *source, name, alternative.as_ref());
+                text(value.map(|value| &value[..value.len().min(*max)]), out)
+            }
+            Op::HeaderWithoutQuery { name, alternative, max } => {
+                let value = header(cx, Source::Request, name, alternative.as_ref()).map(crate::path::without_query);
                 text(value.map(|value| &value[..value.len().min(*max)]), out)
             }
             Op::Time { moment, format } => moment_of(*moment, info).is_some_and(|time| {
@@ -275,7 +276,11 @@ impl Op {
                 out.truncate(start.saturating_add(*max));
                 true
             }
-            Op::FilterState { key, plain, max } => {
+            Op::FilterState { key, field: Some(field), max, .. } => {
+                let Some(value) = filter_state_field(info, key, field) else { return false };
+                text(Some(&value.as_bytes()[..value.len().min(*max)]), out)
+            }
+            Op::FilterState { key, plain, max, .. } => {
                 let Some(value) = filter_state(info, key) else { return false };
                 let start = out.len();
                 match *plain {
@@ -353,6 +358,12 @@ impl Op {
                 drop(write!(out, "{value}"));
                 true
             }),
+            Op::FilterState { key, field: Some(field), .. } => {
+                filter_state_field(cx.info, key, field).is_some_and(|value| {
+                    drop(write!(out, "{}", Value::from(value)));
+                    true
+                })
+            }
             Op::FilterState { key, .. } => filter_state(cx.info, key).is_some_and(|value| {
                 write_typed(key, value, out);
                 true
@@ -377,6 +388,17 @@ impl Op {
         };
         metadata_value(map, namespace, path).filter(|value| !value.is_null())
     }
+}
+
+/// A header, or the other one where that is missing.
+fn header<'a>(
+    cx: &FormatContext<'a>,
+    source: Source,
+    name: &HeaderName,
+    alternative: Option<&HeaderName>,
+) -> Option<&'a [u8]> {
+    let headers = headers(cx, source)?;
+    headers.bytes(name).or_else(|| headers.bytes(alternative?))
 }
 
 fn headers<'a>(cx: &FormatContext<'a>, source: Source) -> Option<&'a Headers> {
@@ -593,7 +615,7 @@ fn filter_state<'a>(info: &'a StreamInfo, key: &str) -> Option<&'a str> {
 
 /// Writes a value of the filter state as JSON.
 fn write_typed(key: &str, value: &str, out: &mut Vec<u8>) {
-    if is_message(key) || key == UPSTREAM_DYNAMIC_PORT {
+    if is_message(key) || [UPSTREAM_DYNAMIC_PORT, PROXY_PROTOCOL_TLVS].contains(&key) {
         out.extend_from_slice(value.as_bytes());
     } else {
         // Writing to a buffer cannot fail.
@@ -604,6 +626,13 @@ fn write_typed(key: &str, value: &str, out: &mut Vec<u8>) {
 /// Whether the value under `key` is a message, kept as JSON.
 fn is_message(key: &str) -> bool {
     [TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS].contains(&key)
+}
+
+/// A field of an object in the filter state. Objects are kept as text; only that of TLVs is JSON.
+fn filter_state_field(info: &StreamInfo, key: &str, field: &str) -> Option<String> {
+    let object = filter_state(info, key).filter(|_| key == PROXY_PROTOCOL_TLVS)?;
+    let object: Value = serde_json::from_str(object).ok()?;
+    object.get(field)?.as_str().map(str::to_owned)
 }
 
 fn path_of(headers: &Headers, of: PathOf) -> Option<&[u8]> {

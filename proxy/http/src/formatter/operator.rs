@@ -97,6 +97,12 @@ pub(super) enum Op {
         alternative: Option<HeaderName>,
         max: usize,
     },
+    /// A request header, up to its `?`.
+    HeaderWithoutQuery {
+        name: HeaderName,
+        alternative: Option<HeaderName>,
+        max: usize,
+    },
     Time {
         moment: Moment,
         format: TimeFormat,
@@ -125,6 +131,8 @@ pub(super) enum Op {
     FilterState {
         key: Box<str>,
         plain: bool,
+        /// A field of an object; only TLVs of PROXY headers have any.
+        field: Option<Box<str>>,
         max: usize,
     },
     Path {
@@ -274,6 +282,11 @@ impl<'a> Command<'a> {
     fn with_argument(&self) -> Result<Option<Op>, FormatError> {
         Ok(Some(match self.name {
             "REQ" | "REQUEST_HEADER" => self.header(Source::Request)?,
+            // Envoy has it from a formatter that is to be configured; here it is always there.
+            "REQ_WITHOUT_QUERY" => match self.header(Source::Request)? {
+                Op::Header { name, alternative, max, .. } => Op::HeaderWithoutQuery { name, alternative, max },
+                other => other,
+            },
             "RESP" | "RESPONSE_HEADER" => self.header(Source::Response)?,
             "TRAILER" | "RESPONSE_TRAILER" => self.header(Source::Trailers)?,
             "START_TIME" => self.time(Moment::Start, false)?,
@@ -459,12 +472,8 @@ impl<'a> Command<'a> {
                 "Invalid filter state serialize type, FIELD should be used with the field name.".into(),
             ));
         }
-        // Objects are kept as text, so that none has fields.
-        Ok(if kind == "FIELD" {
-            Op::Nothing
-        } else {
-            Op::FilterState { key: key.into(), plain: kind == "PLAIN", max: self.max() }
-        })
+        let field = (kind == "FIELD").then(|| field.into());
+        Ok(Op::FilterState { key: key.into(), plain: kind == "PLAIN", field, max: self.max() })
     }
 
     fn path(&self) -> Result<Op, FormatError> {

@@ -141,7 +141,8 @@ impl ProxyProtocol {
         });
         info.proxy_protocol = Some(Box::new(ProxyProtocolInfo {
             version: header.version,
-            metadata: metadata.collect(),
+            kept: metadata.collect(),
+            kept_in_filter_state: self.config.tlvs_in_filter_state,
             tlvs: header.tlvs.iter().filter(|(kind, _)| self.config.pass_through.includes(*kind)).cloned().collect(),
         }));
     }
@@ -353,7 +354,7 @@ mod tests {
         let found = info.proxy_protocol.expect("found");
         assert_eq!(found.tlvs, [(6, Box::default())]);
         assert_eq!(
-            found.metadata,
+            found.kept,
             [ProxyProtocolMetadata { namespace: NAMESPACE.into(), key: "unique_id".into(), value: b"ab"[..].into() }]
         );
         assert_eq!(info.remote_address.to_string(), "1.2.3.4:1000");

@@ -336,13 +336,12 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
         Shape::Plain => fill(vec![
             ("version_info", version),
             (field.resource, Some(resource)),
-            ("last_updated", updated.clone()),
+            ("last_updated", updated),
             ("error_state", error),
         ]),
         Shape::Bare => fill(vec![(field.resource, Some(resource))]),
         Shape::Listener => {
-            let state =
-                fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", updated.clone())]);
+            let state = fill(vec![("version_info", version), ("listener", Some(resource)), ("last_updated", updated)]);
             let warming =
                 entry.warming.as_ref().and_then(|warming| element_json(field, warming, names).remove("active_state"));
             let draining = entry
@@ -364,15 +363,12 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
                 ("name", name),
                 ("version_info", version),
                 (field.resource, (!parts.is_empty()).then(|| parts.into())),
-                ("last_updated", updated.clone()),
+                ("last_updated", updated),
             ])
         }
-        Shape::Secret => fill(vec![
-            ("name", name),
-            ("version_info", version),
-            ("last_updated", updated.clone()),
-            ("secret", Some(resource)),
-        ]),
+        Shape::Secret => {
+            fill(vec![("name", name), ("version_info", version), ("last_updated", updated), ("secret", Some(resource))])
+        }
     }
 }
 
