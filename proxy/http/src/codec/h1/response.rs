@@ -120,7 +120,16 @@ pub fn parse_response(
     };
     let closes = seen.close || (http10 && !seen.keep_alive);
     let keep_alive = framing != Framing::UntilClose && framing != Framing::Raw && !closes;
-    Ok(Some(ResponseHead { headers, status, protocol, framing, keep_alive, closes, wire_bytes: bytes.len(), field_bytes: field_bytes(&lines) }))
+    Ok(Some(ResponseHead {
+        headers,
+        status,
+        protocol,
+        framing,
+        keep_alive,
+        closes,
+        wire_bytes: bytes.len(),
+        field_bytes: field_bytes(&lines),
+    }))
 }
 
 fn parse_status_line(buf: &[u8]) -> Result<Option<(Protocol, u16, usize)>, StreamError> {
