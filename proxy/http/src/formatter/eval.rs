@@ -14,7 +14,8 @@ use super::operator::{AddressPart, MetadataOf, Moment, Op, PathOf, Precision, Se
 use crate::headers::{HeaderName, Headers, names};
 use crate::matchers::{metadata_value, query_parameter};
 use crate::stream_info::{
-    PROXY_PROTOCOL_TLVS, ResponseFlags, StreamInfo, TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS, UPSTREAM_DYNAMIC_PORT,
+    PROXY_PROTOCOL_TLVS, ResponseFlags, StreamInfo, TUNNEL_RESPONSE_HEADERS, TUNNEL_RESPONSE_TRAILERS,
+    UPSTREAM_DYNAMIC_PORT,
 };
 
 macro_rules! named {
