@@ -217,6 +217,12 @@ fn comparable(mut entry: HttpAccessLogEntry, up: u16, refused: u16) -> HttpAcces
     }
     // Heads of HTTP/1 are counted as they are on the wire; Envoy leaves the first line and some separators out.
     if let Some(response) = &mut entry.response {
+        // A time of one digit or two.
+        let time = response.response_headers.get("x-envoy-upstream-service-time").map_or(0, |time| time.len() as u64);
+        response.response_headers_bytes -= time;
+        if let Some(common) = &mut entry.common_properties {
+            common.downstream_wire_bytes_sent -= time;
+        }
         (response.upstream_header_bytes_received, response.downstream_header_bytes_sent) = (0, 0);
     }
     if let Some(request) = &mut entry.request {

@@ -552,9 +552,13 @@ impl Mux {
             delivery.updates = updates;
         } else {
             let empty = parsed.resources.is_empty() && parsed.removed.is_empty() && parsed.heartbeats.is_empty();
-            let routed = entry.watches.route(parsed.resources, &parsed.removed, &mut note);
-            delivery.updates =
-                routed.into_iter().map(|(id, (added, removed))| (id, update(added, removed, false))).collect();
+            let mut routed = entry.watches.route(parsed.resources, &parsed.removed, &mut note);
+            // The latest first, which may end the one whose place it takes.
+            delivery.updates = entry
+                .watches
+                .ids_in(&mut routed, &[])
+                .map(|(id, (added, removed))| (id, update(added, removed, false)))
+                .collect();
             if empty {
                 let wildcards = entry.watches.ids().filter(|id| {
                     matches!(entry.watches.interest(*id), Some(Interest::Wildcard | Interest::Namespace(_)))

@@ -120,6 +120,7 @@ pub(crate) async fn connect(
         Outcome::Failed(Failure {
             kind: FailureKind::Reset,
             reason: failure.reason,
+            hostless: failure.host.is_none(),
             transport: failure.transport_failure_reason,
             started: false,
             retried: false,

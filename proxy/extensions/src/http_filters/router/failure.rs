@@ -34,15 +34,24 @@ pub(crate) struct Failure {
     pub(crate) started: bool,
     /// Another try has taken this one's place already.
     pub(crate) retried: bool,
+    /// It did not come as far as a host: too many requests wait already, which says nothing about the host.
+    pub(crate) hostless: bool,
 }
 
 impl Failure {
     pub(crate) fn of(error: &StreamError, started: bool) -> Failure {
-        Failure { kind: FailureKind::Reset, reason: error.reason, transport: None, started, retried: false }
+        Failure {
+            kind: FailureKind::Reset,
+            reason: error.reason,
+            transport: None,
+            started,
+            retried: false,
+            hostless: false,
+        }
     }
 
     pub(crate) fn timed(kind: FailureKind, started: bool) -> Failure {
-        Failure { kind, reason: ResetReason::LocalReset, transport: None, started, retried: false }
+        Failure { kind, reason: ResetReason::LocalReset, transport: None, started, retried: false, hostless: false }
     }
 
     /// A limit on the time of one try ended it.

@@ -41,7 +41,7 @@ use nuncio_config::route::RouteAction;
 use nuncio_config::router::StrictHeader;
 use nuncio_http::access_log::AccessLogs;
 use nuncio_http::active_stream::ActiveStream;
-use nuncio_http::codec::{Frame, ResetReason};
+use nuncio_http::codec::Frame;
 use nuncio_http::filter::{LocalFuture, TerminalFilter};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, names};
@@ -421,8 +421,7 @@ impl Router {
                         }
                         if !failure.is_counted() {
                             let status = failure.status(request);
-                            // A full circuit breaker says nothing about the host.
-                            let host = request.last_host().filter(|_| failure.reason != ResetReason::Overflow);
+                            let host = request.last_host().filter(|_| !failure.hostless);
                             charge_abort(stream, request, host, status);
                         }
                         if request.hedged.is_empty() || stream.response_started() {
