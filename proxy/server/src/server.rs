@@ -618,6 +618,8 @@ async fn serve(
         server.stats.initialization_time_ms().record(begun.elapsed().as_millis() as u64);
         server.set_state(State::Live);
         tracing::info!("all clusters initialized; serving with {} worker(s)", workers.len());
+        // What assembling the configuration took, beside what reading it did.
+        nuncio_net::release_free_memory();
         nuncio_net::release_program_pages();
         crate::signals::notify_ready();
         std::future::pending::<Result<(), String>>().await
