@@ -122,6 +122,8 @@ pub struct Step {
     pub parallel: Option<Vec<Step>>,
     /// Seconds to wait.
     pub sleep: Option<f64>,
+    /// A cluster; waits until no request to it is at hand: what was copied to it has ended, and its connections are free.
+    pub idle: Option<String>,
     /// How long (seconds) to watch for the end of the connection after the last response.
     pub watch_close: Option<f64>,
     /// How long (seconds) to wait for a response at all.

@@ -42,6 +42,9 @@ pub fn play<'a>(
             tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
             return Ok(Value::Null);
         }
+        if let Some(cluster) = &step.idle {
+            return idle(cluster, proxy).await;
+        }
         if let Some(steps) = &step.parallel {
             let mut outcomes = Vec::new();
             let futures: Vec<_> = steps.iter().map(|s| play(s, proxy, certs, listener)).collect();
@@ -464,6 +467,21 @@ async fn exchange(mut client: h2::client::SendRequest<Bytes>, request: Request) 
     }
     out["body"] = json!(text::latin1(&bytes));
     Ok(out)
+}
+
+/// Waits until a cluster has no requests.
+async fn idle(cluster: &str, proxy: &Proxy) -> Result<Value> {
+    let deadline = Instant::now() + Duration::from_secs_f64(WAIT);
+    loop {
+        let stats = proxy.stats().await?;
+        let at_hand = |what: &str| stats.get(&format!("cluster.{cluster}.upstream_rq_{what}")).copied();
+        let (active, waiting) = (at_hand("active"), at_hand("pending_active"));
+        match active.zip(waiting).with_context(|| format!("`idle`: no cluster {cluster}"))? {
+            (0, 0) => return Ok(Value::Null),
+            _ if Instant::now() > deadline => return Ok(json!({"error": format!("{cluster} still has requests")})),
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
 }
 
 async fn admin(call: &AdminCall, proxy: &Proxy) -> Result<Value> {
