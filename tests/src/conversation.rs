@@ -661,6 +661,7 @@ pub(crate) fn type_url(kind: &str) -> Result<String> {
         "ScopedRouteConfiguration" => "envoy.config.route.v3.ScopedRouteConfiguration",
         "VirtualHost" => "envoy.config.route.v3.VirtualHost",
         "ClusterLoadAssignment" => "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        "LbEndpoint" => "envoy.config.endpoint.v3.LbEndpoint",
         "Secret" => "envoy.extensions.transport_sockets.tls.v3.Secret",
         "Runtime" => "envoy.service.runtime.v3.Runtime",
         "TypedExtensionConfig" => "envoy.config.core.v3.TypedExtensionConfig",

@@ -220,12 +220,9 @@ impl Recent {
     /// Those that began within the interval that ends `now`.
     fn count(&self, now: u64) -> u32 {
         let time = now / self.width;
-        let first = time.saturating_sub(self.counts.len() as u64 - 1);
-        let within = |place: &&AtomicU64| {
-            let value = place.load(Relaxed) >> 32;
-            (first..=time).any(|time| time & TIMES == value)
-        };
-        let sum: u64 = self.counts.iter().filter(within).map(|place| place.load(Relaxed) & TIMES).sum();
+        let values = self.counts.iter().map(|place| place.load(Relaxed));
+        let within = |value: &u64| time.wrapping_sub(value >> 32) & TIMES < self.counts.len() as u64;
+        let sum: u64 = values.filter(within).map(|value| value & TIMES).sum();
         u32::try_from(sum).unwrap_or(u32::MAX)
     }
 }

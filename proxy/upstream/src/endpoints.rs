@@ -178,18 +178,126 @@ impl Cluster {
             && host.own_health_check == endpoint.own_health_check
             && host.added_tlvs == endpoint.added_tlvs
             && host.observability_name == endpoint.observability_name
-            && host.additional_addresses.len() == endpoint.additional_addresses.len()
-            && host.additional_addresses.iter().eq(endpoint
-                .additional_addresses
-                .iter()
-                .map(Address::from)
-                .collect::<Vec<_>>()
-                .iter())
+            && host.additional_addresses.iter().cloned().eq(endpoint.additional_addresses.iter().map(Address::from))
             && host.transport_socket_match
                 == transport::find_match(
                     &self.config,
                     endpoint.metadata.as_deref(),
                     endpoint.locality_metadata.as_deref(),
                 )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health_check;
+    use crate::lb::LbContext;
+    use crate::testing::{assignment, eds, manager};
+    use nuncio_config::cluster::{ClusterConfig, HealthStatus, LocalityEndpoints};
+
+    fn hosts(cluster: &Cluster) -> Vec<Arc<Host>> {
+        cluster.state().priority_set.hosts().cloned().collect()
+    }
+
+    /// As [`eds`], with active health checks.
+    fn checked(name: &str) -> Arc<ClusterConfig> {
+        let check = Arc::new(health_check::testing::tcp_check());
+        Arc::new(ClusterConfig { health_check: Some(check), ..(*eds(name)).clone() })
+    }
+
+    #[test]
+    fn hosts_that_stay_keep_their_objects_and_only_changes_are_published() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let hosts = |cluster: &Cluster| -> Vec<_> { cluster.state().priority_set.hosts().cloned().collect() };
+        let before = hosts(&cluster);
+        cluster.set_endpoints(assignment(&[2, 3]));
+        let after = hosts(&cluster);
+        assert!(Arc::ptr_eq(&before[1], &after[0]) && before[0].is_removed() && !before[1].is_removed());
+        assert_eq!(cluster.stats.membership_change().value(), 2);
+        let state = cluster.state();
+        cluster.set_endpoints(assignment(&[2, 3]));
+        assert!(Arc::ptr_eq(&state, &cluster.state()));
+        assert_eq!(cluster.stats.update_no_rebuild().value(), 1);
+    }
+
+    #[test]
+    fn health_and_weight_change_in_place() {
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let before: Vec<_> = cluster.state().priority_set.hosts().cloned().collect();
+        let mut changed = (*assignment(&[1, 2])).clone();
+        changed.localities[0].endpoints[0].health = HealthStatus::Unhealthy;
+        changed.localities[0].endpoints[1].weight = 7;
+        cluster.set_endpoints(Arc::new(changed));
+        let state = cluster.state();
+        let after: Vec<_> = state.priority_set.hosts().cloned().collect();
+        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
+        assert_eq!((state.priority_set.membership().1, after[1].weight()), (1, 7));
+        assert_eq!(cluster.stats.membership_change().value(), 1);
+        assert!(cluster.choose_host(&LbContext::default()).is_some_and(|host| Arc::ptr_eq(&host, &after[1])));
+    }
+
+    #[test]
+    fn metadata_changes_in_place_and_a_host_elsewhere_at_a_known_address_is_as_healthy() {
+        use crate::host::health_flag::{FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK};
+        let (manager, registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
+        cluster.set_endpoints(assignment(&[1, 2]));
+        let before = hosts(&cluster);
+        let healthy = || registry.gauge_value("cluster.x.health_check.healthy");
+        // The first has passed its check, and is ejected.
+        before[0].clear_flags(FAILED_ACTIVE_HC);
+        cluster.health_checker().unwrap().stats().healthy().inc();
+        before[0].set_flags(FAILED_OUTLIER_CHECK);
+        let mut changed = (*assignment(&[1, 2])).clone();
+        for endpoint in &mut changed.localities[0].endpoints {
+            endpoint.metadata = Some(Arc::new(serde_json::json!({"envoy.lb": {"canary": true}})));
+        }
+        cluster.set_endpoints(Arc::new(changed.clone()));
+        let after = hosts(&cluster);
+        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]) && after[0].is_canary());
+        assert_eq!((after[0].health_flags(), after[1].health_flags()), (FAILED_OUTLIER_CHECK, FAILED_ACTIVE_HC));
+        changed.localities[0].locality.zone = "z".into();
+        cluster.set_endpoints(Arc::new(changed));
+        let moved = hosts(&cluster);
+        assert!(!Arc::ptr_eq(&moved[0], &after[0]) && *moved[0].locality.zone == *"z");
+        assert_eq!((moved[0].health_flags(), moved[1].health_flags()), (0, FAILED_ACTIVE_HC));
+        assert_eq!(healthy(), Some(1));
+        cluster.mark_removed();
+        assert_eq!(healthy(), Some(0));
+    }
+
+    #[test]
+    fn a_host_that_is_kept_for_its_health_stays_at_its_priority_and_may_come_back() {
+        use crate::host::health_flag::{FAILED_ACTIVE_HC, PENDING_DYNAMIC_REMOVAL};
+        let (manager, _registry, _runtime) = manager();
+        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
+        let with = |ports: &[u16], low: &[u16]| {
+            let mut both = (*assignment(ports)).clone();
+            if !low.is_empty() {
+                both.localities.push(LocalityEndpoints { priority: 1, ..assignment(low).localities[0].clone() });
+            }
+            Arc::new(both)
+        };
+        cluster.set_endpoints(with(&[1], &[2]));
+        for host in hosts(&cluster) {
+            host.clear_flags(FAILED_ACTIVE_HC);
+        }
+        // The second is left out with all of its priority, but passes its checks.
+        cluster.set_endpoints(with(&[1], &[]));
+        let kept = hosts(&cluster);
+        assert_eq!((kept.len(), kept[1].health_flags()), (2, PENDING_DYNAMIC_REMOVAL));
+        assert_eq!(cluster.state().priority_set.host_sets.len(), 2);
+        cluster.set_endpoints(with(&[1], &[2]));
+        let back = hosts(&cluster);
+        assert!(Arc::ptr_eq(&back[1], &kept[1]) && back[1].health_flags() == 0);
+        // What it stays for no longer depends on its checks.
+        back[1].set_flags(FAILED_ACTIVE_HC);
+        cluster.publish_health();
+        assert_eq!(hosts(&cluster).len(), 2);
     }
 }

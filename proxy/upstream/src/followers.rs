@@ -64,3 +64,71 @@ impl Followers {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Zones;
+    use crate::lb::LbContext;
+    use crate::testing::{assignment, config, eds, manager, pick};
+    use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment, Discovery, Locality, LocalityEndpoints};
+
+    #[test]
+    fn an_aggregate_follows_its_members() {
+        let (manager, _registry, _runtime) = manager();
+        let discovery = Discovery::Aggregate { clusters: ["x".into(), "y".into()].into() };
+        let lb_policy = nuncio_config::cluster::LbPolicy::ClusterProvided;
+        manager.add(Arc::new(ClusterConfig { name: "all".into(), discovery, lb_policy, ..config() })).unwrap();
+        assert_eq!(pick(&manager, "all"), None);
+        let (_, y) = manager.add_or_update(eds("y"), 1).unwrap();
+        y.set_endpoints(assignment(&[2]));
+        assert_eq!(pick(&manager, "all"), Some(2));
+        let (_, x) = manager.add_or_update(eds("x"), 1).unwrap();
+        assert_eq!(pick(&manager, "all"), Some(2));
+        x.set_endpoints(assignment(&[1]));
+        assert_eq!(pick(&manager, "all"), Some(1));
+        // A member of the same name takes the place of the old one when it is warm.
+        let (_, new) = manager.add_or_update(eds("x"), 2).unwrap();
+        assert_eq!(pick(&manager, "all"), Some(1));
+        new.set_endpoints(assignment(&[3]));
+        assert_eq!(pick(&manager, "all"), Some(3));
+        new.set_endpoints(assignment(&[]));
+        assert_eq!(pick(&manager, "all"), Some(2));
+        new.set_endpoints(assignment(&[3]));
+        let host = manager.cluster("all").unwrap().choose_host(&LbContext::default()).unwrap();
+        assert!(Arc::ptr_eq(&host.owner().unwrap(), &new));
+        assert!(manager.remove("x"));
+        assert_eq!(pick(&manager, "all"), Some(2));
+    }
+
+    #[test]
+    fn zones_follow_the_local_cluster() {
+        let (manager, _registry, _runtime) = manager();
+        let zone = |name: &str| Locality { zone: name.into(), ..Locality::default() };
+        manager.set_zones(Zones { local_cluster: Some("proxies".into()), locality: Arc::new(zone("a")) });
+        let mut upstream = ClusterConfig { name: "u".into(), ..config() };
+        upstream.lb_common.zone_aware.min_cluster_size = 1;
+        let zoned = |ports: &[(&str, u16)]| {
+            let mut all = ClusterLoadAssignment::default();
+            for (name, port) in ports {
+                let one = assignment(&[*port]);
+                all.localities.push(LocalityEndpoints { locality: zone(name), ..one.localities[0].clone() });
+            }
+            all
+        };
+        upstream.endpoints = zoned(&[("a", 1), ("b", 2)]);
+        manager.add(Arc::new(upstream)).unwrap();
+        let both = |manager: &ClusterManager| [pick(manager, "u"), pick(manager, "u")];
+        let mut spread = both(&manager);
+        spread.sort();
+        assert_eq!(spread, [Some(1), Some(2)]);
+        let (_, proxies) = manager.add_or_update(eds("proxies"), 1).unwrap();
+        proxies.set_endpoints(Arc::new(zoned(&[("a", 8), ("b", 9)])));
+        assert_eq!(both(&manager), [Some(1), Some(1)]);
+        // All proxies are in one zone: nothing is known of the load of the others.
+        proxies.set_endpoints(Arc::new(zoned(&[("a", 8)])));
+        let mut spread = both(&manager);
+        spread.sort();
+        assert_eq!(spread, [Some(1), Some(2)]);
+    }
+}

@@ -15,10 +15,10 @@ use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{
     ClusterConfig, ClusterLoadAssignment, Discovery, Endpoint, Locality, LocalityEndpoints, SubClustersConfig,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 /// Names that may wait to be made into clusters.
@@ -49,6 +49,8 @@ pub struct SubClusters {
     asks: mpsc::Sender<Ask>,
     /// Until somebody makes them.
     waiting: Mutex<Option<mpsc::Receiver<Ask>>>,
+    /// The forward proxy is not wanted any more.
+    stopped: Notify,
 }
 
 impl std::fmt::Debug for SubClusters {
@@ -71,7 +73,8 @@ impl SubClusters {
             let _ = asks.try_send(Ask { name, ready: None });
         }
         let (used, waiting) = (ArcSwap::default(), Mutex::new(Some(waiting)));
-        SubClusters { config: config.clone(), followers: followers.clone(), used, asks, waiting }
+        let stopped = Notify::new();
+        SubClusters { config: config.clone(), followers: followers.clone(), used, asks, waiting, stopped }
     }
 
     /// Asks for the cluster of a host. For workers.
@@ -101,6 +104,11 @@ impl SubClusters {
         self.followers.cluster(cluster_name(authority, port).as_str())?.choose_host(context)
     }
 
+    /// The clusters go with their parent.
+    pub(crate) fn stop(&self) {
+        self.stopped.notify_one();
+    }
+
     fn change(&self, change: impl FnOnce(&mut FxHashMap<Arc<str>, Arc<AtomicU64>>)) {
         let mut used = FxHashMap::clone(&self.used.load());
         change(&mut used);
@@ -113,13 +121,19 @@ pub(crate) fn start(parent: &Arc<Cluster>, manager: &Arc<ClusterManager>, contro
     let Some(subs) = parent.sub_clusters() else { return };
     let waiting = subs.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(asks) = waiting else { return };
-    let maker =
-        Maker { parent: Arc::downgrade(parent), manager: Arc::downgrade(manager), pending: FxHashMap::default() };
+    let maker = Maker {
+        parent: Arc::downgrade(parent),
+        id: parent.id,
+        manager: Arc::downgrade(manager),
+        pending: FxHashMap::default(),
+    };
     control.spawn(maker.run(subs.clone(), asks));
 }
 
 struct Maker {
     parent: Weak<Cluster>,
+    /// That of the parent: tells its clusters from those that another forward proxy made of the same names.
+    id: u64,
     manager: Weak<ClusterManager>,
     /// Who waits for clusters that warm.
     pending: FxHashMap<Arc<str>, Vec<oneshot::Sender<()>>>,
@@ -139,22 +153,21 @@ impl Maker {
                     None
                 }
                 () = sleep_until(next) => None,
+                () = subs.stopped.notified() => None,
             };
             let Some(manager) = self.manager.upgrade() else { return };
             let parent = self.parent.upgrade().filter(|parent| !parent.is_removed());
             let Some(parent) = parent else {
-                for name in subs.used.load().keys() {
-                    manager.remove(name);
-                }
+                subs.used.load().keys().for_each(|name| self.remove(&manager, name));
                 return;
             };
-            if let Some(ask) = ask {
-                self.make(&subs, &parent, &manager, ask);
+            match ask {
+                Some(ask) => self.make(&subs, &parent, &manager, ask),
+                None => self.tell_ready(&manager),
             }
-            self.tell_ready(&manager);
             if Instant::now() >= next {
                 next = Instant::now() + subs.config.ttl;
-                remove_idle(&subs, &manager);
+                self.remove_idle(&subs, &manager);
             }
         }
     }
@@ -162,18 +175,25 @@ impl Maker {
     fn make(&mut self, subs: &SubClusters, parent: &Cluster, manager: &Arc<ClusterManager>, ask: Ask) {
         let Ask { name, ready } = ask;
         let used = subs.used.load();
-        if !used.contains_key(&name) {
-            if used.len() as u64 >= u64::from(subs.config.max_sub_clusters) {
+        let known = used.contains_key(&name);
+        // Another forward proxy may have removed a cluster of this name.
+        if !known || manager.newest(&name).is_none() {
+            if !known && used.len() as u64 >= u64::from(subs.config.max_sub_clusters) {
                 return;
             }
             let Some(config) = config_of(parent, &subs.config, &name) else { return };
-            if let Err(error) = manager.add_or_update(Arc::new(config), parent.id) {
+            if let Err(error) = manager.add_or_update(Arc::new(config), self.id) {
                 tracing::warn!(cluster = &*name, %error, "a cluster for a name cannot be made");
                 return;
             }
             subs.change(|used| drop(used.insert(name.clone(), Arc::new(AtomicU64::new(now_ms())))));
         }
-        self.pending.entry(name).or_default().extend(ready);
+        if manager.cluster(&name).is_none() {
+            self.pending.entry(name).or_default().extend(ready);
+        } else if let Some(ready) = ready {
+            // Who has gone meanwhile does not want it.
+            let _ = ready.send(());
+        }
     }
 
     fn tell_ready(&mut self, manager: &ClusterManager) {
@@ -182,26 +202,30 @@ impl Maker {
                 waiting.retain(|ready| !ready.is_closed());
                 return !waiting.is_empty();
             }
-            // Who has gone meanwhile does not want it.
             for ready in waiting.drain(..) {
                 let _ = ready.send(());
             }
             false
         });
     }
-}
 
-fn remove_idle(subs: &SubClusters, manager: &ClusterManager) {
-    let (now, ttl) = (now_ms(), subs.config.ttl.as_millis() as u64);
-    let idle = |last: &AtomicU64| now.saturating_sub(last.load(Relaxed)) > ttl;
-    let used = subs.used.load();
-    let gone: Vec<_> = used.iter().filter(|(_, last)| idle(last)).map(|(name, _)| name.clone()).collect();
-    if gone.is_empty() {
-        return;
+    /// Removes the cluster of a name, unless it is another's.
+    fn remove(&self, manager: &ClusterManager, name: &str) {
+        if manager.newest(name).is_some_and(|cluster| cluster.fingerprint == self.id) {
+            manager.remove(name);
+        }
     }
-    subs.change(|used| used.retain(|name, _| !gone.contains(name)));
-    for name in gone {
-        manager.remove(&name);
+
+    fn remove_idle(&self, subs: &SubClusters, manager: &ClusterManager) {
+        let (now, ttl) = (now_ms(), subs.config.ttl.as_millis() as u64);
+        let idle = |last: &AtomicU64| now.saturating_sub(last.load(Relaxed)) > ttl;
+        let used = subs.used.load();
+        let gone: FxHashSet<_> = used.iter().filter(|(_, last)| idle(last)).map(|(name, _)| name.clone()).collect();
+        if gone.is_empty() {
+            return;
+        }
+        subs.change(|used| used.retain(|name, _| !gone.contains(name)));
+        gone.iter().for_each(|name| self.remove(manager, name));
     }
 }
 
@@ -229,4 +253,70 @@ fn config_of(parent: &Cluster, config: &SubClustersConfig, name: &Arc<str>) -> O
         added_via_api: true,
         ..(*parent.config).clone()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use nuncio_config::cluster::ForwardProxyNames;
+    use std::time::Duration;
+
+    const NAME: &str = "DFPCluster:127.0.0.1:80";
+
+    fn forward_proxy(name: &str) -> Arc<ClusterConfig> {
+        let subs = SubClustersConfig {
+            lb_policy: nuncio_config::cluster::LbPolicy::RoundRobin,
+            max_sub_clusters: 1,
+            ttl: Duration::from_secs(3600),
+            preresolve: Vec::new(),
+            logical: false,
+            dns: None,
+        };
+        let names = ForwardProxyNames::SubClusters(Arc::new(subs));
+        let discovery = Discovery::DynamicForwardProxy { names, allow_insecure: false };
+        let lb_policy = nuncio_config::cluster::LbPolicy::ClusterProvided;
+        let config = ClusterConfig { name: name.into(), discovery, lb_policy, ..testing::config() };
+        Arc::new(ClusterConfig { added_via_api: true, ..config })
+    }
+
+    /// Asks until the cluster is there.
+    async fn ask(subs: &SubClusters) {
+        match subs.ask("127.0.0.1:80", 80) {
+            SubCluster::Ready => {}
+            SubCluster::Made(made) => made.await.expect("it is made"),
+            SubCluster::Overflow => panic!("there is room for one"),
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_another_forward_proxy_took_or_removed_is_made_again() {
+        let (manager, _registry, runtime) = testing::manager();
+        let add = |name: &str| manager.add_or_update(forward_proxy(name), 1).expect("added").1;
+        let (one, other) = (add("one"), add("other"));
+        let id = || manager.newest(NAME).map(|cluster| cluster.fingerprint);
+        let (subs, others) = (one.sub_clusters().expect("its names"), other.sub_clusters().expect("its names"));
+        runtime.block_on(async {
+            ask(subs).await;
+            assert_eq!(id(), Some(one.id));
+            assert!(matches!(subs.ask("127.0.0.2:80", 80), SubCluster::Overflow));
+            ask(others).await;
+            assert_eq!(id(), Some(other.id));
+            // It is not its own any more.
+            assert!(manager.remove("one"));
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            assert_eq!(id(), Some(other.id));
+            assert!(manager.remove(NAME));
+            ask(others).await;
+            assert_eq!(id(), Some(other.id));
+            assert!(manager.remove("other"));
+            let gone = async {
+                while id().is_some() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), gone).await.expect("it goes with its parent");
+        });
+    }
 }

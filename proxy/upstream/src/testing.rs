@@ -1,11 +1,17 @@
 //! Hosts and configurations for this crate's tests.
 
+use crate::cluster_manager::{ClusterManager, ClusterManagerOptions};
 use crate::host::{Host, HostDescription};
 use crate::host_set::{Grouping, HostGroup, HostGroups, PrioritySet};
+use crate::lb::LbContext;
 use crate::stats::ClusterStats;
 use nuncio_base::stats::{Registry, StatsConfig};
-use nuncio_config::cluster::{ClusterConfig, HealthStatus, Locality};
+use nuncio_config::address::EndpointAddress;
+use nuncio_config::cluster::{
+    BindConfig, ClusterConfig, ClusterLoadAssignment, Discovery, Endpoint, HealthStatus, Locality, LocalityEndpoints,
+};
 use nuncio_net::address::Address;
+use nuncio_net::tls::watch::TlsContexts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -76,4 +82,41 @@ pub(crate) fn priority_set(levels: &[(usize, usize, usize)]) -> PrioritySet {
         grouping: Grouping::None,
     }
     .priority_set()
+}
+
+/// A manager, and what must live beside it.
+pub(crate) fn manager() -> (Arc<ClusterManager>, Registry, tokio::runtime::Runtime) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let registry = Registry::new(1, StatsConfig::default());
+    let options = ClusterManagerOptions {
+        registry: registry.clone(),
+        upstream_bind: BindConfig::default(),
+        control: runtime.handle().clone(),
+        outlier_events: None,
+        tls_contexts: TlsContexts::default(),
+        event_logs: None,
+    };
+    (ClusterManager::new(options), registry, runtime)
+}
+
+/// A cluster whose endpoints are handed in.
+pub(crate) fn eds(name: &str) -> Arc<ClusterConfig> {
+    let discovery = Discovery::Eds { service_name: name.into(), source: bytes::Bytes::new() };
+    Arc::new(ClusterConfig { name: name.into(), discovery, added_via_api: true, ..config() })
+}
+
+/// Endpoints at these ports.
+pub(crate) fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
+    let endpoints = ports.iter().map(|port| {
+        let address = SocketAddr::from(([127, 0, 0, 1], *port)).into();
+        Endpoint::new(EndpointAddress::Resolved(nuncio_config::address::Address::Socket(address)))
+    });
+    let locality =
+        LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: endpoints.collect() };
+    Arc::new(ClusterLoadAssignment { localities: vec![locality], ..ClusterLoadAssignment::default() })
+}
+
+/// The port of the host that the cluster picks.
+pub(crate) fn pick(manager: &ClusterManager, name: &str) -> Option<u16> {
+    manager.cluster(name)?.choose_host(&LbContext::default())?.address.port()
 }

@@ -1,23 +1,27 @@
 //! All clusters by name.
 //!
-//! Workers look names up without locks: names hash to shards, each an `ArcSwap` of a short sorted table, so that a
-//! change copies a few entries however many clusters there are. The control thread adds and removes.
+//! Workers look names up without locks (`table`). The control thread adds and removes; a cluster that is added while
+//! the process serves is not seen before it is warm (`warming`).
+
+mod table;
+mod warming;
+
+pub(crate) use warming::{Warming, WeakWarming};
 
 use crate::cluster::{Cluster, ClusterError, ClusterParts, LbRuntime, Zones};
 use crate::discovery;
 use crate::dns::Resolvers;
 use crate::dns_cache::{DnsCache, DnsCaches};
 use crate::followers::Followers;
-use crate::health_check::{self, HealthChecker, Job};
+use crate::health_check::{self, Job};
 use crate::orca;
 use crate::outlier;
 use crate::stats::ClusterManagerStats;
 use crate::sub_clusters;
 use crate::worker::Workers;
-use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use nuncio_base::stats::Registry;
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, DnsCacheConfig};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, DnsCacheConfig};
 use nuncio_config::hcm::HttpFilterConfig;
 use nuncio_http::access_log::{AccessLogWriter, LogFile};
 use nuncio_http::matchers::Runtime;
@@ -25,15 +29,12 @@ use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_net::tls::watch::TlsContexts;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, BuildHasherDefault};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use table::ClusterTable;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
-
-const SHARDS: usize = 512;
-
-type Shard = ArcSwapOption<Vec<(u64, Arc<Cluster>)>>;
+use warming::Waiting;
 
 /// What a cluster manager is made with.
 #[derive(Debug, Clone)]
@@ -85,7 +86,7 @@ pub enum AddOutcome {
 
 /// All clusters.
 pub struct ClusterManager {
-    shards: Box<[Shard]>,
+    clusters: ClusterTable,
     options: ClusterManagerOptions,
     stats: ClusterManagerStats,
     workers: Arc<Workers>,
@@ -106,15 +107,6 @@ pub struct ClusterManager {
     unchecked: AtomicBool,
     /// Some cluster tells how much of its limits remains.
     tracks_remaining: AtomicBool,
-}
-
-/// How many clusters wait for their first hosts.
-#[derive(Debug, Clone, Copy, Default)]
-struct Waiting {
-    /// By DNS.
-    primary: usize,
-    /// For endpoints that are handed in.
-    secondary: usize,
 }
 
 #[derive(Default)]
@@ -154,10 +146,6 @@ impl std::fmt::Debug for ClusterManager {
     }
 }
 
-fn hash(name: &str) -> u64 {
-    BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(name)
-}
-
 impl ClusterManager {
     /// A manager without clusters.
     pub fn new(options: ClusterManagerOptions) -> Arc<ClusterManager> {
@@ -165,7 +153,7 @@ impl ClusterManager {
         let resolvers = Arc::new(Resolvers::default());
         let dns_caches = DnsCaches::new(&resolvers, &options.registry, &options.control);
         let manager = Arc::new(ClusterManager {
-            shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
+            clusters: ClusterTable::default(),
             stats: ClusterManagerStats::new(&options.registry, "cluster_manager."),
             options,
             workers: Arc::default(),
@@ -236,15 +224,7 @@ impl ClusterManager {
     /// The cluster of this name. Lock-free; for every thread.
     #[inline]
     pub fn cluster(&self, name: &str) -> Option<Arc<Cluster>> {
-        let hash = hash(name);
-        let shard = self.shards[shard_of(hash)].load();
-        let entries = shard.as_ref()?;
-        let from = entries.partition_point(|entry| entry.0 < hash);
-        entries[from..]
-            .iter()
-            .take_while(|entry| entry.0 == hash)
-            .find(|entry| **entry.1.name() == *name)
-            .map(|entry| entry.1.clone())
+        self.clusters.get(name)
     }
 
     /// Adds a cluster that is visible at once, or replaces the one of the same name: for clusters of the bootstrap. Its
@@ -376,28 +356,6 @@ impl ClusterManager {
         self.unchecked.store(true, Ordering::Relaxed);
     }
 
-    fn awaited_checker<'a>(&self, cluster: &'a Cluster) -> Option<&'a Arc<HealthChecker>> {
-        cluster.health_checker().filter(|_| !self.unchecked.load(Ordering::Relaxed))
-    }
-
-    /// The cluster warms until what it needs has come (secrets, configurations of filters), or it is removed.
-    fn wait_for_needs(&self, cluster: &Cluster, needs: Vec<BoxFuture<'static, ()>>, warming: impl FnOnce() -> Warming) {
-        if needs.is_empty() {
-            return;
-        }
-        let warming = warming();
-        let weak = cluster.weak();
-        let task = self.options.control.spawn(async move {
-            for need in needs {
-                need.await;
-            }
-            if let Some(cluster) = weak.upgrade() {
-                cluster.needs_are_met();
-            }
-        });
-        cluster.wait_for_needs(warming, task.abort_handle());
-    }
-
     fn count_added(&self, name: &str) -> AddOutcome {
         if self.newest(name).is_some() {
             self.stats.cluster_modified().inc();
@@ -411,7 +369,7 @@ impl ClusterManager {
     /// Makes a cluster visible to workers in place of the one of its name.
     fn publish(&self, cluster: &Arc<Cluster>) {
         let mut control = self.control();
-        let old = self.replace(cluster.name(), Some(cluster.clone()));
+        let old = self.clusters.replace(cluster.name(), Some(cluster.clone()));
         match &old {
             Some(old) => old.mark_removed(),
             None => {
@@ -465,7 +423,7 @@ impl ClusterManager {
         }
         let mut control = self.control();
         let warming = control.warming.remove(name);
-        let old = self.replace(name, None);
+        let old = self.clusters.replace(name, None);
         control.remove(name);
         drop(control);
         let found = warming.is_some() || old.is_some();
@@ -484,22 +442,6 @@ impl ClusterManager {
             self.stats.cluster_removed().inc();
         }
         found
-    }
-
-    /// Swaps the entry of `name`; returns the old one. The caller holds the control lock.
-    fn replace(&self, name: &str, new: Option<Arc<Cluster>>) -> Option<Arc<Cluster>> {
-        let hash = hash(name);
-        let shard = &self.shards[shard_of(hash)];
-        let mut entries: Vec<_> = shard.load().as_ref().map(|entries| (**entries).clone()).unwrap_or_default();
-        let at = entries.iter().position(|entry| entry.0 == hash && **entry.1.name() == *name);
-        let old = at.map(|at| entries.remove(at).1);
-        if let Some(new) = new {
-            let at = entries.partition_point(|entry| entry.0 < hash);
-            entries.insert(at, (hash, new));
-        }
-        entries.shrink_to_fit();
-        shard.store((!entries.is_empty()).then(|| Arc::new(entries)));
-        old
     }
 
     /// All clusters in the order in which they were added. For listings.
@@ -537,148 +479,15 @@ impl ClusterManager {
         self.len() == 0
     }
 
-    /// Waits until every cluster added so far has its first hosts, or its first attempt has failed. The server waits for
-    /// it before listeners start.
-    pub async fn initialized(&self) {
-        let mut waiting = self.waiting.subscribe();
-        // The sender lives as long as `self`.
-        let _ = waiting.wait_for(|waiting| waiting.primary == 0 && waiting.secondary == 0).await;
-    }
-
-    /// Whether [`ClusterManager::initialized`] would not wait.
-    pub fn is_initialized(&self) -> bool {
-        let waiting = *self.waiting.borrow();
-        waiting.primary == 0 && waiting.secondary == 0
-    }
-
-    /// Waits until the cluster of this name is visible, or none of the name warms any more.
-    pub async fn warmed_up(&self, name: &str) {
-        let mut waiting = self.waiting.subscribe();
-        let over = |_: &Waiting| self.cluster(name).is_some() || !self.control().warming.contains_key(name);
-        // The sender lives as long as `self`.
-        let _ = waiting.wait_for(over).await;
-    }
-
-    /// As [`ClusterManager::initialized`], for those clusters only that do not wait for endpoints from outside: what
-    /// endpoints are fetched from must be among them.
-    pub async fn primary_initialized(&self) {
-        let mut waiting = self.waiting.subscribe();
-        let _ = waiting.wait_for(|waiting| waiting.primary == 0).await;
-    }
-
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn shard_of(hash: u64) -> usize {
-    (hash >> 48) as usize % SHARDS
-}
-
-/// Counts a cluster as warming until the last clone is dropped; then the cluster becomes visible.
-#[derive(Clone)]
-pub(crate) struct Warming {
-    inner: Arc<WarmingInner>,
-}
-
-/// A [`Warming`] that keeps nothing warming by itself.
-pub(crate) struct WeakWarming(std::sync::Weak<WarmingInner>);
-
-impl WeakWarming {
-    /// What it stands for, if that still lives.
-    pub(crate) fn upgrade(&self) -> Option<Warming> {
-        self.0.upgrade().map(|inner| Warming { inner })
-    }
-}
-
-struct WarmingInner {
-    manager: std::sync::Weak<ClusterManager>,
-    cluster: std::sync::Weak<Cluster>,
-    primary: bool,
-}
-
-impl Warming {
-    fn new(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>) -> Self {
-        let primary = !matches!(cluster.config.discovery, Discovery::Eds { .. });
-        Self::counted(manager, cluster, primary)
-    }
-
-    /// What it waits for may come through another cluster.
-    fn secondary(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>) -> Self {
-        Self::counted(manager, cluster, false)
-    }
-
-    fn counted(manager: &Arc<ClusterManager>, cluster: &Arc<Cluster>, primary: bool) -> Self {
-        manager.waiting.send_modify(|waiting| *waiting.count(primary) += 1);
-        cluster.stats.warming_state().set(1);
-        let (manager, cluster) = (Arc::downgrade(manager), Arc::downgrade(cluster));
-        Warming { inner: Arc::new(WarmingInner { manager, cluster, primary }) }
-    }
-
-    fn downgrade(&self) -> WeakWarming {
-        WeakWarming(Arc::downgrade(&self.inner))
-    }
-}
-
-impl Waiting {
-    fn count(&mut self, primary: bool) -> &mut usize {
-        if primary { &mut self.primary } else { &mut self.secondary }
-    }
-}
-
-impl Drop for WarmingInner {
-    fn drop(&mut self) {
-        let Some(manager) = self.manager.upgrade() else { return };
-        if let Some(cluster) = self.cluster.upgrade() {
-            cluster.stats.warming_state().set(0);
-            manager.warmed(&cluster);
-        }
-        manager.waiting.send_modify(|waiting| *waiting.count(self.primary) -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lb::LbContext;
-    use crate::testing::config;
-    use nuncio_base::stats::StatsConfig;
-    use nuncio_config::address::{Address, EndpointAddress};
-    use nuncio_config::cluster::{ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints};
-
-    fn manager() -> (Arc<ClusterManager>, Registry, tokio::runtime::Runtime) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let registry = Registry::new(1, StatsConfig::default());
-        let options = ClusterManagerOptions {
-            registry: registry.clone(),
-            upstream_bind: BindConfig::default(),
-            control: runtime.handle().clone(),
-            outlier_events: None,
-            tls_contexts: TlsContexts::default(),
-            event_logs: None,
-        };
-        (ClusterManager::new(options), registry, runtime)
-    }
-
-    fn eds(name: &str) -> Arc<ClusterConfig> {
-        let discovery = Discovery::Eds { service_name: name.into(), source: bytes::Bytes::new() };
-        Arc::new(ClusterConfig { name: name.into(), discovery, added_via_api: true, ..config() })
-    }
-
-    fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
-        let endpoints = ports.iter().map(|port| {
-            Endpoint::new(EndpointAddress::Resolved(Address::Socket(
-                std::net::SocketAddr::from(([127, 0, 0, 1], *port)).into(),
-            )))
-        });
-        let locality = LocalityEndpoints {
-            locality: Locality::default(),
-            priority: 0,
-            weight: None,
-            endpoints: endpoints.collect(),
-        };
-        Arc::new(ClusterLoadAssignment { localities: vec![locality], ..ClusterLoadAssignment::default() })
-    }
+    use crate::testing::{assignment, config, eds, manager};
 
     #[test]
     fn a_cluster_is_visible_when_its_first_endpoints_have_come() {
@@ -757,173 +566,5 @@ mod tests {
         manager.add_or_update(fixed("x"), 2).unwrap();
         assert!(old.is_removed() && !manager.cluster("x").unwrap().is_removed());
         assert_eq!(manager.len(), 1);
-    }
-
-    #[test]
-    fn hosts_that_stay_keep_their_objects_and_only_changes_are_published() {
-        let (manager, _registry, _runtime) = manager();
-        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
-        cluster.set_endpoints(assignment(&[1, 2]));
-        let hosts = |cluster: &Cluster| -> Vec<_> { cluster.state().priority_set.hosts().cloned().collect() };
-        let before = hosts(&cluster);
-        cluster.set_endpoints(assignment(&[2, 3]));
-        let after = hosts(&cluster);
-        assert!(Arc::ptr_eq(&before[1], &after[0]) && before[0].is_removed() && !before[1].is_removed());
-        assert_eq!(cluster.stats.membership_change().value(), 2);
-        let state = cluster.state();
-        cluster.set_endpoints(assignment(&[2, 3]));
-        assert!(Arc::ptr_eq(&state, &cluster.state()));
-        assert_eq!(cluster.stats.update_no_rebuild().value(), 1);
-    }
-
-    /// As [`eds`], with active health checks.
-    fn checked(name: &str) -> Arc<ClusterConfig> {
-        let check = Arc::new(health_check::testing::tcp_check());
-        Arc::new(ClusterConfig { health_check: Some(check), ..(*eds(name)).clone() })
-    }
-
-    fn hosts(cluster: &Cluster) -> Vec<Arc<crate::host::Host>> {
-        cluster.state().priority_set.hosts().cloned().collect()
-    }
-
-    #[test]
-    fn metadata_changes_in_place_and_a_host_elsewhere_at_a_known_address_is_as_healthy() {
-        use crate::host::health_flag::{FAILED_ACTIVE_HC, FAILED_OUTLIER_CHECK};
-        let (manager, registry, _runtime) = manager();
-        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
-        cluster.set_endpoints(assignment(&[1, 2]));
-        let before = hosts(&cluster);
-        let healthy = || registry.gauge_value("cluster.x.health_check.healthy");
-        // The first has passed its check, and is ejected.
-        before[0].clear_flags(FAILED_ACTIVE_HC);
-        cluster.health_checker().unwrap().stats().healthy().inc();
-        before[0].set_flags(FAILED_OUTLIER_CHECK);
-        let mut changed = (*assignment(&[1, 2])).clone();
-        for endpoint in &mut changed.localities[0].endpoints {
-            endpoint.metadata = Some(Arc::new(serde_json::json!({"envoy.lb": {"canary": true}})));
-        }
-        cluster.set_endpoints(Arc::new(changed.clone()));
-        let after = hosts(&cluster);
-        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]) && after[0].is_canary());
-        assert_eq!((after[0].health_flags(), after[1].health_flags()), (FAILED_OUTLIER_CHECK, FAILED_ACTIVE_HC));
-        changed.localities[0].locality.zone = "z".into();
-        cluster.set_endpoints(Arc::new(changed));
-        let moved = hosts(&cluster);
-        assert!(!Arc::ptr_eq(&moved[0], &after[0]) && *moved[0].locality.zone == *"z");
-        assert_eq!((moved[0].health_flags(), moved[1].health_flags()), (0, FAILED_ACTIVE_HC));
-        assert_eq!(healthy(), Some(1));
-        cluster.mark_removed();
-        assert_eq!(healthy(), Some(0));
-    }
-
-    #[test]
-    fn a_host_that_is_kept_for_its_health_stays_at_its_priority_and_may_come_back() {
-        use crate::host::health_flag::{FAILED_ACTIVE_HC, PENDING_DYNAMIC_REMOVAL};
-        let (manager, _registry, _runtime) = manager();
-        let (_, cluster) = manager.add_or_update(checked("x"), 1).unwrap();
-        let with = |ports: &[u16], low: &[u16]| {
-            let mut both = (*assignment(ports)).clone();
-            if !low.is_empty() {
-                both.localities.push(LocalityEndpoints { priority: 1, ..assignment(low).localities[0].clone() });
-            }
-            Arc::new(both)
-        };
-        cluster.set_endpoints(with(&[1], &[2]));
-        for host in hosts(&cluster) {
-            host.clear_flags(FAILED_ACTIVE_HC);
-        }
-        // The second is left out with all of its priority, but passes its checks.
-        cluster.set_endpoints(with(&[1], &[]));
-        let kept = hosts(&cluster);
-        assert_eq!((kept.len(), kept[1].health_flags()), (2, PENDING_DYNAMIC_REMOVAL));
-        assert_eq!(cluster.state().priority_set.host_sets.len(), 2);
-        cluster.set_endpoints(with(&[1], &[2]));
-        let back = hosts(&cluster);
-        assert!(Arc::ptr_eq(&back[1], &kept[1]) && back[1].health_flags() == 0);
-        // What it stays for no longer depends on its checks.
-        back[1].set_flags(FAILED_ACTIVE_HC);
-        cluster.publish_health();
-        assert_eq!(hosts(&cluster).len(), 2);
-    }
-
-    #[test]
-    fn health_and_weight_change_in_place() {
-        let (manager, _registry, _runtime) = manager();
-        let (_, cluster) = manager.add_or_update(eds("x"), 1).unwrap();
-        cluster.set_endpoints(assignment(&[1, 2]));
-        let before: Vec<_> = cluster.state().priority_set.hosts().cloned().collect();
-        let mut changed = (*assignment(&[1, 2])).clone();
-        changed.localities[0].endpoints[0].health = HealthStatus::Unhealthy;
-        changed.localities[0].endpoints[1].weight = 7;
-        cluster.set_endpoints(Arc::new(changed));
-        let state = cluster.state();
-        let after: Vec<_> = state.priority_set.hosts().cloned().collect();
-        assert!(Arc::ptr_eq(&before[0], &after[0]) && Arc::ptr_eq(&before[1], &after[1]));
-        assert_eq!((state.priority_set.membership().1, after[1].weight()), (1, 7));
-        assert_eq!(cluster.stats.membership_change().value(), 1);
-        assert!(cluster.choose_host(&LbContext::default()).is_some_and(|host| Arc::ptr_eq(&host, &after[1])));
-    }
-
-    fn pick(manager: &ClusterManager, name: &str) -> Option<u16> {
-        manager.cluster(name)?.choose_host(&LbContext::default())?.address.port()
-    }
-
-    #[test]
-    fn an_aggregate_follows_its_members() {
-        let (manager, _registry, _runtime) = manager();
-        let discovery = Discovery::Aggregate { clusters: ["x".into(), "y".into()].into() };
-        let lb_policy = nuncio_config::cluster::LbPolicy::ClusterProvided;
-        manager.add(Arc::new(ClusterConfig { name: "all".into(), discovery, lb_policy, ..config() })).unwrap();
-        assert_eq!(pick(&manager, "all"), None);
-        let (_, y) = manager.add_or_update(eds("y"), 1).unwrap();
-        y.set_endpoints(assignment(&[2]));
-        assert_eq!(pick(&manager, "all"), Some(2));
-        let (_, x) = manager.add_or_update(eds("x"), 1).unwrap();
-        assert_eq!(pick(&manager, "all"), Some(2));
-        x.set_endpoints(assignment(&[1]));
-        assert_eq!(pick(&manager, "all"), Some(1));
-        // A member of the same name takes the place of the old one when it is warm.
-        let (_, new) = manager.add_or_update(eds("x"), 2).unwrap();
-        assert_eq!(pick(&manager, "all"), Some(1));
-        new.set_endpoints(assignment(&[3]));
-        assert_eq!(pick(&manager, "all"), Some(3));
-        new.set_endpoints(assignment(&[]));
-        assert_eq!(pick(&manager, "all"), Some(2));
-        new.set_endpoints(assignment(&[3]));
-        let host = manager.cluster("all").unwrap().choose_host(&LbContext::default()).unwrap();
-        assert!(Arc::ptr_eq(&host.owner().unwrap(), &new));
-        assert!(manager.remove("x"));
-        assert_eq!(pick(&manager, "all"), Some(2));
-    }
-
-    #[test]
-    fn zones_follow_the_local_cluster() {
-        let (manager, _registry, _runtime) = manager();
-        let zone = |name: &str| Locality { zone: name.into(), ..Locality::default() };
-        manager.set_zones(Zones { local_cluster: Some("proxies".into()), locality: Arc::new(zone("a")) });
-        let mut upstream = ClusterConfig { name: "u".into(), ..config() };
-        upstream.lb_common.zone_aware.min_cluster_size = 1;
-        let zoned = |ports: &[(&str, u16)]| {
-            let mut all = ClusterLoadAssignment::default();
-            for (name, port) in ports {
-                let one = assignment(&[*port]);
-                all.localities.push(LocalityEndpoints { locality: zone(name), ..one.localities[0].clone() });
-            }
-            all
-        };
-        upstream.endpoints = zoned(&[("a", 1), ("b", 2)]);
-        manager.add(Arc::new(upstream)).unwrap();
-        let both = |manager: &ClusterManager| [pick(manager, "u"), pick(manager, "u")];
-        let mut spread = both(&manager);
-        spread.sort();
-        assert_eq!(spread, [Some(1), Some(2)]);
-        let (_, proxies) = manager.add_or_update(eds("proxies"), 1).unwrap();
-        proxies.set_endpoints(Arc::new(zoned(&[("a", 8), ("b", 9)])));
-        assert_eq!(both(&manager), [Some(1), Some(1)]);
-        // All proxies are in one zone: nothing is known of the load of the others.
-        proxies.set_endpoints(Arc::new(zoned(&[("a", 8)])));
-        let mut spread = both(&manager);
-        spread.sort();
-        assert_eq!(spread, [Some(1), Some(2)]);
     }
 }
