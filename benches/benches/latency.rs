@@ -4,17 +4,18 @@
 //! - `--compare`: Envoy, nginx and haproxy, where installed, in the same run, with ratios;
 //! - `--hold`: that, and failure where p99 at half of Envoy's highest rate or CPU per request is above its limit;
 //! - `--smoke`: a short run that only shows that it works;
-//! - `--scenarios h1,h2c,tls,tcp`, `--seconds N`, `--rounds N` (medians), `--connections N`, `--rate N` (of the open
+//! - `--scenarios h1,h2c,tls,tcp,policies`, `--seconds N`, `--rounds N` (medians), `--connections N`, `--rate N` (of the open
 //!   loop; by default half of Envoy's highest rate with `--compare`, else half of the proxy's own).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nuncio_benches::load::{self, Protocol};
-use nuncio_benches::peers::{Peer, Upstreams};
+use nuncio_benches::peers::{Entry, Peer, Upstreams};
+use nuncio_benches::procfs;
 use nuncio_benches::report::{self, Figures};
-use nuncio_benches::{procfs, upstream};
 use nuncio_tests::case::CertSpec;
 use nuncio_tests::certs::Certs;
 
@@ -45,7 +46,7 @@ fn options() -> Result<Option<Options>> {
     let mut o = Options {
         compare: false,
         hold: false,
-        scenarios: ["h1", "h2c", "tls", "tcp"].map(str::to_owned).into(),
+        scenarios: ["h1", "h2c", "tls", "tcp", "policies"].map(str::to_owned).into(),
         seconds: 3.0,
         rounds: 3,
         connections: 64,
@@ -85,7 +86,7 @@ async fn run(options: &Options, proxy_core: &[usize]) -> Result<()> {
         ("server".to_owned(), CertSpec { ca: Some("ca".to_owned()), sans }),
     ]);
     let certs = Certs::make(dir.path(), &specs)?;
-    let upstreams = Upstreams { http: upstream::http().await?, echo: upstream::echo().await? };
+    let upstreams = Upstreams::start().await?;
     let names: &[&'static str] = if options.compare { &["envoy", "nginx", "haproxy", "nuncio"] } else { &["nuncio"] };
     let mut peers = Vec::new();
     for name in names {
@@ -94,14 +95,8 @@ async fn run(options: &Options, proxy_core: &[usize]) -> Result<()> {
     let mut kept = Vec::new();
     let mut above = Vec::new();
     for scenario in &options.scenarios {
-        let protocol = match scenario.as_str() {
-            "h1" => Protocol::Http1,
-            "h2c" => Protocol::Http2,
-            "tls" => Protocol::Tls,
-            "tcp" => Protocol::Tcp,
-            other => bail!("no scenario {other}"),
-        };
-        let rows = measure(options, protocol, &peers, &certs).await?;
+        let entry = Entry::named(scenario)?;
+        let rows = measure(options, entry, &peers, &certs).await?;
         report::table(scenario, &rows);
         if let Some(bad) = rows.iter().find(|r| r.proxy == "nuncio" && r.errors > 0) {
             bail!("{scenario}: {} of nuncio's requests failed", bad.errors);
@@ -117,15 +112,16 @@ async fn run(options: &Options, proxy_core: &[usize]) -> Result<()> {
 }
 
 /// All proxies in one scenario, in turn, round by round; medians over the rounds.
-async fn measure(options: &Options, protocol: Protocol, peers: &[Peer], certs: &Certs) -> Result<Vec<Figures>> {
+async fn measure(options: &Options, entry: Entry, peers: &[Peer], certs: &Certs) -> Result<Vec<Figures>> {
+    let protocol = entry.protocol();
+    let peers: Vec<(&Peer, SocketAddr)> = peers.iter().filter_map(|peer| Some((peer, peer.address(entry)?))).collect();
     let time = Duration::from_secs_f64(options.seconds);
     // HTTP/2 has its streams: fewer connections carry as much.
     let connections = if protocol == Protocol::Http2 { options.connections.div_ceil(8) } else { options.connections };
     let mut rounds: Vec<Vec<Figures>> = Vec::new();
     for _ in 0..options.rounds {
         let mut rows = Vec::new();
-        for peer in peers {
-            let address = peer.address(protocol);
+        for &(peer, address) in &peers {
             load::run(protocol, address, certs, connections, None, time / 10).await?;
             let before = procfs::cpu_time(peer.pid())?;
             let closed = load::run(protocol, address, certs, connections, None, time).await?;
@@ -139,9 +135,9 @@ async fn measure(options: &Options, protocol: Protocol, peers: &[Peer], certs: &
             });
         }
         let envoy = rows.iter().find(|row| row.proxy == "envoy").map(|row| row.rate);
-        for (peer, row) in peers.iter().zip(&mut rows) {
+        for (&(peer, address), row) in peers.iter().zip(&mut rows) {
             let rate = options.rate.or(envoy.map(|r| r / 2.0)).unwrap_or(row.rate / 2.0);
-            let open = load::run(protocol, peer.address(protocol), certs, connections, Some(rate), time).await?;
+            let open = load::run(protocol, address, certs, connections, Some(rate), time).await?;
             let at = |q: f64| open.latency.value_at_quantile(q) as f64 / 1e3;
             row.open_rate = open.requests as f64 / open.elapsed.as_secs_f64();
             row.latency_us = [at(0.5), at(0.9), at(0.99), at(0.999), at(0.9999)];

@@ -57,6 +57,8 @@ struct Schedule {
 struct Run {
     schedule: Option<Schedule>,
     until: Instant,
+    /// Requests that are still to be begun.
+    left: RefCell<u64>,
     latency: RefCell<Histogram<u64>>,
     requests: RefCell<u64>,
     errors: RefCell<u64>,
@@ -67,6 +69,8 @@ impl Run {
     async fn next(&self) -> Option<Instant> {
         let Some(schedule) = &self.schedule else {
             let now = Instant::now();
+            let mut left = self.left.borrow_mut();
+            *left = left.checked_sub(1)?;
             return (now < self.until).then_some(now);
         };
         loop {
@@ -103,14 +107,40 @@ pub async fn run(
     rate: Option<f64>,
     time: Duration,
 ) -> Result<Measured> {
+    let clients = clients(protocol, address, certs, connections).await?;
+    drive(clients, rate, time, u64::MAX).await
+}
+
+/// Runs a number of requests, as fast as they are answered, and no longer than `most`.
+///
+/// # Errors
+/// The connections cannot be made.
+pub async fn run_requests(
+    protocol: Protocol,
+    address: SocketAddr,
+    certs: &Certs,
+    connections: usize,
+    requests: u64,
+    most: Duration,
+) -> Result<Measured> {
+    let clients = clients(protocol, address, certs, connections).await?;
+    drive(clients, None, most, requests).await
+}
+
+async fn clients(protocol: Protocol, address: SocketAddr, certs: &Certs, connections: usize) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for _ in 0..connections {
         clients.push(Client::connect(protocol, address, certs).await.context("a load connection")?);
     }
+    Ok(clients)
+}
+
+async fn drive(clients: Vec<Client>, rate: Option<f64>, time: Duration, requests: u64) -> Result<Measured> {
     let begin = Instant::now();
     let run = Rc::new(Run {
         schedule: rate.map(|_| Schedule { due: RefCell::default(), wake: Notify::new(), over: RefCell::new(false) }),
         until: begin + time,
+        left: RefCell::new(requests),
         latency: RefCell::new(Histogram::new_with_bounds(1, 60_000_000_000, 3)?),
         requests: RefCell::default(),
         errors: RefCell::default(),

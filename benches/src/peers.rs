@@ -13,7 +13,7 @@ use nuncio_tests::find;
 use nuncio_tests::proxy::free_port;
 
 use crate::load::Protocol;
-use crate::procfs;
+use crate::{procfs, upstream};
 
 /// A running proxy.
 #[derive(Debug)]
@@ -21,17 +21,74 @@ pub struct Peer {
     /// What it is called in the tables.
     pub name: &'static str,
     child: Child,
-    ports: [u16; 4],
+    ports: Ports,
     log: PathBuf,
+}
+
+/// What the listeners of the proxies do, in the order of their ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// HTTP/1.1 to one upstream.
+    Http1,
+    /// HTTP/2 to one upstream.
+    Http2,
+    /// HTTP/1.1 over TLS to one upstream.
+    Tls,
+    /// TCP to an echo.
+    Tcp,
+    /// HTTP/1.1 to three upstreams by ring hash, with retries, outlier detection, health checks and circuit breakers: only the
+    /// proxies that read Envoy's configuration.
+    Policies,
+}
+
+/// One for each [`Entry`].
+type Ports = [u16; 5];
+
+impl Entry {
+    /// The entry that the benches call `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn named(name: &str) -> Result<Self> {
+        Ok(match name {
+            "h1" => Self::Http1,
+            "h2c" => Self::Http2,
+            "tls" => Self::Tls,
+            "tcp" => Self::Tcp,
+            "policies" => Self::Policies,
+            other => bail!("no scenario {other}"),
+        })
+    }
+
+    /// What its clients speak.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Http1 | Self::Policies => Protocol::Http1,
+            Self::Http2 => Protocol::Http2,
+            Self::Tls => Protocol::Tls,
+            Self::Tcp => Protocol::Tcp,
+        }
+    }
 }
 
 /// Where the upstreams are.
 #[derive(Clone, Copy, Debug)]
 pub struct Upstreams {
-    /// HTTP/1.1.
-    pub http: SocketAddr,
+    /// HTTP/1.1: the first for most entries, all of them for [`Entry::Policies`].
+    pub http: [SocketAddr; 3],
     /// Echo.
     pub echo: SocketAddr,
+}
+
+impl Upstreams {
+    /// Starts them on the current runtime.
+    ///
+    /// # Errors
+    /// No port.
+    pub async fn start() -> Result<Self> {
+        let http = [upstream::http().await?, upstream::http().await?, upstream::http().await?];
+        Ok(Self { http, echo: upstream::echo().await? })
+    }
 }
 
 impl Peer {
@@ -46,7 +103,7 @@ impl Peer {
         upstreams: Upstreams,
         cores: &[usize],
     ) -> Result<Option<Self>> {
-        let ports = [free_port(), free_port(), free_port(), free_port()];
+        let ports = std::array::from_fn(|_| free_port());
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir)?;
         let mut command = match name {
@@ -88,7 +145,9 @@ impl Peer {
     fn wait(&mut self) -> Result<()> {
         // Under valgrind a start takes its time.
         let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.ports.iter().all(|&port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()) {
+        let entries = [Entry::Http1, Entry::Http2, Entry::Tls, Entry::Tcp, Entry::Policies];
+        let addresses: Vec<SocketAddr> = entries.iter().filter_map(|&entry| self.address(entry)).collect();
+        while !addresses.iter().all(|address| TcpStream::connect(address).is_ok()) {
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() > deadline {
                 let text = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -120,15 +179,10 @@ impl Peer {
         self.child.id()
     }
 
-    /// Where it takes a protocol.
-    pub fn address(&self, protocol: Protocol) -> SocketAddr {
-        let at = match protocol {
-            Protocol::Http1 => 0,
-            Protocol::Http2 => 1,
-            Protocol::Tls => 2,
-            Protocol::Tcp => 3,
-        };
-        (Ipv4Addr::LOCALHOST, self.ports[at]).into()
+    /// Where clients of an entry connect; None when this proxy has no such entry.
+    pub fn address(&self, entry: Entry) -> Option<SocketAddr> {
+        let like_envoy = !matches!(self.name, "nginx" | "haproxy");
+        (like_envoy || entry != Entry::Policies).then(|| (Ipv4Addr::LOCALHOST, self.ports[entry as usize]).into())
     }
 }
 
@@ -144,24 +198,36 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&dirs).chain([PathBuf::from("/usr/sbin")]).map(|d| d.join(name)).find(|p| p.is_file())
 }
 
-fn like_envoy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+/// What the route of [`Entry::Policies`] does. The generated request id makes every request hash to another host.
+const ROUTE_POLICIES: &str = "cluster: policies, timeout: 5s, hash_policy: [{header: {header_name: x-request-id}}], retry_policy: \
+     {retry_on: \"connect-failure,refused-stream,reset,5xx\", num_retries: 2, per_try_timeout: 1s, \
+     host_selection_retry_max_attempts: 3, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, \
+     typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}";
+/// And its cluster, beside the hosts.
+const CLUSTER_POLICIES: &str = ", lb_policy: RING_HASH, outlier_detection: {consecutive_5xx: 5, interval: 1s, \
+     enforcing_failure_percentage: 100}, health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 2, healthy_threshold: \
+     1, http_health_check: {path: /}}], circuit_breakers: {thresholds: [{max_connections: 1024, max_requests: 1024, \
+     track_remaining: true, retry_budget: {budget_percent: {value: 20}}}]}";
+
+fn like_envoy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: Ports) -> Result<Command> {
     let address = |a: SocketAddr| format!("{{socket_address: {{address: {}, port_value: {}}}}}", a.ip(), a.port());
     let local = |port: u16| address((Ipv4Addr::LOCALHOST, port).into());
     let api = "type.googleapis.com/envoy.extensions";
-    let hcm = |name: &str, codec: &str| {
+    let hcm = |name: &str, codec: &str, route: &str| {
         format!(
             "filters: [{{name: hcm, typed_config: {{\"@type\": {api}.filters.network.http_connection_manager.v3.\
              HttpConnectionManager, stat_prefix: {name}, codec_type: {codec}, use_remote_address: true, route_config: \
              {{name: rc, virtual_hosts: [{{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: \
-             {{cluster: http}}}}]}}]}}, http_filters: [{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
+             {{{route}}}}}]}}]}}, http_filters: [{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
              {api}.filters.http.router.v3.Router}}}}]}}}}]"
         )
     };
-    let cluster = |name: &str, a: SocketAddr| {
+    let cluster = |name: &str, hosts: &[SocketAddr], more: &str| {
+        let hosts: Vec<String> = hosts.iter().map(|&a| format!("{{endpoint: {{address: {}}}}}", address(a))).collect();
         format!(
             "  - {{name: {name}, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: {name}, endpoints: \
-             [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]}}}}\n",
-            address(a)
+             [{{lb_endpoints: [{}]}}]}}{more}}}\n",
+            hosts.join(", ")
         )
     };
     let text = format!(
@@ -173,18 +239,22 @@ fn like_envoy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u
          [{{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}]}}}}}}}}]}}\n\
          \x20 - {{name: tcp, address: {}, filter_chains: [{{filters: [{{name: tcp, typed_config: {{\"@type\": \
          {api}.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: echo}}}}]}}]}}\n\
-         \x20 clusters:\n{}{}",
+         \x20 - {{name: policies, address: {}, filter_chains: [{{{}}}]}}\n\
+         \x20 clusters:\n{}{}{}",
         local(ports[0]),
-        hcm("h1", "HTTP1"),
+        hcm("h1", "HTTP1", "cluster: http"),
         local(ports[1]),
-        hcm("h2", "HTTP2"),
+        hcm("h2", "HTTP2", "cluster: http"),
         local(ports[2]),
-        hcm("tls", "HTTP1"),
+        hcm("tls", "HTTP1", "cluster: http"),
         certs.cert("server").display(),
         certs.key("server").display(),
         local(ports[3]),
-        cluster("http", up.http),
-        cluster("echo", up.echo),
+        local(ports[4]),
+        hcm("policies", "HTTP1", ROUTE_POLICIES),
+        cluster("http", &up.http[..1], ""),
+        cluster("echo", &[up.echo], ""),
+        cluster("policies", &up.http, CLUSTER_POLICIES),
     );
     let config = dir.join("bootstrap.yaml");
     std::fs::write(&config, text)?;
@@ -193,7 +263,7 @@ fn like_envoy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u
     Ok(command)
 }
 
-fn nginx(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+fn nginx(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: Ports) -> Result<Command> {
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
     let module = if module.exists() { format!("load_module {};", module.display()) } else { String::new() };
     let d = dir.display();
@@ -211,7 +281,7 @@ fn nginx(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4
          proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; \
          proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id; }} }} }}\n\
          stream {{ server {{ listen 127.0.0.1:{}; proxy_pass {}; }} }}\n",
-        up.http,
+        up.http[0],
         ports[0],
         ports[1],
         ports[2],
@@ -227,7 +297,7 @@ fn nginx(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4
     Ok(command)
 }
 
-fn haproxy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16; 4]) -> Result<Command> {
+fn haproxy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: Ports) -> Result<Command> {
     let both = dir.join("both.pem");
     let pem = std::fs::read_to_string(certs.cert("server"))? + &std::fs::read_to_string(certs.key("server"))?;
     std::fs::write(&both, pem)?;
@@ -243,7 +313,7 @@ fn haproxy(binary: &Path, dir: &Path, certs: &Certs, up: Upstreams, ports: [u16;
         ports[1],
         ports[2],
         both.display(),
-        up.http,
+        up.http[0],
         ports[3],
         up.echo,
     );
