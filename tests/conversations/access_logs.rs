@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,10 +19,10 @@ use prost::Message as _;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::modes::{until, upstream};
+use crate::spawned::Spawned;
 
 #[test]
 fn entries_are_those_of_envoy() {
@@ -132,17 +131,7 @@ async fn play(binary: &Path) -> Result<Vec<String>> {
     let dir = tempfile::tempdir()?;
     let (sender, mut found) = mpsc::unbounded_channel();
     let (port, refused, up, logs) = (free_port(), free_port(), upstream("body").await?, server(sender).await?);
-    let path = dir.path().join("bootstrap.json");
-    std::fs::write(&path, bootstrap(port, logs, up, refused).to_string())?;
-    let _child = Command::new(binary)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "--disable-hot-restart", "-l", "critical"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
+    let _proxy = Spawned::start(binary, dir.path(), &bootstrap(port, logs, up, refused), &[])?;
     until(port, "/ready", "200 body").await?;
     let requests = [
         "GET /a?b=c HTTP/1.1\r\nhost: h.example\r\nuser-agent: ua\r\nreferer: r\r\nx-one: 1\r\nx-one: 2\r\n",

@@ -2,7 +2,6 @@
 //! and what comes after it is taken.
 
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,10 +13,10 @@ use nuncio_tests::snapshots::{Message, Snapshots};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use crate::modes::{get, until, upstream};
+use crate::spawned::Spawned;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,7 +69,7 @@ struct Setup {
     admin: u16,
     one: u16,
     two: u16,
-    _child: Child,
+    _proxy: Spawned,
     _dir: tempfile::TempDir,
 }
 
@@ -106,18 +105,9 @@ impl Setup {
             "static_resources": {"clusters": [xds]},
         });
         let dir = tempfile::tempdir()?;
-        let path = dir.path().join("bootstrap.json");
-        std::fs::write(&path, bootstrap.to_string())?;
-        let child = Command::new(nuncio)
-            .arg("-c")
-            .arg(&path)
-            .args(["--concurrency", "1", "-l", "critical"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
+        let proxy = Spawned::start(&nuncio, dir.path(), &bootstrap, &[])?;
         let setup =
-            Setup { server: Some(server), port, listener: listener_port, admin, one, two, _child: child, _dir: dir };
+            Setup { server: Some(server), port, listener: listener_port, admin, one, two, _proxy: proxy, _dir: dir };
         until(listener_port, "/", "200 one").await?;
         Ok(setup)
     }

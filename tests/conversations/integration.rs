@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::modes::upstream;
+use crate::spawned::Spawned;
 
 /// What the upstream answers.
 const MESSAGE: &str = "Hi, there!";
@@ -160,19 +161,9 @@ async fn accept(binary: &Path, program: &Path, mode: &str, flags: &[&str]) -> Re
     let dir = tempfile::tempdir()?;
     let upstream = upstream(MESSAGE).await?;
     let (server, gateway, logs, base) = (free_port(), free_port(), free_port(), free_ports(LISTENERS));
-    let path = dir.path().join("bootstrap.json");
     let asked = if mode == "rest" { gateway } else { server };
-    std::fs::write(&path, bootstrap(mode, free_port(), asked, logs).to_string())?;
-    let stderr = dir.path().join("stderr");
-    let mut proxy = Command::new(binary)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning", "--drain-time-s", "1"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&stderr)?)
-        .kill_on_drop(true)
-        .spawn()?;
+    let bootstrap = bootstrap(mode, free_port(), asked, logs);
+    let mut proxy = Spawned::start(binary, dir.path(), &bootstrap, &["--drain-time-s", "1"])?;
     let mut command = Command::new(program);
     let number = |port: u16| port.to_string();
     command.args(["-xds", mode, "-port", &number(server), "-gateway", &number(gateway), "-als", &number(logs)]);
@@ -182,17 +173,15 @@ async fn accept(binary: &Path, program: &Path, mode: &str, flags: &[&str]) -> Re
     command.args(if mode == "rest" { ["-r", "10", "-delay", "600ms"] } else { ["-r", "8", "-delay", "400ms"] });
     command.args(flags);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(Duration::from_secs(60), command.output());
-    tokio::select! {
-        output = output => {
-            let output = output.context("the program does not end")??;
-            if !output.status.success() {
-                let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                let tail = said.len().saturating_sub(3000);
-                bail!("{}: {}\n{}", output.status, &said[tail..], std::fs::read_to_string(&stderr)?);
-            }
-            Ok(())
+    let accepted = async {
+        let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
+        let output = output.context("the program does not end")??;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let tail = said.len().saturating_sub(3000);
+            bail!("{}: {}", output.status, &said[tail..]);
         }
-        ended = proxy.wait() => bail!("it ended with {}: {}", ended?, std::fs::read_to_string(&stderr)?),
-    }
+        Ok(())
+    };
+    proxy.during(accepted).await
 }

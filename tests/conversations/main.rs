@@ -11,41 +11,30 @@ mod integration;
 mod modes;
 mod names;
 mod sovereign;
+mod spawned;
 mod transports;
+
+fn scripts() -> Vec<nuncio_tests::conversation::Conversation> {
+    let entries = std::fs::read_dir(nuncio_tests::conversation::dir()).unwrap().flatten().map(|entry| entry.path());
+    let files = entries.filter(|path| path.extension().is_some_and(|e| e == "yaml"));
+    files
+        .flat_map(|path| nuncio_tests::conversation::load(&path).unwrap_or_else(|e| panic!("{e:#}")).conversations)
+        .collect()
+}
 
 #[test]
 fn every_script_is_a_test() {
     let generated = include_str!(concat!(env!("OUT_DIR"), "/conversations.rs")).matches("#[test]").count();
-    let mut written = 0;
-    for entry in std::fs::read_dir(nuncio_tests::conversation::dir()).unwrap().flatten() {
-        let path = entry.path();
-        if path.extension().is_some_and(|e| e == "yaml") {
-            let file = nuncio_tests::conversation::load(&path).unwrap_or_else(|e| panic!("{e:#}"));
-            written += file.conversations.len();
-        }
-    }
-    assert_eq!(generated, written);
+    assert_eq!(generated, scripts().len());
 }
 
 #[test]
 fn every_known_difference_is_explained() {
     let differences = include_str!("../../docs/differences.md");
-    for file in [
-        "clusters.yaml",
-        "extensions.yaml",
-        "files.yaml",
-        "listeners.yaml",
-        "loads.yaml",
-        "on_demand.yaml",
-        "scopes.yaml",
-        "sources.yaml",
-    ] {
-        let file = nuncio_tests::conversation::load(&nuncio_tests::conversation::dir().join(file));
-        for script in file.unwrap_or_else(|e| panic!("{e:#}")).conversations {
-            let Some(known) = script.known_difference else { continue };
-            let heading = format!("## {}", known.reason);
-            assert!(differences.lines().any(|line| line == heading), "{}: {heading:?}", script.conversation);
-        }
+    for script in scripts() {
+        let Some(known) = script.known_difference else { continue };
+        let heading = format!("## {}", known.reason);
+        assert!(differences.lines().any(|line| line == heading), "{}: {heading:?}", script.conversation);
     }
 }
 

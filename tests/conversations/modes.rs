@@ -16,6 +16,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::spawned::{self, Spawned};
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -248,21 +250,13 @@ async fn play(binary: &Path, control_plane: &Path, mode: &str) -> Result<()> {
     let (one, two) = (upstream("one").await?, upstream("two").await?);
     let (admin, listener) = (free_port(), free_port());
     server.serve(dir.path(), "v1", &snapshot(mode, listener, one, "/")).await?;
-    let path = dir.path().join("bootstrap.json");
-    std::fs::write(&path, bootstrap(mode, admin, server.ports).to_string())?;
+    let bootstrap = bootstrap(mode, admin, server.ports);
     if find::nuncio().is_ok_and(|nuncio| nuncio == binary) {
-        dry_run(binary, &path).await.with_context(|| format!("xds-check in mode {mode}"))?;
+        dry_run(binary, &spawned::write(dir.path(), &bootstrap)?)
+            .await
+            .with_context(|| format!("xds-check in mode {mode}"))?;
     }
-    let stderr = dir.path().join("stderr");
-    let mut child = Command::new(binary)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&stderr)?)
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut proxy = Spawned::start(binary, dir.path(), &bootstrap, &[])?;
     let served = async {
         until(listener, "/", "200 one").await?;
         // Endpoints alone.
@@ -282,8 +276,5 @@ async fn play(binary: &Path, control_plane: &Path, mode: &str) -> Result<()> {
         }
         Ok::<(), anyhow::Error>(())
     };
-    tokio::select! {
-        served = served => served.with_context(|| std::fs::read_to_string(&stderr).unwrap_or_default()),
-        ended = child.wait() => bail!("it ended with {}: {}", ended?, std::fs::read_to_string(&stderr)?),
-    }
+    proxy.during(served).await
 }

@@ -2,7 +2,6 @@
 //! many. Nuncio alone: Envoy asks for each for ever.
 
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +14,8 @@ use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
+
+use crate::spawned::Spawned;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// So many names that brought nothing are asked for still.
@@ -139,25 +139,15 @@ async fn play() -> Result<()> {
         }]},
     });
     let dir = tempfile::tempdir()?;
-    let path = dir.path().join("bootstrap.json");
-    std::fs::write(&path, bootstrap.to_string())?;
-    let stderr = dir.path().join("stderr");
-    let mut child = Command::new(nuncio)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "-l", "warning"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&stderr)?)
-        .kill_on_drop(true)
-        .spawn()?;
+    let mut proxy = Spawned::start(&nuncio, dir.path(), &bootstrap, &[])?;
     let mut seen = Seen::default();
-    let log = || std::fs::read_to_string(&stderr).unwrap_or_default();
-    tokio::select! {
-        served = serve(&mut plane, &listener, &routes, &mut seen) => served.with_context(log)?,
-        asked = tokio::time::timeout(PATIENCE, ask(port)) => asked.context("not in time").flatten().with_context(log)?,
-        ended = child.wait() => anyhow::bail!("it ended with {}: {}", ended?, log()),
-    }
+    let test = async {
+        tokio::select! {
+            served = serve(&mut plane, &listener, &routes, &mut seen) => served,
+            asked = tokio::time::timeout(PATIENCE, ask(port)) => asked.context("not in time").flatten(),
+        }
+    };
+    proxy.during(test).await?;
     // What is given up for the last may be told after its answer.
     let rest = serve(&mut plane, &listener, &routes, &mut seen);
     let _ = tokio::time::timeout(Duration::from_millis(500), rest).await;

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::modes::{Ports, bootstrap, until, upstream};
+use crate::spawned::Spawned;
 
 /// A template of each type. What stands in `instances` comes from the source.
 const TEMPLATES: [(&str, &str); 4] = [
@@ -104,22 +105,9 @@ async fn play(nuncio: &Path, packages: &Path) -> Result<()> {
         .kill_on_drop(true)
         .spawn()
         .context("python3")?;
-    let path = dir.path().join("bootstrap.json");
-    std::fs::write(&path, bootstrap("rest", admin, Ports { grpc: 1, rest: port }).to_string())?;
-    let stderr = dir.path().join("stderr");
-    let mut child = Command::new(nuncio)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "-l", "warning"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&stderr)?)
-        .kill_on_drop(true)
-        .spawn()?;
-    let texts = || {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        format!("{}\n{}", read(&said), read(&stderr))
-    };
+    let bootstrap = bootstrap("rest", admin, Ports { grpc: 1, rest: port });
+    let mut proxy = Spawned::start(nuncio, dir.path(), &bootstrap, &[])?;
+    let said = || std::fs::read_to_string(&said).unwrap_or_default();
     let served = async {
         until(listener, "/", "200 one").await?;
         instances(two, "/")?;
@@ -129,8 +117,7 @@ async fn play(nuncio: &Path, packages: &Path) -> Result<()> {
         until(listener, "/only", "200 two").await
     };
     tokio::select! {
-        served = served => served.with_context(texts),
-        ended = child.wait() => bail!("Nuncio ended with {}: {}", ended?, texts()),
-        ended = server.wait() => bail!("Sovereign ended with {}: {}", ended?, texts()),
+        served = proxy.during(served) => served.with_context(said),
+        ended = server.wait() => bail!("Sovereign ended with {}: {}", ended?, said()),
     }
 }

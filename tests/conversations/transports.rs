@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,10 +19,10 @@ use nuncio_tests::{find, tls};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::modes::get;
+use crate::spawned::Spawned;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
@@ -75,23 +74,8 @@ async fn run(
         "dynamic_resources": {"cds_config": {"resource_api_version": "V3", "api_config_source": source}},
         "static_resources": {"clusters": [xds]},
     });
-    let path = dir.join("bootstrap.json");
-    std::fs::write(&path, bootstrap.to_string())?;
-    let stderr = dir.join("stderr");
-    let mut child = Command::new(binary)
-        .arg("-c")
-        .arg(&path)
-        .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warning"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(&stderr)?)
-        .kill_on_drop(true)
-        .spawn()?;
-    let log = || std::fs::read_to_string(&stderr).unwrap_or_default();
-    tokio::select! {
-        done = tokio::time::timeout(PATIENCE, test) => done.context("not in time").flatten().with_context(log),
-        ended = child.wait() => anyhow::bail!("it ended with {}: {}", ended?, log()),
-    }
+    let in_time = async { tokio::time::timeout(PATIENCE, test).await.context("not in time").flatten() };
+    Spawned::start(binary, dir, &bootstrap, &[])?.during(in_time).await
 }
 
 /// A new cluster without hosts.

@@ -92,6 +92,23 @@ fn what_is_good_otherwise_is_good() {
 }
 
 #[test]
+fn what_is_fetched_needs_a_named_node_in_envoy_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let clusters = folder.path().join("clusters.json");
+    std::fs::write(&clusters, r#"{"version_info": "1", "resources": []}"#).unwrap();
+    let dynamic = json!({"cds_config": {"path_config_source": {"path": clusters}}});
+    let entry = json!({"bootstrap": {"dynamic_resources": dynamic}});
+    let file = folder.path().join("nameless.json");
+    std::fs::write(&file, configuration(entry.as_object().unwrap()).to_string()).unwrap();
+    let nuncio = find::nuncio().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(validate(&nuncio, &file, &[]), (true, String::new()));
+    if let Some(envoy) = find::envoy_or_loud() {
+        let (good, said) = validate(&envoy, &file, &["--disable-hot-restart"]);
+        assert!(!good && said.contains("node 'id' and 'cluster' are required"), "{said}");
+    }
+}
+
+#[test]
 fn both_refuse_each_mistake_and_nuncio_says_where() {
     let folder = tempfile::tempdir().unwrap();
     let nuncio = find::nuncio().unwrap_or_else(|e| panic!("{e}"));

@@ -354,7 +354,8 @@ pub fn build(bootstrap: Bootstrap, options: Options, log: Log, bind: bool) -> Re
     server.stats.concurrency().set(concurrency as u64);
     server.stats.hot_restart_epoch().set(u64::from(server.options.restart_epoch));
     // The first digits of the commit, as in Envoy.
-    let revision = u64::from_str_radix(&crate::options::REVISION[..6], 16).unwrap_or_default();
+    let digits = crate::options::REVISION.get(..6).unwrap_or_default();
+    let revision = u64::from_str_radix(digits, 16).unwrap_or_default();
     server.stats.version().set(server.bootstrap.config.stats_server_version.unwrap_or(revision));
     if let Some(path) = &server.bootstrap.config.flags_path {
         tracing::info!("server flags path: {path}");
