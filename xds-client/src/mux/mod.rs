@@ -14,23 +14,25 @@
 mod delta;
 mod messages;
 mod record;
+mod responses;
 mod sotw;
 mod table;
 mod watches;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use indexmap::IndexMap;
-use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use crate::names::{canonical, is_xdstp};
 use crate::status::TypeState;
 use crate::timing::{Deadlines, TokenBucket};
-use crate::{Interest, Now, RateLimit, Resource, SubscriptionOptions, TypeUrl, Update, Verdict};
+use crate::{Interest, Now, RateLimit, Resource, SubscriptionOptions, TypeUrl, Update};
 use delta::{Ack, Delta};
 pub use messages::{Due, Request, RequestBody, Response};
+pub use responses::Delivery;
+use responses::{Heartbeat, Parsed, nack_message};
 use sotw::Sotw;
 use table::Table;
 pub use watches::WatchId;
@@ -72,56 +74,6 @@ impl MuxOptions {
             deliver_all: false,
         }
     }
-}
-
-/// What one response means for whom. To be given back to [`Mux::finish`] with the verdicts.
-#[derive(Debug)]
-#[must_use]
-pub struct Delivery {
-    /// The type of the response.
-    pub type_url: TypeUrl,
-    /// Its version.
-    pub version: String,
-    /// Whom to tell what. Taken out by the driver.
-    pub updates: Vec<(WatchId, Update)>,
-    /// The response was refused before anyone was asked, with this text.
-    pub malformed: Option<String>,
-    nonce: String,
-    /// The stream on which it came.
-    stream: u64,
-    received: Vec<Received>,
-    removed: Vec<String>,
-    heartbeats: Vec<Heartbeat>,
-    /// No one asks for this type any more; all that happens is what follows from that.
-    unwatched: Option<Unwatched>,
-}
-
-#[derive(Debug)]
-struct Unwatched {
-    empty: bool,
-}
-
-/// A resource of a response, after it was handed out.
-#[derive(Debug)]
-struct Received {
-    name: String,
-    version: String,
-    ttl: Option<Duration>,
-    kept: Option<Resource>,
-}
-
-#[derive(Debug)]
-struct Heartbeat {
-    name: String,
-    ttl: Option<Duration>,
-}
-
-/// A response, taken apart.
-#[derive(Debug, Default)]
-struct Parsed {
-    resources: Vec<Resource>,
-    removed: Vec<String>,
-    heartbeats: Vec<Heartbeat>,
 }
 
 /// What has come due with time.
@@ -445,195 +397,6 @@ impl Mux {
         })
     }
 
-    /// Takes a response. None if it concerns no type that was ever asked for: it is ignored.
-    pub fn on_response(&mut self, now: Now, response: Response) -> Option<Delivery> {
-        let (type_url, nonce, version, control_plane) = match &response {
-            Response::Sotw(r) => (&r.type_url, &r.nonce, &r.version_info, &r.control_plane),
-            Response::Delta(r) => (&r.type_url, &r.nonce, &r.system_version_info, &r.control_plane),
-        };
-        let type_url = TypeUrl::new(type_url.as_str());
-        let entry = self.types.get_mut(&type_url)?;
-        if let Some(control_plane) = control_plane {
-            control_plane.identifier.clone_into(&mut self.control_plane);
-        }
-        let (nonce, version) = (nonce.clone(), version.clone());
-        entry.received = Some(now.wall);
-        entry.nonce.clone_from(&nonce);
-        let mut delivery = Delivery {
-            type_url: type_url.clone(),
-            version,
-            updates: Vec::new(),
-            malformed: None,
-            nonce,
-            stream: self.stream,
-            received: Vec::new(),
-            removed: Vec::new(),
-            heartbeats: Vec::new(),
-            unwatched: None,
-        };
-        let parsed = match (&entry.machine, response) {
-            (Machine::Sotw(_), Response::Sotw(response)) if entry.watches.is_empty() => {
-                delivery.unwatched = Some(Unwatched { empty: response.resources.is_empty() });
-                return Some(delivery);
-            }
-            (Machine::Sotw(sotw), Response::Sotw(mut response)) => sotw.parse(&type_url, &mut response),
-            (Machine::Delta(delta), Response::Delta(mut response)) => delta.parse(&type_url, &mut response),
-            _ => return None,
-        };
-        let mut parsed = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                delivery.malformed = Some(error);
-                return Some(delivery);
-            }
-        };
-        let keep = self.options.cached_types.contains(&type_url);
-        let mut received = Vec::with_capacity(parsed.resources.len());
-        let mut note = |resource: &Resource| {
-            received.push(Received {
-                name: canonical(&resource.name).into_owned(),
-                version: resource.version.clone(),
-                ttl: resource.ttl,
-                kept: (keep && !resource.unresolved).then(|| resource.clone()),
-            });
-        };
-        let update = |added, removed, full_state| Update {
-            type_url: type_url.clone(),
-            version: delivery.version.clone(),
-            added,
-            removed,
-            full_state,
-            expired: false,
-            control_plane: self.control_plane.clone(),
-        };
-        let sotw = matches!(entry.machine, Machine::Sotw(_));
-        if sotw {
-            // A wildcard is given everything, in the order of the response; names are given what they name.
-            let wildcards: Vec<WatchId> = match self.options.deliver_all {
-                true => entry.watches.ids().collect(),
-                false => entry.watches.wildcards(),
-            };
-            let mut updates = Vec::new();
-            for id in &wildcards {
-                let full_state = entry.watches.interest(*id) == Some(&Interest::Wildcard);
-                let removed = if full_state {
-                    let names: FxHashSet<String> = parsed
-                        .resources
-                        .iter()
-                        .map(|r| r.name.clone())
-                        .chain(parsed.heartbeats.iter().map(|h| h.name.clone()))
-                        .collect();
-                    entry.watches.full_state(*id, &names)
-                } else {
-                    Vec::new()
-                };
-                updates.push((*id, update(parsed.resources.clone(), removed, full_state)));
-            }
-            if self.options.deliver_all {
-                parsed.resources.iter().for_each(&mut note);
-            } else {
-                // The first of two with one name counts, for those who ask by name.
-                let mut seen = FxHashSet::default();
-                let unique = parsed.resources.into_iter().filter(|r| seen.insert(r.name.clone())).collect();
-                let mut routed = entry.watches.route(unique, &[], &mut note);
-                let named: Vec<_> = entry.watches.ids_in(&mut routed, &wildcards).collect();
-                for (id, (added, _)) in named {
-                    let whole = matches!(entry.watches.interest(id), Some(Interest::Collection(_)));
-                    let removed = if whole {
-                        let names: FxHashSet<String> = added.iter().map(|resource| resource.name.clone()).collect();
-                        entry.watches.full_state(id, &names)
-                    } else {
-                        Vec::new()
-                    };
-                    parsed.removed.extend(removed.iter().cloned());
-                    updates.push((id, update(added, removed, whole)));
-                }
-            }
-            delivery.updates = updates;
-        } else {
-            let empty = parsed.resources.is_empty() && parsed.removed.is_empty() && parsed.heartbeats.is_empty();
-            let mut routed = entry.watches.route(parsed.resources, &parsed.removed, &mut note);
-            // The latest first, which may end the one whose place it takes.
-            delivery.updates = entry
-                .watches
-                .ids_in(&mut routed, &[])
-                .map(|(id, (added, removed))| (id, update(added, removed, false)))
-                .collect();
-            if empty {
-                let wildcards = entry.watches.ids().filter(|id| {
-                    matches!(entry.watches.interest(*id), Some(Interest::Wildcard | Interest::Namespace(_)))
-                });
-                delivery.updates = wildcards.map(|id| (id, update(Vec::new(), Vec::new(), false))).collect();
-            }
-        }
-        delivery.received = received;
-        delivery.removed = parsed.removed.iter().map(|name| canonical(name).into_owned()).collect();
-        delivery.heartbeats = parsed.heartbeats;
-        for heartbeat in delivery.heartbeats.iter_mut().filter(|heartbeat| is_xdstp(&heartbeat.name)) {
-            heartbeat.name = canonical(&heartbeat.name).into_owned();
-        }
-        for (id, _) in &delivery.updates {
-            self.first_fetches.clear(id);
-        }
-        Some(delivery)
-    }
-
-    /// Ends a response: records what became of each resource, and queues the ACK or the NACK.
-    pub fn finish(&mut self, now: Now, delivery: Delivery, verdicts: &[(WatchId, Verdict)]) {
-        let Some(entry) = self.types.get_mut(&delivery.type_url) else { return };
-        // A response of a stream that has broken meanwhile is applied, but there is no one to answer.
-        let answerable = self.open && delivery.stream == self.stream;
-        if let Some(unwatched) = delivery.unwatched {
-            if let Machine::Sotw(sotw) = &mut entry.machine
-                && answerable
-            {
-                sotw.received(&delivery.nonce);
-                if unwatched.empty {
-                    sotw.accepted(&delivery.version);
-                } else {
-                    self.enqueue(&delivery.type_url);
-                }
-            }
-            return;
-        }
-        let error = delivery.malformed.clone().or_else(|| {
-            let mut texts: Vec<&str> = verdicts.iter().filter_map(|(_, v)| v.error()).collect();
-            texts.dedup();
-            (!texts.is_empty()).then(|| texts.join("\n"))
-        });
-        let unasked_too = self.options.deliver_all;
-        entry.record(now, &delivery, verdicts, error.as_deref(), unasked_too);
-        match &error {
-            None => {
-                entry.accepted = Some(now.wall);
-                entry.version.clone_from(&delivery.version);
-                entry.error.clear();
-            }
-            Some(error) => {
-                entry.rejected = Some(now.wall);
-                entry.error.clone_from(error);
-            }
-        }
-        match &mut entry.machine {
-            Machine::Sotw(sotw) => {
-                match &error {
-                    None => sotw.accepted(&delivery.version),
-                    Some(error) if answerable => sotw.rejected(error),
-                    Some(_) => {}
-                }
-                if answerable {
-                    sotw.received(&delivery.nonce);
-                    self.enqueue(&delivery.type_url);
-                }
-            }
-            Machine::Delta(_) if answerable => {
-                self.queue
-                    .push_back(Place { type_url: delivery.type_url, ack: Some(Ack { nonce: delivery.nonce, error }) });
-            }
-            Machine::Delta(_) => {}
-        }
-    }
-
     /// When something comes due next: the first fetch of a subscription, or the TTL of a resource.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.types.values().filter_map(|t| t.ttls.next()).chain(self.first_fetches.next()).min()
@@ -746,19 +509,6 @@ impl Type {
             Machine::Delta(delta) => delta.pending(),
         }
     }
-}
-
-/// The text of a NACK, cut as Envoy cuts it.
-fn nack_message(error: &str) -> String {
-    const LONGEST: usize = 4096;
-    if error.len() <= LONGEST {
-        return error.to_owned();
-    }
-    let mut end = LONGEST;
-    while !error.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}...(truncated)", &error[..end])
 }
 
 #[cfg(test)]

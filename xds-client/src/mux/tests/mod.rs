@@ -6,6 +6,8 @@ mod delta;
 mod streams;
 mod time;
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::ControlPlane;
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -15,8 +17,8 @@ use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration};
 use prost::Message;
 
 use super::*;
-use crate::ResourceError;
 use crate::status::ResourceStatus;
+use crate::{ResourceError, Verdict};
 
 const CDS: TypeUrl = TypeUrl::CLUSTER;
 const EDS: TypeUrl = TypeUrl::CLUSTER_LOAD_ASSIGNMENT;
