@@ -137,6 +137,8 @@ pub(crate) struct Place {
     pub(crate) buffer_limit: usize,
 }
 
+const BEFORE_TCP_PROXY: &str = "envoy.filters.network.sni_dynamic_forward_proxy is implemented before a TCP proxy only";
+
 /// The factory of a filter chain. Of filters before the terminal one there is the one that looks up hosts by SNI.
 fn build_chain(
     chain: &nuncio_config::listener::FilterChainConfig,
@@ -175,6 +177,11 @@ fn build_chain(
         }
         factory = match filter {
             NetworkFilterConfig::TcpProxy(config) => tcp_proxy(config, names.take(), context, errors),
+            NetworkFilterConfig::SniForwardProxy(_) => {
+                let path = FieldPath::parse(&chain.path).field("filters").index(i);
+                errors.push(ConfigError::new(path, BEFORE_TCP_PROXY));
+                None
+            }
             _ => network_filter(filter, &place, context, targets, errors),
         };
     }
@@ -205,10 +212,8 @@ pub(crate) fn network_filter(
         }
         NetworkFilterConfig::TcpProxy(config) => tcp_proxy(config, None, context, errors),
         NetworkFilterConfig::SniForwardProxy(_) => {
-            errors.push(ConfigError::new(
-                FieldPath::root(),
-                "envoy.filters.network.sni_dynamic_forward_proxy is implemented before a TCP proxy only",
-            ));
+            // Fetched; who fetches it says which it is.
+            errors.push(ConfigError::new(FieldPath::root(), BEFORE_TCP_PROXY));
             None
         }
         NetworkFilterConfig::Discovered(filter) => discovered::network::build(filter, place, context, targets, errors),
