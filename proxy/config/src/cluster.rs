@@ -30,6 +30,7 @@ pub use client_weights::{ClientWeightsConfig, OobReporting};
 pub(crate) use decode::DEFAULT_BUFFER_LIMIT;
 pub use destinations::{MetadataKey, MetadataStep, OriginalDstConfig, OverrideSource};
 pub use dynamic_forward_proxy::{DnsCacheConfig, ForwardProxyNames, SubClustersConfig};
+pub use endpoints::check_weights;
 pub use health_check::{EndpointHealthCheck, HealthCheckConfig, HealthCheckKind, HttpHealthCheck};
 pub use outlier::OutlierDetectionConfig;
 pub use subset::{FALLBACK_LIST, SelectorFallback, SubsetConfig, SubsetFallback, SubsetSelector};
@@ -421,7 +422,7 @@ pub struct ClusterLoadAssignment {
 }
 
 /// `LocalityLbEndpoints`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LocalityEndpoints {
     /// Region, zone, sub-zone.
     pub locality: Locality,
@@ -431,6 +432,19 @@ pub struct LocalityEndpoints {
     pub weight: Option<u32>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Where they come from one by one; there are no others then.
+    pub collection: Option<Arc<EndpointCollection>>,
+}
+
+/// `LedsClusterLocalityConfig`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointCollection {
+    /// Name of the collection: an `xdstp://` or `file://` locator.
+    pub name: Box<str>,
+    /// The serialized `ConfigSource`.
+    pub source: bytes::Bytes,
+    /// That of the locality, which its endpoints have, too.
+    pub locality_metadata: Option<Arc<serde_json::Value>>,
 }
 
 /// `Locality`.

@@ -51,9 +51,6 @@ impl Cluster {
         let mut given = self.given();
         let first = given.assignment.is_none();
         let warming = given.warming.take();
-        if assignment.stale_after.is_some() {
-            self.stats.assignment_timeout_received().inc();
-        }
         let outcome = if !first && given.assignment.as_ref().is_some_and(|old| **old == *assignment) {
             self.stats.update_no_rebuild().inc();
             EndpointsOutcome::Unchanged

@@ -13,7 +13,7 @@ use crate::lb::LbContext;
 use arc_swap::ArcSwap;
 use nuncio_config::address::EndpointAddress;
 use nuncio_config::cluster::{
-    ClusterConfig, ClusterLoadAssignment, Discovery, Endpoint, Locality, LocalityEndpoints, SubClustersConfig,
+    ClusterConfig, ClusterLoadAssignment, Discovery, Endpoint, LocalityEndpoints, SubClustersConfig,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -234,12 +234,7 @@ fn config_of(parent: &Cluster, config: &SubClustersConfig, name: &Arc<str>) -> O
     let (host, port) = name.strip_prefix("DFPCluster:")?.rsplit_once(':')?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let address = EndpointAddress::Name { host: host.to_owned(), port: port.parse().ok()? };
-    let group = LocalityEndpoints {
-        locality: Locality::default(),
-        priority: 0,
-        weight: None,
-        endpoints: vec![Endpoint::new(address)],
-    };
+    let group = LocalityEndpoints { endpoints: vec![Endpoint::new(address)], ..LocalityEndpoints::default() };
     Some(ClusterConfig {
         name: name.clone(),
         discovery: if config.logical { Discovery::LogicalDns } else { Discovery::StrictDns },

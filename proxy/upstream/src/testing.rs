@@ -111,8 +111,7 @@ pub(crate) fn assignment(ports: &[u16]) -> Arc<ClusterLoadAssignment> {
         let address = SocketAddr::from(([127, 0, 0, 1], *port)).into();
         Endpoint::new(EndpointAddress::Resolved(nuncio_config::address::Address::Socket(address)))
     });
-    let locality =
-        LocalityEndpoints { locality: Locality::default(), priority: 0, weight: None, endpoints: endpoints.collect() };
+    let locality = LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() };
     Arc::new(ClusterLoadAssignment { localities: vec![locality], ..ClusterLoadAssignment::default() })
 }
 

@@ -180,6 +180,10 @@ fn check_endpoints(
     discovery: Option<&Discovery>,
     endpoints: &ClusterLoadAssignment,
 ) {
+    if let Some(collection) = endpoints.localities.iter().find_map(|locality| locality.collection.as_ref()) {
+        let what = "endpoints are fetched one by one (LEDS) only for assignments that came by EDS: it would be empty";
+        cx.error_at("load_assignment", format!("collection '{}': {what}", collection.name));
+    }
     match discovery {
         Some(Discovery::LogicalDns) => {
             let single = message.load_assignment.as_ref().is_some_and(|assignment| {

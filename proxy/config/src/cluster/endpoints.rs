@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
+use prost::Message;
 
 use super::{
-    BindConfig, ClusterLoadAssignment, Endpoint, EndpointHealthCheck, HealthStatus, Locality, LocalityEndpoints,
-    SourceAddress, TcpKeepalive,
+    BindConfig, ClusterLoadAssignment, Endpoint, EndpointCollection, EndpointHealthCheck, HealthStatus, Locality,
+    LocalityEndpoints, SourceAddress, TcpKeepalive,
 };
 use crate::address::{Address, EndpointAddress, network_namespace, socket_address};
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
@@ -87,6 +88,22 @@ impl LocalityEndpoints {
     ) -> Option<Self> {
         use pb::locality_lb_endpoints::LbConfig;
         let metadata = json::metadata(&message.metadata);
+        let collection = match &message.lb_config {
+            Some(LbConfig::LedsClusterLocalityConfig(leds)) => {
+                if !message.lb_endpoints.is_empty() {
+                    cx.error(format!(
+                        "A ClusterLoadAssignment for cluster {} cannot include both LEDS (resource: {}) and a list of endpoints.",
+                        assignment.cluster_name, leds.leds_collection_name
+                    ));
+                }
+                Some(Arc::new(EndpointCollection {
+                    name: leds.leds_collection_name.as_str().into(),
+                    source: leds.leds_config.as_ref().map(Message::encode_to_vec).unwrap_or_default().into(),
+                    locality_metadata: metadata.clone(),
+                }))
+            }
+            _ => None,
+        };
         let decode = |cx: &mut Context, endpoint: &pb::LbEndpoint| {
             let endpoint = Endpoint::decode(cx, endpoint, assignment, names)?;
             Some(Endpoint { locality_metadata: metadata.clone(), ..endpoint })
@@ -97,16 +114,29 @@ impl LocalityEndpoints {
             }
             _ => cx.each("lb_endpoints", &message.lb_endpoints, decode),
         };
-        if endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum::<u64>() > u64::from(u32::MAX) {
-            cx.error(format!("The sum of weights of all upstream hosts in a locality exceeds {}", u32::MAX));
+        if let Err(error) = check_weights(&endpoints) {
+            cx.error(error);
         }
         Some(LocalityEndpoints {
             locality: message.locality.as_ref().map_or_else(Locality::default, Locality::decode),
             priority: message.priority,
             weight: u32_value(&message.load_balancing_weight),
             endpoints,
+            collection,
         })
     }
+}
+
+/// The weights of a locality's endpoints are added up in 32 bits.
+///
+/// # Errors
+/// They are too many, in Envoy's words.
+pub fn check_weights<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Result<(), String> {
+    let sum: u64 = endpoints.into_iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if sum <= u64::from(u32::MAX) {
+        return Ok(());
+    }
+    Err(format!("The sum of weights of all upstream hosts in a locality exceeds {}", u32::MAX))
 }
 
 impl Locality {
@@ -120,6 +150,11 @@ impl Locality {
 }
 
 impl Endpoint {
+    /// Decodes an endpoint that came alone, as one of a collection.
+    pub fn decode_alone(message: &pb::LbEndpoint, cx: &mut Context) -> Result<Self, Vec<ConfigError>> {
+        cx.run(|cx| Self::decode(cx, message, &pb::ClusterLoadAssignment::default(), false))
+    }
+
     fn decode(
         cx: &mut Context,
         message: &pb::LbEndpoint,

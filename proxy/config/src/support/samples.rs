@@ -29,6 +29,8 @@ const CLUSTERS: &[&str] = &[
     "{name: c, type: STATIC,
       load_assignment: {cluster_name: c, endpoints: [{load_balancer_endpoints: {lb_endpoints: [
         {endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: 1}}}}]}}]}}",
+    "{name: c, type: STATIC,
+      load_assignment: {cluster_name: c, endpoints: [{leds_cluster_locality_config: {leds_config: {ads: {}}}}]}}",
     "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: RING_HASH, ring_hash_lb_config: {}}",
     "{name: c, type: STATIC, common_lb_config: {consistent_hashing_lb_config: {}}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 11}}",
     "{name: c, type: STATIC, lb_policy: LEAST_REQUEST, least_request_lb_config: {active_request_bias: {}, slow_start_config: {slow_start_window: 9s, aggression: {}, min_weight_percent: {}}}}",

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
-use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as PbAssignment;
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment as PbAssignment, LbEndpoint};
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3::{
     RouteConfiguration as PbRoutes, ScopedRouteConfiguration as PbScope, VirtualHost as PbVirtualHost,
@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::service::runtime::v3::Runtime;
 use envoy_types::pb::google::protobuf::Any;
 use nuncio_config::bootstrap::runtime_values;
-use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment};
+use nuncio_config::cluster::{ClusterConfig, ClusterLoadAssignment, Endpoint};
 use nuncio_config::decode::{Context, StaticSecret};
 use nuncio_config::descriptors::{self, type_name};
 use nuncio_config::diagnostics::ConfigError;
@@ -107,6 +107,12 @@ impl Decoder {
     pub(crate) fn endpoints(&self, resource: &Resource) -> Result<ClusterLoadAssignment, String> {
         let message: PbAssignment = self.message(resource)?;
         ClusterLoadAssignment::decode(&message, &mut self.context()).map_err(|errors| text(&errors))
+    }
+
+    /// An endpoint of a collection.
+    pub(crate) fn endpoint(&self, resource: &Resource) -> Result<Endpoint, String> {
+        let message: LbEndpoint = self.message(resource)?;
+        Endpoint::decode_alone(&message, &mut self.context()).map_err(|errors| text(&errors))
     }
 
     pub(crate) fn listener(&self, resource: &Resource) -> Result<ListenerConfig, String> {

@@ -1,5 +1,6 @@
 //! EDS: each cluster that takes its endpoints from outside has a subscription of its own, which touches only its hosts.
 
+use super::locality_endpoints::Collections;
 use super::stats::EndpointsCounted;
 use super::{Inner, text};
 use nuncio_config::cluster::{ClusterConfig, Discovery};
@@ -46,9 +47,11 @@ pub(super) fn source(inner: &Inner, config: &ClusterConfig) -> Result<Option<Fro
 /// Subscribes to the endpoints of `cluster`, which come from `from`.
 pub(super) fn watch(inner: &Rc<Inner>, cluster: &Arc<Cluster>, from: &From) -> Result<(), String> {
     let Discovery::Eds { service_name, .. } = &cluster.config.discovery else { return Ok(()) };
+    let (weak, weak_cluster) = (Rc::downgrade(inner), Arc::downgrade(cluster));
     let handler = Rc::new(EndpointsHandler {
-        inner: Rc::downgrade(inner),
-        cluster: Arc::downgrade(cluster),
+        collections: Collections::new(&weak, &weak_cluster, came),
+        inner: weak,
+        cluster: weak_cluster,
         service_name: service_name.to_string(),
         stale: RefCell::default(),
     });
@@ -82,24 +85,33 @@ fn forget_older(inner: &Inner, cluster: &Cluster) {
     drop(gone);
 }
 
+/// A cluster may have waited for what has come.
+fn came(inner: &Rc<Inner>, cluster: &Arc<Cluster>) {
+    // What ends here asks for endpoints again, and stands behind the answer to the clusters.
+    inner.clusters_may_be_done();
+    forget_older(inner, cluster);
+}
+
 struct EndpointsHandler {
     inner: Weak<Inner>,
     cluster: std::sync::Weak<Cluster>,
     service_name: String,
+    /// Endpoints that the assignment does not name one by one.
+    collections: Rc<Collections>,
     /// Gives the endpoints up when no update comes in time (`endpoint_stale_after`).
     stale: RefCell<Option<AbortHandle>>,
 }
 
 impl EndpointsHandler {
-    fn apply(&self, inner: &Rc<Inner>, cluster: &Arc<Cluster>, update: &Update) -> Result<(), String> {
+    /// False where the hosts of a new assignment have to come still.
+    fn apply(&self, inner: &Rc<Inner>, cluster: &Arc<Cluster>, update: &Update) -> Result<bool, String> {
         if update.added.is_empty() {
             // A server that removes them is not believed, as in Envoy.
             if update.expired && update.removed.iter().any(|name| is_same(name, &self.service_name)) {
-                cluster.set_endpoints(Arc::default());
+                self.collections.assign(inner, cluster, Arc::default())?;
             }
             cluster.stats.update_empty().inc();
-            cluster.give_up_waiting();
-            return Ok(());
+            return Ok(true);
         }
         // A file may hold the endpoints of others, too.
         let own = |resource: &&Resource| is_same(&resource.name, &self.service_name);
@@ -109,15 +121,21 @@ impl EndpointsHandler {
         };
         let assignment = Arc::new(inner.decoder.endpoints(resource)?);
         let stale_after = assignment.stale_after;
-        cluster.set_endpoints(assignment);
+        let complete = self.collections.assign(inner, cluster, assignment)?;
+        if stale_after.is_some() {
+            cluster.stats.assignment_timeout_received().inc();
+        }
         inner.server.resources.set_endpoints_version(cluster.name(), &resource.version);
         let timer = stale_after.map(|time| {
+            let (collections, inner) = (Rc::downgrade(&self.collections), self.inner.clone());
             let cluster = self.cluster.clone();
             let task = tokio::task::spawn_local(async move {
                 tokio::time::sleep(time).await;
+                let (Some(collections), Some(inner)) = (collections.upgrade(), inner.upgrade()) else { return };
                 if let Some(cluster) = cluster.upgrade() {
                     cluster.stats.assignment_stale().inc();
-                    cluster.set_endpoints(Arc::default());
+                    // Nothing has to be asked for.
+                    let _ = collections.assign(&inner, &cluster, Arc::default());
                 }
             });
             task.abort_handle()
@@ -125,7 +143,7 @@ impl EndpointsHandler {
         if let Some(old) = self.stale.replace(timer) {
             old.abort();
         }
-        Ok(())
+        Ok(complete)
     }
 }
 
@@ -143,12 +161,12 @@ impl ResourceHandler for EndpointsHandler {
             return Verdict::accept();
         };
         let done = self.apply(&inner, &cluster, &update);
-        cluster.give_up_waiting();
-        // What ends here asks for endpoints again, and stands behind the answer to the clusters.
-        inner.clusters_may_be_done();
-        forget_older(&inner, &cluster);
+        if done != Ok(false) {
+            cluster.give_up_waiting();
+            came(&inner, &cluster);
+        }
         match done {
-            Ok(()) => Verdict::accept(),
+            Ok(_) => Verdict::accept(),
             Err(message) => {
                 tracing::warn!(target: "config", "endpoints of '{}' are refused: {message}", self.service_name);
                 Verdict::reject(message)
@@ -166,10 +184,11 @@ impl ResourceHandler for EndpointsHandler {
             && let Ok(assignment) = inner.decoder.endpoints(&resource)
         {
             cluster.stats.assignment_use_cached().inc();
-            cluster.set_endpoints(Arc::new(assignment));
+            if self.collections.assign(&inner, &cluster, Arc::new(assignment)) == Ok(false) {
+                return;
+            }
         }
         cluster.give_up_waiting();
-        inner.clusters_may_be_done();
-        forget_older(&inner, &cluster);
+        came(&inner, &cluster);
     }
 }

@@ -17,6 +17,7 @@ mod extensions;
 mod files;
 mod listeners;
 mod load_stats;
+mod locality_endpoints;
 mod logs;
 mod names;
 mod node;

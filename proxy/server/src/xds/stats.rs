@@ -42,6 +42,13 @@ stat_family! {
 }
 
 stat_family! {
+    /// What a subscription to the endpoints of a locality has beside: `cluster.<name>.leds.`
+    pub struct LocalityEndpointsFamily {
+        counters { update_empty }
+    }
+}
+
+stat_family! {
     /// `load_reporter.`
     pub struct LoadReporterFamily {
         counters { errors, requests, responses, retries }

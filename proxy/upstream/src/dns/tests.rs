@@ -4,9 +4,7 @@ use crate::cluster_manager::{ClusterManager, ClusterManagerOptions};
 use crate::testing::config;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::address::EndpointAddress;
-use nuncio_config::cluster::{
-    BindConfig, ClusterConfig, Discovery, DnsLookupFamily, Endpoint, Locality, LocalityEndpoints,
-};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Discovery, DnsLookupFamily, Endpoint, LocalityEndpoints};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -48,10 +46,8 @@ fn named(discovery: Discovery, host: &str, server: SocketAddr) -> ClusterConfig 
     config.dns.family = DnsLookupFamily::V4Only;
     config.dns.refresh_rate = Duration::from_millis(20);
     config.endpoints.localities.push(LocalityEndpoints {
-        locality: Locality::default(),
-        priority: 0,
-        weight: None,
         endpoints: vec![Endpoint::new(EndpointAddress::Name { host: host.to_owned(), port: 80 })],
+        ..LocalityEndpoints::default()
     });
     config
 }

@@ -6,7 +6,7 @@ use crate::lb::LbContext;
 use crate::testing::config;
 use nuncio_base::stats::{Registry, StatsConfig};
 use nuncio_config::address::{Address, EndpointAddress};
-use nuncio_config::cluster::{BindConfig, ClusterConfig, Endpoint, Locality, LocalityEndpoints};
+use nuncio_config::cluster::{BindConfig, ClusterConfig, Endpoint, LocalityEndpoints};
 use nuncio_http::headers::{HeaderName, HeaderValue, Headers};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -33,10 +33,8 @@ impl Setup {
         let mut config = config();
         let endpoint = |addr: &SocketAddr| Endpoint::new(EndpointAddress::Resolved(Address::Socket((*addr).into())));
         config.endpoints.localities.push(LocalityEndpoints {
-            locality: Locality::default(),
-            priority: 0,
-            weight: None,
             endpoints: addresses.iter().map(endpoint).collect(),
+            ..LocalityEndpoints::default()
         });
         change(&mut config);
         manager.add(Arc::new(config)).expect("a cluster");

@@ -15,12 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 fn cluster(addr: SocketAddr) -> ClusterConfig {
     let address = EndpointAddress::Resolved(Address::Socket(addr.into()));
-    let group = LocalityEndpoints {
-        locality: Locality::default(),
-        priority: 0,
-        weight: None,
-        endpoints: vec![Endpoint::new(address)],
-    };
+    let group = LocalityEndpoints { endpoints: vec![Endpoint::new(address)], ..LocalityEndpoints::default() };
     ClusterConfig {
         endpoints: ClusterLoadAssignment { localities: vec![group], ..ClusterLoadAssignment::default() },
         ..ClusterConfig::new("a")
