@@ -324,9 +324,17 @@ pub fn http_filter(
 /// # Errors
 /// As [`http_filter`].
 pub fn http_chain(filters: &[HttpFilterConfig], context: &FactoryContext) -> Result<FilterChain, Vec<ConfigError>> {
+    chain_at(filters, FilterPlace::Downstream, context)
+}
+
+fn chain_at(
+    filters: &[HttpFilterConfig],
+    place: FilterPlace,
+    context: &FactoryContext,
+) -> Result<FilterChain, Vec<ConfigError>> {
     let (mut chain, mut errors) = (FilterChain::new(), Vec::new());
     for (at, filter) in filters.iter().enumerate() {
-        match http_filter(filter, at + 1 == filters.len(), FilterPlace::Downstream, context) {
+        match http_filter(filter, at + 1 == filters.len(), place, context) {
             Ok(part) => chain.extend(&part),
             Err(found) => errors.extend(found),
         }
@@ -347,19 +355,9 @@ pub fn upstream_chain(
     if filters.iter().any(|filter| filter.config_discovery.is_some()) {
         return context.fetched.upstream_chain(filters, kind).map(Some);
     }
-    let mut chain = FilterChain::new();
-    let mut errors = Vec::new();
-    for (at, filter) in filters.iter().enumerate() {
-        match http_filter(filter, at + 1 == filters.len(), FilterPlace::Upstream, context) {
-            Ok(part) => chain.extend(&part),
-            Err(found) => errors.extend(found),
-        }
-    }
-    match errors.is_empty() {
-        // Filters that are not there need no run.
-        true => Ok((!chain.is_empty()).then(|| UpstreamFilters::Fixed(Arc::new(chain)))),
-        false => Err(errors),
-    }
+    let chain = chain_at(filters, FilterPlace::Upstream, context)?;
+    // Filters that are not there need no run.
+    Ok((!chain.is_empty()).then(|| UpstreamFilters::Fixed(Arc::new(chain))))
 }
 
 /// Envoy's text about a filter that it does not know at this place.

@@ -81,11 +81,11 @@ impl HttpFilter for DynamicForwardProxy {
         }
         let Some(cache) = &self.cache else { return HeadersAction::Continue };
         match cache.look_up(authority, port) {
-            LookUp::Known(host) => go_on(&host, view),
+            LookUp::Known(host) => go_on(&host),
             LookUp::Asked(waiting) => HeadersAction::Wait(Box::pin(async move {
                 let host = waiting.answer().await;
-                let resume: Resume = Box::new(move |view| match host {
-                    Some(host) => go_on(&host, view),
+                let resume: Resume = Box::new(move |_| match host {
+                    Some(host) => go_on(&host),
                     // The cache goes with the last cluster and filter that use it.
                     None => HeadersAction::Continue,
                 });
@@ -120,7 +120,7 @@ fn refuse(body: &'static str, details: &'static str) -> HeadersAction {
     HeadersAction::Respond(LocalReply::new(503, body, details))
 }
 
-fn go_on(host: &CachedHost, _: &mut StreamView<'_>) -> HeadersAction {
+fn go_on(host: &CachedHost) -> HeadersAction {
     if host.has_address() {
         return HeadersAction::Continue;
     }

@@ -1,22 +1,19 @@
-//! One try: a host, a connection, the request out and the response back.
+//! One try: a host, a connection, and the request out until the response's head is there. `deliver` goes on from it.
 
 use super::connect::{choose_host, connect, note_host};
+use super::counting::charge_retried;
 use super::failure::{Failure, FailureKind};
+use super::filtered::{filter_head, unconnected};
+use super::granting::{Decision, decide};
 use super::per_try::{Begin, PerTry};
-use super::replay::{Next, Replay};
+use super::replay::Next;
 use super::retry::Verdict;
-use super::{
-    Counted, Decision, Request, RouterConfig, charge, charge_codes, charge_retried, count_budget, decide, hedge,
-    outlier, poll_request_timers, redirect, service_time,
-};
+use super::{Request, RouterConfig, hedge, outlier, poll_request_timers};
 use nuncio_base::clock;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::active_stream::{Abort, ActiveStream};
 use nuncio_http::codec::{Frame, ResetReason, StreamError};
-use nuncio_http::filter::HeadersAction;
-use nuncio_http::formatter::FormatContext;
-use nuncio_http::headers::{HeaderValue, Headers, names};
-use nuncio_http::local_reply::LocalReply;
+use nuncio_http::headers::Headers;
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_http::upstream_filters::missing_header;
 use nuncio_upstream::{Host, PooledStream};
@@ -27,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// What came of a try.
 pub(crate) enum Outcome {
@@ -66,36 +62,36 @@ pub(crate) struct Won {
 
 /// A try in progress.
 pub(crate) struct Attempt {
-    upstream: PooledStream,
-    host: Arc<Host>,
-    per_try_timer: Option<Sleep>,
+    pub(super) upstream: PooledStream,
+    pub(super) host: Arc<Host>,
+    pub(super) per_try_timer: Option<Sleep>,
     /// Runs from the moment at which the whole request is there.
-    per_try_due: Option<Duration>,
-    per_try_idle: Option<(Sleep, Duration)>,
-    duration: Option<Sleep>,
+    pub(super) per_try_due: Option<Duration>,
+    pub(super) per_try_idle: Option<(Sleep, Duration)>,
+    pub(super) duration: Option<Sleep>,
     /// Frames of the replay that were sent on this connection.
-    replayed: usize,
-    request_sent: bool,
+    pub(super) replayed: usize,
+    pub(super) request_sent: bool,
     /// The request waits for the upstream to take more.
-    request_paused: bool,
+    pub(super) request_paused: bool,
     /// The response waits for downstream to take more.
-    response_paused: bool,
+    pub(super) response_paused: bool,
     /// The head of the response has arrived.
-    answered: bool,
+    pub(super) answered: bool,
     /// And it is the whole response.
-    ended: bool,
+    pub(super) ended: bool,
     /// Only then it is known whether the host has done well.
-    grpc_status_due: bool,
+    pub(super) grpc_status_due: bool,
     /// An informational head has come before.
-    informed: bool,
+    pub(super) informed: bool,
     /// Its response is the one that downstream gets: nobody else needs what is kept of the body.
-    delivers: bool,
+    pub(super) delivers: bool,
     /// Another try has taken this one's place.
-    retried: bool,
+    pub(super) retried: bool,
     /// Outlier detection was told that it is late.
-    late: bool,
+    pub(super) late: bool,
     /// Filters, log and histograms of this try.
-    per_try: Option<Box<PerTry>>,
+    pub(super) per_try: Option<Box<PerTry>>,
 }
 
 /// What the phase before the response's head ends with.
@@ -310,7 +306,7 @@ impl Attempt {
     }
 
     /// Moves the request body upstream as far as both sides allow.
-    fn poll_request(
+    pub(super) fn poll_request(
         &mut self,
         stream: &mut ActiveStream<'_>,
         request: &mut Request,
@@ -394,7 +390,7 @@ impl Attempt {
 
     /// Counts the beginning and the end of waits for downstream.
     #[inline]
-    fn pause_response(&mut self, request: &Request, paused: bool) {
+    pub(super) fn pause_response(&mut self, request: &Request, paused: bool) {
         if std::mem::replace(&mut self.response_paused, paused) == paused {
             return;
         }
@@ -406,11 +402,11 @@ impl Attempt {
         }
     }
 
-    fn failed(&self, error: &StreamError) -> Outcome {
+    pub(super) fn failed(&self, error: &StreamError) -> Outcome {
         Outcome::Failed(Failure { retried: self.retried, ..Failure::of(error, true) })
     }
 
-    fn poll_timers(
+    pub(super) fn poll_timers(
         &mut self,
         config: &RouterConfig,
         stream: &mut ActiveStream<'_>,
@@ -433,23 +429,13 @@ impl Attempt {
             && Pin::new(sleep).poll(cx).is_ready()
         {
             self.per_try_timer = None;
-            if request.hedge {
-                return self.soft_timeout(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, stream, request);
-            }
-            request.cluster.stats.upstream_rq_per_try_timeout().inc();
-            self.host.stats.rq_timeout.fetch_add(1, Relaxed);
-            return Poll::Ready(Outcome::Failed(Failure::timed(FailureKind::PerTryTimeout, true)));
+            return self.try_timeout(FailureKind::PerTryTimeout, stream, request);
         }
         if let Some((sleep, _)) = &mut self.per_try_idle
             && Pin::new(sleep).poll(cx).is_ready()
         {
             self.per_try_idle = None;
-            if request.hedge {
-                return self.soft_timeout(ResponseFlags::STREAM_IDLE_TIMEOUT, stream, request);
-            }
-            request.cluster.stats.upstream_rq_per_try_idle_timeout().inc();
-            self.host.stats.rq_timeout.fetch_add(1, Relaxed);
-            return Poll::Ready(Outcome::Failed(Failure::timed(FailureKind::PerTryIdleTimeout, true)));
+            return self.try_timeout(FailureKind::PerTryIdleTimeout, stream, request);
         }
         if let Some(sleep) = &mut self.duration
             && Pin::new(sleep).poll(cx).is_ready()
@@ -460,17 +446,28 @@ impl Attempt {
         Poll::Pending
     }
 
-    /// The try is late but not given up: another one is begun beside it if retries are left.
-    fn soft_timeout(
+    /// The try is past one of its limits: it has failed, or, where tries are hedged, goes on beside another one if retries
+    /// are left.
+    fn try_timeout(
         &mut self,
-        flag: ResponseFlags,
+        kind: FailureKind,
         stream: &mut ActiveStream<'_>,
         request: &mut Request,
     ) -> Poll<Outcome> {
+        let failure = Failure::timed(kind, true);
+        if !request.hedge {
+            let stats = &request.cluster.stats;
+            match kind {
+                FailureKind::PerTryIdleTimeout => stats.upstream_rq_per_try_idle_timeout().inc(),
+                _ => stats.upstream_rq_per_try_timeout().inc(),
+            }
+            self.host.stats.rq_timeout.fetch_add(1, Relaxed);
+            return Poll::Ready(Outcome::Failed(failure));
+        }
         if stream.response_started() {
             return Poll::Pending;
         }
-        self.flag(flag);
+        self.flag(failure.flag());
         self.late = true;
         outlier::late(&self.host, request.timeout_status);
         let Some(retry) = &mut request.retry else { return Poll::Pending };
@@ -523,21 +520,6 @@ impl Attempt {
         Poll::Pending
     }
 
-    /// Of informational heads only the first one counts, and only if it is of the kinds that are known.
-    fn inform(&mut self, stream: &mut ActiveStream<'_>, request: &mut Request, head: &Headers) {
-        if self.informed || !matches!(head.status(), 100 | 102..=104) {
-            return;
-        }
-        self.informed = true;
-        charge_codes(request, Some(&self.host), head.status());
-        if stream.connection.hcm.config.proxy_100_continue {
-            stream.info.response_code = head.status();
-            stream.send_informational(head);
-            // What was passed on cannot be taken back.
-            request.retry = None;
-        }
-    }
-
     fn poll_head(
         &mut self,
         config: &RouterConfig,
@@ -571,318 +553,5 @@ impl Attempt {
             }
             Decision::Refused => None,
         }
-    }
-
-    /// Sends the response, or follows it where it is a redirect.
-    async fn deliver(
-        &mut self,
-        config: &RouterConfig,
-        stream: &mut ActiveStream<'_>,
-        request: &mut Request,
-        head: Headers,
-        end: bool,
-    ) -> Outcome {
-        hedge::reset_all(config, stream, request);
-        stream.info.upstream.first_rx = Some(clock::now());
-        if redirect::follow(stream, request, &head) {
-            return Outcome::Redirected;
-        }
-        if let Some(outcome) = self.on_head(config, stream, request, head, end) {
-            return outcome;
-        }
-        let outcome = poll_fn(|cx| self.poll_body(config, stream, request, cx)).await;
-        let now = clock::now();
-        stream.info.upstream.last_rx = Some(now);
-        if matches!(outcome, Outcome::Done) {
-            complete(stream, request, now);
-        }
-        outcome
-    }
-
-    /// Counts a response. What a gRPC request says of its host is known at its end.
-    fn charge_head(&mut self, stream: &ActiveStream<'_>, request: &Request, head: &Headers, end: bool) {
-        let status = head.status();
-        if !stream.is_grpc() || status >= 500 {
-            return charge(request, Some(&self.host), status, true);
-        }
-        charge_codes(request, Some(&self.host), status);
-        match end {
-            true => self.host.stats.count_request(outlier::is_grpc_success(head)),
-            false => self.grpc_status_due = true,
-        }
-    }
-
-    /// The gRPC status has come, or will not.
-    fn grpc_status(&mut self, trailers: Option<&Headers>) {
-        if std::mem::take(&mut self.grpc_status_due) {
-            self.host.stats.count_request(trailers.is_some_and(outlier::is_grpc_success));
-        }
-    }
-
-    /// Passes the response's head on.
-    fn on_head(
-        &mut self,
-        config: &RouterConfig,
-        stream: &mut ActiveStream<'_>,
-        request: &mut Request,
-        mut head: Headers,
-        end: bool,
-    ) -> Option<Outcome> {
-        let now = clock::now();
-        let status = head.status();
-        // From here on the response belongs to downstream: of the body, only what this try has not sent yet is needed.
-        request.release_retries();
-        self.delivers = true;
-        if self.request_sent {
-            request.replay = None;
-        }
-        self.per_try_timer = None;
-        self.per_try_due = None;
-        request.canary = self.host.is_canary() || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
-        // A 2xx to an upgrade is no upgrade and no answer either: Envoy passes on its status alone.
-        let mut failed_upgrade = false;
-        if stream.is_upgrade() {
-            let connect = stream.request.method() == b"CONNECT";
-            failed_upgrade = status / 100 == 2 && !connect;
-            if failed_upgrade {
-                stream.info.response_code_details = Some("websocket_handshake_unsuccessful".into());
-                head.remove(&names::CONTENT_LENGTH);
-            }
-            if status == 101 || (connect && status / 100 == 2) {
-                request.timeout_at = None;
-                request.timeouts.global = None;
-            }
-        }
-        if !failed_upgrade {
-            self.charge_head(stream, request, &head, end);
-        }
-        if !config.suppress_envoy_headers && !stream.is_upgrade() && stream.info.request_complete.is_some() {
-            let ms = service_time(stream, now);
-            head.set(names::X_ENVOY_UPSTREAM_SERVICE_TIME, service_time_value(ms));
-        }
-        if request.route.entry().virtual_host().config().include_attempt_count_in_response {
-            head.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(u64::from(stream.info.attempt_count)));
-        }
-        for cookie in request.set_cookie.drain(..) {
-            head.append(names::SET_COOKIE, cookie);
-        }
-        stream.info.response_code = status;
-        if stream.info.response_code_details.is_none() {
-            stream.info.response_code_details = Some("via_upstream".into());
-        }
-        let cx = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
-        request.route.finalize_response_headers(&mut head, &cx);
-        stream.send_response_headers(head, end || failed_upgrade);
-        // A filter may have answered in the response's place.
-        let replaced = stream.is_over() && !end;
-        if end || failed_upgrade || replaced {
-            stream.info.upstream.last_rx = Some(now);
-            if (failed_upgrade || replaced) && !end {
-                self.reset();
-            }
-            complete(stream, request, now);
-            // The rest of a request that was answered early is not wanted.
-            if !self.request_sent {
-                self.reset();
-            }
-            return Some(Outcome::Done);
-        }
-        None
-    }
-
-    /// Moves bodies both ways until the response has ended.
-    fn poll_body(
-        &mut self,
-        config: &RouterConfig,
-        stream: &mut ActiveStream<'_>,
-        request: &mut Request,
-        cx: &mut Context<'_>,
-    ) -> Poll<Outcome> {
-        if let Poll::Ready(outcome) = self.poll_request(stream, request, cx) {
-            return Poll::Ready(outcome);
-        }
-        loop {
-            match stream.poll_response_capacity(cx) {
-                Poll::Ready(Ok(())) => self.pause_response(request, false),
-                Poll::Ready(Err(abort)) => return Poll::Ready(Outcome::Abort(abort)),
-                Poll::Pending => {
-                    self.pause_response(request, true);
-                    break;
-                }
-            }
-            match self.upstream.poll_frame(cx) {
-                Poll::Ready(Ok(mut frame)) => {
-                    let end = frame.is_end();
-                    if let Some((sleep, delay)) = &mut self.per_try_idle {
-                        sleep.reset(*delay);
-                    }
-                    if let Some(per_try) = &mut self.per_try {
-                        per_try.encode_frame(&mut stream.view(), &mut frame);
-                    }
-                    if end && self.grpc_status_due {
-                        self.grpc_status(match &frame {
-                            Frame::Trailers(trailers) => Some(trailers),
-                            Frame::Data(..) => None,
-                        });
-                    }
-                    match frame {
-                        Frame::Data(data, end) => stream.send_response_data(data, end),
-                        Frame::Trailers(trailers) => {
-                            if !request.load_reported {
-                                self.host.read_load_report(&trailers);
-                            }
-                            stream.send_response_trailers(trailers);
-                        }
-                    }
-                    if end || stream.is_over() {
-                        if !self.request_sent {
-                            self.reset();
-                        }
-                        return Poll::Ready(Outcome::Done);
-                    }
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(self.failed(&error)),
-                Poll::Pending => break,
-            }
-        }
-        if let Poll::Ready(Err(abort)) = stream.poll_response_flush(cx) {
-            return Poll::Ready(Outcome::Abort(abort));
-        }
-        self.poll_timers(config, stream, request, cx)
-    }
-}
-
-/// Shows the request's head to the filters of a try. Some: it ends there.
-#[cold]
-async fn filter_head(
-    config: &RouterConfig,
-    stream: &mut ActiveStream<'_>,
-    request: &mut Request,
-    per_try: &mut PerTry,
-) -> Option<Outcome> {
-    let mut action = HeadersAction::Continue;
-    loop {
-        let end = stream.request_complete() && request.replay.as_ref().is_none_or(Replay::is_empty);
-        if matches!(action, HeadersAction::Continue) {
-            action = per_try.decode_headers(&mut stream.view(), end);
-        }
-        match std::mem::replace(&mut action, HeadersAction::Continue) {
-            // Clusters on demand are for the filters before the router.
-            HeadersAction::Continue | HeadersAction::OnDemand(_) => return None,
-            HeadersAction::Respond(reply) => {
-                stream.local_reply(reply);
-                return Some(answered(config, stream, request, per_try, Outcome::Answered));
-            }
-            HeadersAction::Buffer => {
-                if let Some(outcome) = buffer(stream, request).await {
-                    return Some(answered(config, stream, request, per_try, outcome));
-                }
-            }
-            HeadersAction::Wait(mut future) => {
-                let done = poll_fn(|cx| {
-                    if let Poll::Ready(abort) = stream.poll_abort(cx) {
-                        return Poll::Ready(Err(Outcome::Abort(abort)));
-                    }
-                    if let Some(outcome) = poll_request_timers(stream, request, cx) {
-                        return Poll::Ready(Err(outcome));
-                    }
-                    future.as_mut().poll(cx).map(Ok)
-                });
-                match done.await {
-                    Ok(resume) => action = resume(&mut stream.view()),
-                    Err(outcome) => return Some(answered(config, stream, request, per_try, outcome)),
-                }
-            }
-        }
-    }
-}
-
-/// A try ends before it has a connection, with this outcome.
-fn answered(
-    config: &RouterConfig,
-    stream: &mut ActiveStream<'_>,
-    request: &Request,
-    per_try: &mut PerTry,
-    outcome: Outcome,
-) -> Outcome {
-    unconnected(config, stream, request, per_try, &outcome);
-    outcome
-}
-
-#[cold]
-fn unconnected(
-    config: &RouterConfig,
-    stream: &mut ActiveStream<'_>,
-    request: &Request,
-    per_try: &mut PerTry,
-    outcome: &Outcome,
-) {
-    match outcome {
-        Outcome::Failed(failure) => {
-            per_try.flag(failure.flag());
-            per_try.not_connected(failure.transport.as_deref());
-        }
-        Outcome::GlobalTimeout => per_try.forget_budget(),
-        _ => {}
-    }
-    let meters = (stream.downstream_meter(), stream.info.upstream.meter);
-    per_try.end(config, &request.cluster, &mut stream.view(), meters);
-}
-
-/// Reads the whole body of the request, within the limit on what is kept of it. Some: the try ends there.
-async fn buffer(stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<Outcome> {
-    if request.replay.is_none() {
-        request.replay = Some(Replay::new(stream.buffer_limit()));
-    }
-    poll_fn(|cx| {
-        while !stream.request_complete() {
-            match std::task::ready!(stream.poll_request_frame(cx)) {
-                Ok(frame) => request.keep(&frame),
-                Err(abort) => return Poll::Ready(Some(Outcome::Abort(abort))),
-            }
-            if stream.is_over() {
-                return Poll::Ready(Some(Outcome::Answered));
-            }
-            if request.replay.as_ref().is_none_or(Replay::is_abandoned) {
-                stream.local_reply(LocalReply::new(413, "Payload Too Large", "request_payload_too_large"));
-                return Poll::Ready(Some(Outcome::Answered));
-            }
-        }
-        Poll::Ready(None)
-    })
-    .await
-}
-
-/// Counts how long the response took.
-fn complete(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
-    count_budget(stream, request, now);
-    if request.counted == Counted::Nothing {
-        return;
-    }
-    let ms = service_time(stream, now);
-    let stats = &request.cluster.stats;
-    stats.responses().time.upstream_rq_time().record(ms);
-    match request.internal {
-        true => stats.internal().time.upstream_rq_time().record(ms),
-        false => stats.external().time.upstream_rq_time().record(ms),
-    }
-    if request.canary {
-        stats.canary().time.upstream_rq_time().record(ms);
-    }
-    if let Some(zone) = request.hosts.last().and_then(|host| stats.zone(&host.locality.zone)) {
-        zone.time.upstream_rq_time().record(ms);
-    }
-    request.route.request_stats().for_each(|stats| stats.record_time(ms));
-    if let Some(other) = &request.alternative {
-        other.each(request.internal, request.canary).for_each(|stats| stats.time.upstream_rq_time().record(ms));
-    }
-}
-
-/// The texts of short times are static: most responses take a few milliseconds.
-fn service_time_value(ms: u64) -> HeaderValue {
-    const SHORT: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-    match SHORT.get(ms as usize) {
-        Some(text) => HeaderValue::from_static(text),
-        None => HeaderValue::from(ms),
     }
 }

@@ -4,6 +4,7 @@ use super::attempt::Outcome;
 use super::failure::{Failure, FailureKind};
 use super::hedge;
 use super::per_try::PerTry;
+use super::retry::RetryState;
 use super::{Request, RouterConfig, poll_request_timers};
 use bytes::Bytes;
 use nuncio_base::clock;
@@ -30,18 +31,27 @@ pub(crate) fn choose_host(stream: &ActiveStream<'_>, request: &Request) -> Optio
         overrides_used: Some(&request.overrides_used),
         ..LbContext::default()
     };
-    let Some(retry) = request.retry.as_ref().filter(|retry| retry.chooses_hosts() && retry.is_retry()) else {
-        return request.cluster.choose_host(&context);
+    pick(&request.cluster, context, request.retry.as_ref(), &request.hosts)
+}
+
+/// A host of the cluster; retries pass over those that the policy refuses, of which `tried` is told.
+pub(crate) fn pick(
+    cluster: &Cluster,
+    context: LbContext<'_>,
+    retry: Option<&RetryState>,
+    tried: &[Arc<Host>],
+) -> Option<Arc<Host>> {
+    let Some(retry) = retry.filter(|retry| retry.chooses_hosts() && retry.is_retry()) else {
+        return cluster.choose_host(&context);
     };
-    let refuses = |host: &Host| retry.refuses_host(host, &request.hosts);
-    let load = retry.priority_load(&request.cluster, &request.hosts);
-    let context = LbContext {
+    let refuses = |host: &Host| retry.refuses_host(host, tried);
+    let load = retry.priority_load(cluster, tried);
+    cluster.choose_host(&LbContext {
         should_select_another_host: Some(&refuses),
         host_selection_retry_count: retry.host_selection_attempts(),
         priority_load: load.as_ref(),
         ..context
-    };
-    request.cluster.choose_host(&context)
+    })
 }
 
 /// Writes down which host is tried, and renames the request where the route asks for it.

@@ -1,6 +1,7 @@
 //! A try that failed, and what downstream is told of it.
 
-use super::{Request, charge, count_budget};
+use super::counting::{charge, count_budget};
+use super::{Request, RouterConfig};
 use bytes::Bytes;
 use nuncio_base::clock;
 use nuncio_http::active_stream::ActiveStream;
@@ -85,7 +86,7 @@ impl Failure {
     }
 
     /// Answers downstream, or resets a response that has begun. The try was counted before.
-    pub(crate) fn answer(self, stream: &mut ActiveStream<'_>, request: &Request) {
+    pub(crate) fn answer(self, config: &RouterConfig, stream: &mut ActiveStream<'_>, request: &Request) {
         let started = stream.response_started();
         let (details, flags) = match self.kind {
             FailureKind::PerTryTimeout => ("upstream_per_try_timeout", ResponseFlags::UPSTREAM_REQUEST_TIMEOUT),
@@ -103,14 +104,14 @@ impl Failure {
                 if self.reason == ResetReason::Overflow {
                     request.cluster.load.dropped.fetch_add(1, Relaxed);
                 }
-                return self.answer_reset(stream, started);
+                return self.answer_reset(config, stream, started);
             }
         };
         count_budget(stream, request, clock::now());
         stream.routed_reply(timeout_reply(request, details).flags(flags));
     }
 
-    fn answer_reset(self, stream: &mut ActiveStream<'_>, started: bool) {
+    fn answer_reset(self, config: &RouterConfig, stream: &mut ActiveStream<'_>, started: bool) {
         let mut inner = self.reason.as_str().replace(' ', "_");
         if let Some(text) = &self.transport {
             inner.push('|');
@@ -129,7 +130,7 @@ impl Failure {
             "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
             self.reason.as_str()
         ));
-        if self.reason == ResetReason::Overflow {
+        if self.reason == ResetReason::Overflow && !config.suppress_envoy_headers {
             reply = reply.header(names::X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
         stream.routed_reply(reply);

@@ -188,6 +188,7 @@ pub(crate) fn start(
         timeout: request.timeouts.global,
         priority: request.priority,
         protocol: stream.protocol(),
+        grpc: stream.is_grpc(),
         counted: request.counted,
         retried_without_code: request.retried_without_code,
         metadata_match: request.route.metadata_match().cloned(),

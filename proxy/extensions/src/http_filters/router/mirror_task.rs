@@ -3,13 +3,15 @@
 //! What the protocol options of a mirror's cluster say of requests (hash policies, retries, mirrors) counts for copies too; what
 //! the route says of them does not, but for `metadata_match`.
 
+use super::connect::pick;
+use super::counting::{Counted, Responses, count_retried, record_budget};
+use super::granting::{Grant, Held, back_off, grant};
 use super::mirror::{Copy, Origin, Queue, copy_again};
-use super::per_try::{Begin, PerTry, percentage};
+use super::per_try::{Begin, PerTry};
 use super::replay::{Next, Replay};
 use super::retry::{RetryState, Verdict};
-use super::{Counted, Held, refused};
+use super::{hash_policies, outlier, refused};
 use nuncio_base::clock;
-use nuncio_base::random;
 use nuncio_base::timer::{self, Sleep};
 use nuncio_http::codec::{BytesMeter, Frame, Protocol, ResetReason, StreamError};
 use nuncio_http::filter::{HeadersAction, StreamView};
@@ -55,6 +57,8 @@ pub(crate) struct Task {
     sent: usize,
     sent_all: bool,
     informed: bool,
+    /// Only the end of the response tells how the host has done.
+    grpc_status_due: bool,
     try_deadline: Option<Sleep>,
 }
 
@@ -64,6 +68,7 @@ pub(crate) struct Terms {
     pub(crate) timeout: Option<Duration>,
     pub(crate) priority: ResourcePriority,
     pub(crate) protocol: Protocol,
+    pub(crate) grpc: bool,
     pub(crate) counted: Counted,
     pub(crate) retried_without_code: bool,
     /// Of the route.
@@ -128,6 +133,7 @@ impl Task {
             sent: 0,
             sent_all: true,
             informed: false,
+            grpc_status_due: false,
             try_deadline: None,
         }
     }
@@ -141,10 +147,10 @@ impl Task {
     pub(super) async fn run(mut self) {
         let cluster = self.cluster.clone();
         if refused(&cluster, true).is_some() {
-            return self.charge(None, 503);
+            return self.charge(None, 503, false);
         }
         let own = cluster.policies();
-        let hashes = cluster.hash_policies().or_else(|| own.map(|own| &own.hash).filter(|own| !own.is_empty()));
+        let hashes = hash_policies(&cluster);
         // Nobody would see a cookie that is made.
         self.hash = hashes.and_then(|hashes| hashes.hash(&self.headers, &self.info, None));
         if let Some((policy, own)) = own.and_then(|own| own.retry.as_ref().map(|policy| (policy, own))) {
@@ -158,7 +164,7 @@ impl Task {
         loop {
             let Some(host) = self.choose_host(&cluster) else {
                 cluster.stats.upstream_cx_none_healthy().inc();
-                return self.charge(None, 503);
+                return self.charge(None, 503, false);
             };
             self.hosts.push(host.clone());
             let result = self.attempt(&cluster, &host).await;
@@ -183,7 +189,7 @@ impl Task {
                 Failed::Timeout | Failed::Cancelled => false,
             };
             if !again {
-                return self.charge(Some(&host), failed.status());
+                return self.charge(Some(&host), failed.status(), false);
             }
             host.stats.rq_error.fetch_add(1, Relaxed);
             held = Some(Held::of(&cluster, self.terms.priority, Resource::Retries));
@@ -202,57 +208,21 @@ impl Task {
             info: Some(&self.info),
             ..LbContext::default()
         };
-        let Some(retry) = self.retry.as_ref().filter(|retry| retry.chooses_hosts() && retry.is_retry()) else {
-            return cluster.choose_host(&context);
-        };
-        let refuses = |host: &Host| retry.refuses_host(host, &self.hosts);
-        let load = retry.priority_load(cluster, &self.hosts);
-        cluster.choose_host(&LbContext {
-            should_select_another_host: Some(&refuses),
-            host_selection_retry_count: retry.host_selection_attempts(),
-            priority_load: load.as_ref(),
-            ..context
-        })
+        pick(cluster, context, self.retry.as_ref(), &self.hosts)
     }
 
     /// Whether what `verdict` says is done: another try is made.
     fn wants(&mut self, verdict: impl FnOnce(&mut RetryState) -> Verdict) -> bool {
-        let stats = &self.cluster.stats;
-        let Some(retry) = self.retry.as_mut().filter(|_| self.replay.as_ref().is_some_and(|kept| !kept.is_abandoned()))
-        else {
-            return false;
-        };
+        let keeps = self.replay.as_ref().is_some_and(|kept| !kept.is_abandoned());
+        let Some(retry) = self.retry.as_mut().filter(|_| keeps) else { return false };
         let verdict = verdict(retry);
-        if verdict == Verdict::No && retry.disarm() {
-            stats.upstream_rq_retry_success().inc();
-        }
-        match verdict {
-            Verdict::No => false,
-            Verdict::LimitExceeded => {
-                stats.upstream_rq_retry_limit_exceeded().inc();
-                false
-            }
-            Verdict::Retry if !self.cluster.resource_manager(self.terms.priority).can_create(Resource::Retries) => {
-                stats.upstream_rq_retry_overflow().inc();
-                false
-            }
-            Verdict::Retry => {
-                stats.upstream_rq_retry().inc();
-                retry.arm();
-                true
-            }
-        }
+        grant(retry, verdict, &self.cluster, self.terms.priority) == Grant::Granted
     }
 
     /// Waits before the next try; false when there will be none.
     async fn back_off(&mut self, cluster: &Cluster) -> bool {
         let Some(retry) = &mut self.retry else { return false };
-        let (delay, asked_for) = retry.back_off(random::u64());
-        match asked_for {
-            true => cluster.stats.upstream_rq_retry_backoff_ratelimited().inc(),
-            false => cluster.stats.upstream_rq_retry_backoff_exponential().inc(),
-        }
-        let mut sleep = timer::sleep(delay);
+        let mut sleep = back_off(retry, cluster);
         poll_fn(|cx| {
             if let Some(deadline) = &mut self.deadline
                 && Pin::new(deadline).poll(cx).is_ready()
@@ -341,11 +311,7 @@ impl Task {
         };
         let status = head.status();
         if self.wants(|retry| retry.on_response(&head)) {
-            let codes = &cluster.stats.retried().codes;
-            match self.terms.retried_without_code {
-                true => codes.count_uncoded(),
-                false => codes.count(status),
-            }
+            count_retried(cluster, self.terms.retried_without_code, status);
             if !(end && self.sent_all) {
                 upstream.reset(ResetReason::LocalReset);
             }
@@ -353,9 +319,20 @@ impl Task {
         }
         self.retry = None;
         self.canary = host.is_canary() || head.bytes(&names::X_ENVOY_UPSTREAM_CANARY) == Some(b"true");
-        self.charge(Some(host), status);
-        host.stats.rq_success.fetch_add(u64::from(status < 500), Relaxed);
+        // What a gRPC response says of its host is known at its end.
+        self.grpc_status_due = false;
+        match self.terms.grpc && status < 500 {
+            false => self.charge(Some(host), status, true),
+            true => {
+                self.responses(Some(host)).count_code(status);
+                match end {
+                    true => host.stats.count_request(outlier::is_grpc_success(&head)),
+                    false => self.grpc_status_due = true,
+                }
+            }
+        }
         let complete = end || poll_fn(|cx| self.poll_rest(host, upstream, cx)).await.is_ok();
+        self.grpc_status(host, None);
         if !complete || !self.sent_all {
             upstream.reset(ResetReason::LocalReset);
         }
@@ -366,23 +343,8 @@ impl Task {
     }
 
     fn note_time(&self, cluster: &Cluster, host: &Host, time: Duration) {
-        let stats = &cluster.stats;
-        if cluster.config.track_timeout_budgets {
-            let share = percentage(time, self.terms.timeout.unwrap_or_default());
-            stats.timeout_budgets().upstream_rq_timeout_budget_percent_used().record(share);
-        }
-        if self.terms.counted == Counted::Nothing {
-            return;
-        }
-        let millis = time.as_millis() as u64;
-        stats.responses().time.upstream_rq_time().record(millis);
-        stats.internal().time.upstream_rq_time().record(millis);
-        if self.canary {
-            stats.canary().time.upstream_rq_time().record(millis);
-        }
-        if let Some(zone) = stats.zone(&host.locality.zone) {
-            zone.time.upstream_rq_time().record(millis);
-        }
+        record_budget(cluster, time, self.terms.timeout);
+        self.responses(Some(host)).record_time(time.as_millis() as u64);
     }
 
     /// The next frame of the body; None when the copy is given up.
@@ -475,7 +437,7 @@ impl Task {
                 Poll::Ready(Ok((head, _))) if (100..200).contains(&head.status()) => {
                     if !self.informed && matches!(head.status(), 100 | 102..=104) {
                         self.informed = true;
-                        self.charge(Some(host), head.status());
+                        self.responses(Some(host)).count_code(head.status());
                     }
                 }
                 Poll::Ready(Ok((mut head, end))) => {
@@ -515,6 +477,13 @@ impl Task {
                         per_try.encode_frame(&mut view, &mut frame);
                     }
                     if frame.is_end() {
+                        self.grpc_status(
+                            host,
+                            match &frame {
+                                Frame::Trailers(trailers) => Some(trailers),
+                                Frame::Data(..) => None,
+                            },
+                        );
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -523,22 +492,25 @@ impl Task {
         }
     }
 
+    /// The gRPC status has come, or will not.
+    fn grpc_status(&mut self, host: &Host, trailers: Option<&Headers>) {
+        if std::mem::take(&mut self.grpc_status_due) {
+            host.stats.count_request(trailers.is_some_and(outlier::is_grpc_success));
+        }
+    }
+
+    /// Where responses count.
+    fn responses<'a>(&'a self, host: Option<&'a Host>) -> Responses<'a> {
+        // Nobody outside has asked for a copy.
+        let (canary, counted) = (self.canary, self.terms.counted);
+        Responses { cluster: &self.cluster, host, internal: true, canary, counted }
+    }
+
     /// Counts a response, or what stands for one.
-    fn charge(&self, host: Option<&Host>, status: u16) {
-        if self.terms.counted == Counted::Nothing {
-            return;
-        }
-        let stats = &self.cluster.stats;
-        self.terms.counted.count(&stats.responses().codes, status);
-        stats.internal().codes.count(status);
-        if self.canary {
-            stats.canary().codes.count(status);
-        }
-        let Some(host) = host else { return };
-        if let Some(zone) = stats.zone(&host.locality.zone) {
-            zone.codes.count(status);
-        }
-        host.stats.rq_error.fetch_add(u64::from(status >= 500), Relaxed);
+    fn charge(&self, host: Option<&Host>, status: u16, answered: bool) {
+        let responses = self.responses(host);
+        responses.count_code(status);
+        responses.judge_host(status, answered);
     }
 }
 

@@ -10,12 +10,17 @@
 //! and the response body the other way round, so a slow peer stops the fast one and memory stays bounded. A response
 //! that has begun downstream is never retried. Details, flags and bodies are Envoy's (`Router::Filter`).
 //!
-//! Reading order: `timeouts`, `retry` (decisions, without I/O), `connect`, `attempt` (one try), `per_try` (what few
-//! configurations add to it), `hedge` (several at once), `failure`, `redirect`, `mirror`, `mirror_task`, `strict`.
+//! Reading order: `timeouts`, `retry` (decisions, without I/O), `granting`, `connect`, `attempt` (one try), `deliver` (its
+//! response), `per_try` and `filtered` (what few configurations add to it), `hedge` (several at once), `failure`,
+//! `counting`, `redirect`, `mirror`, `mirror_task`, `strict`.
 
 mod attempt;
 mod connect;
+mod counting;
+mod deliver;
 mod failure;
+mod filtered;
+mod granting;
 mod hedge;
 mod mirror;
 mod mirror_task;
@@ -29,11 +34,12 @@ mod timeouts;
 
 use crate::registry::{BuildError, FactoryContext, HttpFilterEntry, path_of, upstream_chain};
 use attempt::{Attempt, Outcome};
+use counting::{Counted, Responses, charge, count_budget};
 use failure::{Failure, charge_abort, timeout_reply};
+use granting::{Decision, Held, back_off, decide};
 use mirror::AsyncClientStats;
 use nuncio_base::clock;
 use nuncio_base::random;
-use nuncio_base::stats::CodeStats;
 use nuncio_base::timer;
 use nuncio_config::decode::Context as DecodeContext;
 use nuncio_config::hcm::{HttpFilterConfig, ROUTER_UPSTREAM};
@@ -46,13 +52,13 @@ use nuncio_http::filter::{LocalFuture, TerminalFilter};
 use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
-use nuncio_http::route::ActiveRoute;
+use nuncio_http::route::{ActiveRoute, HashPolicies};
 use nuncio_http::stream_info::ResponseFlags;
 use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_upstream::stats::AltStats;
-use nuncio_upstream::{Cluster, ClusterManager, Host, Resource, ResourcePriority};
+use nuncio_upstream::{Cluster, ClusterManager, Host, ResourcePriority};
 use replay::Replay;
-use retry::{RetryState, Verdict};
+use retry::RetryState;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -62,7 +68,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use timeouts::Timeouts;
-use tokio::time::Instant;
 
 /// `envoy.extensions.filters.http.router.v3.Router`, compiled.
 #[derive(Debug, Clone, Default)]
@@ -85,30 +90,6 @@ pub struct RouterConfig {
     pub log_on_upstream_stream: bool,
     /// And again and again while they go on.
     pub log_interval: Option<Duration>,
-}
-
-/// What is counted of a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Counted {
-    /// Everything.
-    #[default]
-    ByCode,
-    /// Its code only where a part of the responses is counted: internal ones, those of a zone or of a virtual cluster.
-    WithoutCode,
-    /// Nothing.
-    Nothing,
-}
-
-impl Counted {
-    /// Counts a response among all of a cluster.
-    #[inline]
-    pub(crate) fn count(self, codes: &CodeStats, code: u16) {
-        match self {
-            Counted::ByCode => codes.count(code),
-            Counted::WithoutCode => codes.count_uncoded(),
-            Counted::Nothing => {}
-        }
-    }
 }
 
 impl RouterConfig {
@@ -222,6 +203,12 @@ impl Request {
         }
     }
 
+    /// Where its responses count in its cluster; `host` has sent them, or was to.
+    pub(crate) fn responses<'a>(&'a self, host: Option<&'a Host>) -> Responses<'a> {
+        let Request { cluster, internal, canary, counted, .. } = self;
+        Responses { cluster, host, internal: *internal, canary: *canary, counted: *counted }
+    }
+
     /// The host of the last try.
     pub(crate) fn last_host(&self) -> Option<&Host> {
         self.hosts.last().map(|host| &**host)
@@ -285,7 +272,8 @@ impl Router {
         }
         if let Some(reply) = refused(&cluster, self.config.suppress_envoy_headers) {
             let counted = self.config.counted(stream.is_grpc());
-            charge_cluster(&cluster, stream.internal, counted, 503);
+            let internal = stream.internal;
+            Responses { cluster: &cluster, host: None, internal, canary: false, counted }.count_code(503);
             if counted != Counted::Nothing {
                 route.request_stats().for_each(|stats| stats.charge(503));
             }
@@ -294,6 +282,8 @@ impl Router {
         }
         let mut request = self.prepare(stream, route.clone(), action, cluster);
         self.run(stream, &mut request).await;
+        // Whoever has answered, no other try goes on.
+        hedge::reset_all(&self.config, stream, &mut request);
     }
 
     /// Timeouts, retries, rewrites: everything that is done once per request.
@@ -325,9 +315,8 @@ impl Router {
             stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let mut set_cookie = Vec::new();
-        // The load balancer's own go before those of the cluster's protocol options.
-        let hashes = cluster.hash_policies().or_else(|| own.map(|own| &own.hash).filter(|own| !own.is_empty()));
-        let hash = hashes.or_else(|| entry.hash_policies()).and_then(|policies| {
+        let hashes = hash_policies(&cluster).or_else(|| entry.hash_policies());
+        let hash = hashes.and_then(|policies| {
             policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
         });
         stream.info.attempt_count = 1;
@@ -402,8 +391,7 @@ impl Router {
             let mut outcome = Attempt::run(&self.config, stream, request).await;
             let timed_out = loop {
                 outcome = match outcome {
-                    Outcome::Done | Outcome::Redirected => return,
-                    Outcome::Answered => return hedge::reset_all(&self.config, stream, request),
+                    Outcome::Done | Outcome::Redirected | Outcome::Answered => return,
                     Outcome::Abort(abort) => {
                         hedge::reset_all(&self.config, stream, request);
                         return stream.abort(abort);
@@ -425,7 +413,7 @@ impl Router {
                             charge_abort(stream, request, host, status);
                         }
                         if request.hedged.is_empty() || stream.response_started() {
-                            return failure.answer(stream, request);
+                            return failure.answer(&self.config, stream, request);
                         }
                         hedge::wait(&self.config, stream, request).await
                     }
@@ -452,7 +440,7 @@ impl Router {
                     match Attempt::run_won(*won, &self.config, stream, request).await {
                         Outcome::Abort(abort) => stream.abort(abort),
                         Outcome::GlobalTimeout => self.global_timeout(stream, request, true),
-                        Outcome::Failed(failure) => failure.answer(stream, request),
+                        Outcome::Failed(failure) => failure.answer(&self.config, stream, request),
                         _ => {}
                     }
                     return;
@@ -500,13 +488,7 @@ impl Router {
     /// Waits until the next try may begin. What arrives of the body meanwhile is kept.
     async fn back_off(&self, stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<BackOffEnd> {
         let retry = request.retry.as_mut()?;
-        let (delay, asked_for) = retry.back_off(random::u64());
-        let stats = &request.cluster.stats;
-        match asked_for {
-            true => stats.upstream_rq_retry_backoff_ratelimited().inc(),
-            false => stats.upstream_rq_retry_backoff_exponential().inc(),
-        }
-        let mut sleep = timer::sleep(delay);
+        let mut sleep = back_off(retry, &request.cluster);
         poll_fn(|cx| {
             if let Poll::Ready(abort) = stream.poll_abort(cx) {
                 return Poll::Ready(Some(BackOffEnd::Abort(abort)));
@@ -531,8 +513,8 @@ impl Router {
                 return Poll::Ready(Some(match outcome {
                     Outcome::Won(won) => BackOffEnd::Won(won),
                     Outcome::Abort(abort) => BackOffEnd::Abort(abort),
-                    Outcome::Answered => BackOffEnd::Over,
-                    _ => return Poll::Pending,
+                    // Failures are passed over while the next try is to come: somebody else has answered.
+                    _ => BackOffEnd::Over,
                 }));
             }
             Pin::new(&mut sleep).poll(cx).map(|()| None)
@@ -608,60 +590,10 @@ pub(crate) fn refused(cluster: &Cluster, suppress: bool) -> Option<LocalReply> {
     })
 }
 
-/// Counts how much of the route's timeout was used.
-#[inline]
-pub(crate) fn count_budget(stream: &ActiveStream<'_>, request: &Request, now: Instant) {
-    if request.cluster.config.track_timeout_budgets
-        && let Some(since) = stream.info.request_complete
-    {
-        let limit = request.timeouts.global.unwrap_or_default();
-        let share = per_try::percentage(now.saturating_duration_since(since), limit);
-        request.cluster.stats.timeout_budgets().upstream_rq_timeout_budget_percent_used().record(share);
-    }
-}
-
-/// What became of a verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// Another try is made.
-    Granted,
-    /// None is.
-    Refused,
-}
-
-/// Applies what limits retries beside their number, and counts.
-pub(crate) fn decide(stream: &mut ActiveStream<'_>, request: &mut Request, verdict: Verdict) -> Decision {
-    let Some(retry) = &mut request.retry else { return Decision::Refused };
-    request.retry_slot = None;
-    let stats = &request.cluster.stats;
-    let also = |count: &dyn Fn(&nuncio_http::route::RequestStats)| request.route.request_stats().for_each(count);
-    // A retry of which nothing more is wanted has been of use, as Envoy counts.
-    if verdict == Verdict::No && retry.disarm() {
-        stats.upstream_rq_retry_success().inc();
-        also(&|stats| stats.upstream_rq_retry_success().inc());
-    }
-    match verdict {
-        Verdict::No => Decision::Refused,
-        Verdict::LimitExceeded => {
-            stats.upstream_rq_retry_limit_exceeded().inc();
-            also(&|stats| stats.upstream_rq_retry_limit_exceeded().inc());
-            stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-            Decision::Refused
-        }
-        Verdict::Retry if !request.cluster.resource_manager(request.priority).can_create(Resource::Retries) => {
-            stats.upstream_rq_retry_overflow().inc();
-            also(&|stats| stats.upstream_rq_retry_overflow().inc());
-            stream.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-            Decision::Refused
-        }
-        Verdict::Retry => {
-            stats.upstream_rq_retry().inc();
-            also(&|stats| stats.upstream_rq_retry().inc());
-            retry.arm();
-            request.retry_slot = Some(Held::of(&request.cluster, request.priority, Resource::Retries));
-            Decision::Granted
-        }
-    }
+/// The hash policies of a cluster. The load balancer's own go before those of its protocol options.
+pub(crate) fn hash_policies(cluster: &Cluster) -> Option<&HashPolicies> {
+    let own = || cluster.policies().map(|own| &own.hash).filter(|own| !own.is_empty());
+    cluster.hash_policies().or_else(own)
 }
 
 /// Timers that run over all tries. The route's timeout counts from the end of the request.
@@ -682,26 +614,6 @@ pub(crate) fn poll_request_timers(
     Pin::new(sleep).poll(cx).is_ready().then_some(Outcome::GlobalTimeout)
 }
 
-/// A unit of a circuit breaker's resource, given back when dropped.
-struct Held {
-    cluster: Arc<Cluster>,
-    priority: ResourcePriority,
-    resource: Resource,
-}
-
-impl Held {
-    fn of(cluster: &Arc<Cluster>, priority: ResourcePriority, resource: Resource) -> Held {
-        cluster.resource_manager(priority).inc(resource);
-        Held { cluster: cluster.clone(), priority, resource }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.cluster.resource_manager(self.priority).dec(self.resource);
-    }
-}
-
 enum BackOffEnd {
     /// A filter has answered what it saw of the body.
     Over,
@@ -711,70 +623,6 @@ enum BackOffEnd {
     TooLarge,
     /// A try that went on has the response.
     Won(Box<attempt::Won>),
-}
-
-fn charge_cluster(cluster: &Cluster, internal: bool, counted: Counted, code: u16) {
-    if counted == Counted::Nothing {
-        return;
-    }
-    let stats = &cluster.stats;
-    counted.count(&stats.responses().codes, code);
-    match internal {
-        true => stats.internal().codes.count(code),
-        false => stats.external().codes.count(code),
-    }
-}
-
-/// Counts a response of the cluster by its code; local replies about the upstream count too, as in Envoy. `answered`: the
-/// upstream sent it.
-pub(crate) fn charge(request: &Request, host: Option<&Host>, code: u16, answered: bool) {
-    charge_codes(request, host, code);
-    // Errors are counted with their codes.
-    let uncounted = code >= 500 && request.counted == Counted::Nothing;
-    if let Some(host) = host.filter(|_| !uncounted) {
-        host.stats.count_request(code < 500 && answered);
-    }
-}
-
-/// Counts a response by its code wherever such are counted.
-pub(crate) fn charge_codes(request: &Request, host: Option<&Host>, code: u16) {
-    let counted = request.counted;
-    if counted == Counted::Nothing {
-        return;
-    }
-    charge_cluster(&request.cluster, request.internal, counted, code);
-    if request.canary {
-        request.cluster.stats.canary().codes.count(code);
-    }
-    request.route.request_stats().for_each(|stats| stats.charge(code));
-    if let Some(other) = &request.alternative {
-        let mut all = other.each(request.internal, request.canary);
-        if let Some(stats) = all.next() {
-            counted.count(&stats.codes, code);
-        }
-        all.for_each(|stats| stats.codes.count(code));
-    }
-    if let Some(zone) = host.and_then(|host| request.cluster.stats.zone(&host.locality.zone)) {
-        zone.codes.count(code);
-    }
-}
-
-/// Counts a response that is thrown away for another try: apart from those that downstream gets.
-pub(crate) fn charge_retried(request: &Request, code: u16) {
-    // They are counted whatever `dynamic_stats` says.
-    match request.retried_without_code {
-        true => request.cluster.stats.retried().codes.count_uncoded(),
-        false => request.cluster.stats.retried().codes.count(code),
-    }
-    if let Some(host) = request.hosts.last() {
-        host.stats.rq_error.fetch_add(1, Relaxed);
-    }
-}
-
-/// Time since the whole request had arrived, as `upstream_rq_time` and `x-envoy-upstream-service-time` tell it.
-pub(crate) fn service_time(stream: &ActiveStream<'_>, now: Instant) -> u64 {
-    let since = stream.info.request_complete.unwrap_or(stream.info.start);
-    now.saturating_duration_since(since).as_millis() as u64
 }
 
 /// The router in the registry.

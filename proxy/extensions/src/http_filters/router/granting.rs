@@ -1,0 +1,115 @@
+//! Whether a retry that the policy wants is made: circuit breakers and what is counted of it, for requests and their copies.
+
+use super::Request;
+use super::retry::{RetryState, Verdict};
+use nuncio_base::random;
+use nuncio_base::timer::{self, Sleep};
+use nuncio_http::active_stream::ActiveStream;
+use nuncio_http::stream_info::ResponseFlags;
+use nuncio_upstream::{Cluster, Resource, ResourcePriority};
+use std::sync::Arc;
+
+/// What became of a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Another try is made.
+    Granted,
+    /// None is.
+    Refused,
+}
+
+/// A unit of a circuit breaker's resource, given back when dropped.
+pub(crate) struct Held {
+    cluster: Arc<Cluster>,
+    priority: ResourcePriority,
+    resource: Resource,
+}
+
+impl Held {
+    pub(crate) fn of(cluster: &Arc<Cluster>, priority: ResourcePriority, resource: Resource) -> Held {
+        cluster.resource_manager(priority).inc(resource);
+        Held { cluster: cluster.clone(), priority, resource }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.cluster.resource_manager(self.priority).dec(self.resource);
+    }
+}
+
+/// What a verdict comes to, as the cluster counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grant {
+    Granted,
+    /// All retries are used up.
+    LimitExceeded,
+    /// The circuit breaker is full.
+    Overflow,
+    /// No other try is wanted. True: one that was made before has been of use.
+    Unwanted(bool),
+}
+
+/// Applies what limits retries beside their number, and counts it for the cluster.
+pub(crate) fn grant(retry: &mut RetryState, verdict: Verdict, cluster: &Cluster, priority: ResourcePriority) -> Grant {
+    let stats = &cluster.stats;
+    match verdict {
+        Verdict::No => {
+            // A retry of which nothing more is wanted has been of use, as Envoy counts.
+            let useful = retry.disarm();
+            if useful {
+                stats.upstream_rq_retry_success().inc();
+            }
+            Grant::Unwanted(useful)
+        }
+        Verdict::LimitExceeded => {
+            stats.upstream_rq_retry_limit_exceeded().inc();
+            Grant::LimitExceeded
+        }
+        Verdict::Retry if !cluster.resource_manager(priority).can_create(Resource::Retries) => {
+            stats.upstream_rq_retry_overflow().inc();
+            Grant::Overflow
+        }
+        Verdict::Retry => {
+            stats.upstream_rq_retry().inc();
+            retry.arm();
+            Grant::Granted
+        }
+    }
+}
+
+/// The same for a request: its routes count too, and its flags tell what was refused.
+pub(crate) fn decide(stream: &mut ActiveStream<'_>, request: &mut Request, verdict: Verdict) -> Decision {
+    let Some(retry) = &mut request.retry else { return Decision::Refused };
+    request.retry_slot = None;
+    let granted = grant(retry, verdict, &request.cluster, request.priority);
+    for stats in request.route.request_stats() {
+        match granted {
+            Grant::Granted => stats.upstream_rq_retry().inc(),
+            Grant::LimitExceeded => stats.upstream_rq_retry_limit_exceeded().inc(),
+            Grant::Overflow => stats.upstream_rq_retry_overflow().inc(),
+            Grant::Unwanted(true) => stats.upstream_rq_retry_success().inc(),
+            Grant::Unwanted(false) => {}
+        }
+    }
+    match granted {
+        Grant::Granted => {
+            request.retry_slot = Some(Held::of(&request.cluster, request.priority, Resource::Retries));
+            return Decision::Granted;
+        }
+        Grant::LimitExceeded => stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED),
+        Grant::Overflow => stream.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW),
+        Grant::Unwanted(_) => {}
+    }
+    Decision::Refused
+}
+
+/// The pause before a retry that was granted, counted.
+pub(crate) fn back_off(retry: &mut RetryState, cluster: &Cluster) -> Sleep {
+    let (delay, asked_for) = retry.back_off(random::u64());
+    match asked_for {
+        true => cluster.stats.upstream_rq_retry_backoff_ratelimited().inc(),
+        false => cluster.stats.upstream_rq_retry_backoff_exponential().inc(),
+    }
+    timer::sleep(delay)
+}
