@@ -312,6 +312,12 @@ impl Context {
         self.error_with_suggestion(message, suggestion);
     }
 
+    /// Reports an extension that is not known, in Envoy's words.
+    pub fn unregistered(&mut self, name: &str, any: Option<&google::Any>) {
+        let url = any.map_or("", |any| type_name(&any.type_url));
+        self.error(format!("Didn't find a registered implementation for '{name}' with type URL: '{url}'"));
+    }
+
     /// The extension configuration in an `Any`, kept for whoever implements it.
     pub fn typed_config(&self, name: &str, any: Option<&google::Any>) -> TypedConfig {
         self.typed_config_at(name, any, &[Segment::Field("typed_config".into())])

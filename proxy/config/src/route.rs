@@ -272,10 +272,8 @@ pub enum RouteActionKind {
     Redirect(Box<RedirectAction>),
     /// Answer here.
     DirectResponse(DirectResponse),
-    /// `non_forwarding_action`.
+    /// `non_forwarding_action`, `filter_action`: left to filters.
     NonForwarding,
-    /// `filter_action`: left to filters.
-    Filter(TypedConfig),
 }
 
 /// `DirectResponseAction`.

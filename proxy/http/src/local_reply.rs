@@ -29,6 +29,8 @@ pub struct LocalReply {
     pub flags: ResponseFlags,
     /// Headers to add.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// They come behind what the route adds.
+    pub headers_last: bool,
     /// `grpc-status` for gRPC requests; by HTTP status where None.
     pub grpc_status: Option<u32>,
     /// HTTP/1: close the connection after it.
@@ -45,6 +47,7 @@ impl LocalReply {
             details: details.into(),
             flags: ResponseFlags::default(),
             headers: Vec::new(),
+            headers_last: false,
             grpc_status: None,
             close: false,
         }
@@ -66,6 +69,12 @@ impl LocalReply {
     pub fn close_if(mut self, condition: bool) -> LocalReply {
         self.close |= condition;
         self
+    }
+
+    /// With a header behind those of the route.
+    pub fn last_header(mut self, name: HeaderName, value: HeaderValue) -> LocalReply {
+        self.headers_last = true;
+        self.header(name, value)
     }
 
     /// With a header.

@@ -297,8 +297,22 @@ fn happy_eyeballs(message: &pb::Cluster) -> HappyEyeballs {
     })
 }
 
+/// Refuses options that are of no extension. Those of Envoy's that are not there have no effect: no filter could use the cluster.
+fn check_options_names(cx: &mut Context, message: &pb::Cluster) {
+    cx.at("typed_extension_protocol_options", |cx| {
+        let mut unknown: Vec<_> =
+            message.typed_extension_protocol_options.keys().filter(|name| !name.starts_with("envoy.")).collect();
+        unknown.sort();
+        for name in unknown {
+            let text = "Didn't find a registered network or http filter or protocol options implementation for name";
+            cx.at_key(name, |cx| cx.error(format!("{text}: '{name}'")));
+        }
+    });
+}
+
 /// The options of `typed_extension_protocol_options`, or of the deprecated fields of the cluster where it has none.
 fn http_options(cx: &mut Context, message: &pb::Cluster) -> (UpstreamHttpOptions, Option<HttpPolicies>) {
+    check_options_names(cx, message);
     let per_cluster = u32_value(&message.max_requests_per_connection);
     let mut policies = None;
     let decoded = match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
@@ -723,6 +737,21 @@ mod tests {
             typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), any)].into(),
             ..cluster(DiscoveryType::Static, &[])
         }
+    }
+
+    #[test]
+    fn options_of_what_is_no_extension_are_refused() {
+        let named = |name: &str| pb::Cluster {
+            typed_extension_protocol_options: [(name.to_owned(), Any::default())].into(),
+            ..cluster(DiscoveryType::Static, &[])
+        };
+        assert!(decode(&named("envoy.filters.network.thrift_proxy")).is_ok());
+        assert_eq!(
+            errors(decode(&named("some.name"))),
+            [
+                "typed_extension_protocol_options[\"some.name\"]: Didn't find a registered network or http filter or protocol options implementation for name: 'some.name'"
+            ]
+        );
     }
 
     #[test]

@@ -60,6 +60,15 @@ impl RouteAction {
                 entry.metadata_match = json::merged(metadata_match.as_ref(), entry.metadata_match.take());
             }
         }
+        // No request is sent as early data, whatever the policy says; but it has to be one.
+        cx.optional("early_data_policy", &message.early_data_policy, |cx, policy| -> Option<()> {
+            let any = policy.typed_config.as_ref();
+            if any.map_or("", |any| type_name(&any.type_url)) != "envoy.extensions.early_data.v3.DefaultEarlyDataPolicy"
+            {
+                cx.unregistered(&policy.name, any);
+            }
+            None
+        });
         let max_stream_duration = cx.optional("max_stream_duration", &message.max_stream_duration, |cx, limits| {
             Some(MaxStreamDuration {
                 max_stream_duration: cx.duration("max_stream_duration", &limits.max_stream_duration),

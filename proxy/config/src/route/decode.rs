@@ -276,11 +276,8 @@ fn action(
         Some(Action::DirectResponse(response)) => RouteActionKind::DirectResponse(
             cx.at("direct_response", |cx| DirectResponse::decode(cx, response, inherited.max_body))?,
         ),
-        Some(Action::NonForwardingAction(_)) => RouteActionKind::NonForwarding,
-        Some(Action::FilterAction(filter)) => RouteActionKind::Filter(cx.at("filter_action", |cx| {
-            let step = [crate::paths::Segment::Field("action".into())];
-            cx.typed_config_at("", filter.action.as_ref(), &step)
-        })),
+        // No filter reads what a `filter_action` says: as in Envoy it leads nowhere.
+        Some(Action::NonForwardingAction(_) | Action::FilterAction(_)) => RouteActionKind::NonForwarding,
         None => {
             cx.error("Field 'action' is missing: one of route, redirect, direct_response, non_forwarding_action");
             return None;

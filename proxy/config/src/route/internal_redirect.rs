@@ -87,8 +87,8 @@ fn predicate(cx: &mut Context, message: &core::TypedExtensionConfig) -> Option<R
         "envoy.extensions.internal_redirect.safe_cross_scheme.v3.SafeCrossSchemeConfig" => {
             Some(RedirectPredicate::SafeCrossScheme)
         }
-        other => {
-            cx.error(format!("internal redirect predicate '{other}' is not implemented"));
+        _ => {
+            cx.unregistered(&message.name, any);
             None
         }
     }

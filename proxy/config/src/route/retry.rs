@@ -6,7 +6,6 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
-use envoy_types::pb::google::protobuf::Any;
 use pb::retry_policy as policy;
 
 use crate::decode::{Context, json, lower, type_name, u32_value};
@@ -119,6 +118,8 @@ pub struct RetryPolicy {
     pub retriable_request_headers: Vec<HeaderMatcher>,
     /// `rate_limited_retry_back_off`.
     pub rate_limited_back_off: Option<RateLimitedBackOff>,
+    /// `refresh_cluster_on_retry`: each try goes where the route leads then.
+    pub refresh_cluster_on_retry: bool,
 }
 
 /// One `retry_host_predicate`.
@@ -177,6 +178,7 @@ impl RetryPolicy {
                 HeaderMatcher::decode,
             ),
             rate_limited_back_off,
+            refresh_cluster_on_retry: message.refresh_cluster_on_retry,
         })
     }
 }
@@ -196,18 +198,15 @@ fn back_off(cx: &mut Context, message: Option<&policy::RetryBackOff>) -> (Durati
     })
 }
 
-/// What names an extension: the type of its configuration, or, where there is none, its name.
-fn which<'a>(name: &'a str, any: Option<&'a Any>) -> &'a str {
-    any.map(|any| type_name(&any.type_url)).filter(|name| !name.is_empty()).unwrap_or(name)
-}
-
 fn host_predicate(cx: &mut Context, message: &policy::RetryHostPredicate) -> Option<RetryHostPredicate> {
     let any = message.config_type.as_ref().map(|policy::retry_host_predicate::ConfigType::TypedConfig(any)| any);
-    match which(&message.name, any) {
-        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-        | "envoy.retry_host_predicates.previous_hosts" => Some(RetryHostPredicate::PreviousHosts),
-        "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"
-        | "envoy.retry_host_predicates.omit_canary_hosts" => Some(RetryHostPredicate::OmitCanaryHosts),
+    match any.map_or("", |any| type_name(&any.type_url)) {
+        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate" => {
+            Some(RetryHostPredicate::PreviousHosts)
+        }
+        "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate" => {
+            Some(RetryHostPredicate::OmitCanaryHosts)
+        }
         "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
             let config: OmitHostMetadataConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
             let labels = json::metadata_namespace(&config.metadata_match, "envoy.lb");
@@ -215,8 +214,8 @@ fn host_predicate(cx: &mut Context, message: &policy::RetryHostPredicate) -> Opt
                 labels.unwrap_or_else(|| Arc::new(serde_json::Value::Object(serde_json::Map::new()))),
             ))
         }
-        other => {
-            cx.error(format!("retry host predicate '{other}' is not implemented"));
+        _ => {
+            cx.unregistered(&message.name, any);
             None
         }
     }
@@ -224,13 +223,13 @@ fn host_predicate(cx: &mut Context, message: &policy::RetryHostPredicate) -> Opt
 
 fn priority(cx: &mut Context, message: &policy::RetryPriority) -> Option<u32> {
     let any = message.config_type.as_ref().map(|policy::retry_priority::ConfigType::TypedConfig(any)| any);
-    match which(&message.name, any) {
+    match any.map_or("", |any| type_name(&any.type_url)) {
         "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig" => {
             let config: PreviousPrioritiesConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
             Some(u32::try_from(config.update_frequency).unwrap_or(0).max(1))
         }
-        other => {
-            cx.error(format!("retry priority '{other}' is not implemented"));
+        _ => {
+            cx.unregistered(&message.name, any);
             None
         }
     }
@@ -240,6 +239,7 @@ fn priority(cx: &mut Context, message: &policy::RetryPriority) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::decode::tests::errors;
+    use envoy_types::pb::google::protobuf::Any;
     use prost::Message;
 
     fn predicate(name: &str, value: &impl Message) -> policy::RetryHostPredicate {
@@ -275,6 +275,9 @@ mod tests {
     fn an_unknown_predicate_is_an_error() {
         let message = pb::RetryPolicy { retry_host_predicate: vec![predicate("x.Y", &())], ..Default::default() };
         let result = Context::default().run(|cx| RetryPolicy::decode(cx, &message));
-        assert_eq!(errors(result), ["retry_host_predicate[0]: retry host predicate 'x.Y' is not implemented"]);
+        assert_eq!(
+            errors(result),
+            ["retry_host_predicate[0]: Didn't find a registered implementation for 'p' with type URL: 'x.Y'"]
+        );
     }
 }

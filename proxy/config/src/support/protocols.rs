@@ -47,8 +47,8 @@ const CARRIED_OF_BOOTSTRAP: &[&str] = &[
 /// Fields of decoded routes that nothing uses yet, or that are refused before they are decoded.
 const CARRIED_OF_ROUTES: &[&str] = &[
     "envoy.config.route.v3.Route.decorator",
-    "envoy.config.route.v3.Route.filter_action",
     "envoy.config.route.v3.RouteAction.RequestMirrorPolicy.trace_sampled",
+    "envoy.config.route.v3.RouteAction.early_data_policy",
     "envoy.config.route.v3.RouteAction.include_vh_rate_limits",
     "envoy.config.route.v3.VirtualHost.rate_limits",
     "envoy.config.route.v3.RouteAction.rate_limits",
@@ -82,6 +82,7 @@ const ROUTES: &[&str] = &[
     "{match: {prefix: /}, redirect: {regex_rewrite: {pattern: {regex: a}, substitution: b}}}",
     "{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: x}}}",
     "{match: {prefix: /}, non_forwarding_action: {}}",
+    "{match: {prefix: /}, filter_action: {}}",
     "{match: {prefix: /}, route: {weighted_clusters: {clusters: [{name: c, weight: 3}, {cluster_header: h, weight: 1}]}}}",
     "{match: {prefix: /}, route: {cluster: c, max_stream_duration: {}, hedge_policy: {}, metadata_match: {filter_metadata: {envoy.lb: {a: b}}},
        internal_redirect_policy: {predicates: [

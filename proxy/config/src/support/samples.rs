@@ -102,6 +102,8 @@ const CLUSTERS: &[&str] = &[
       outlier_detection: {error_matcher: {or_match: {rules: [{any_match: true}, {not_match: {and_match: {rules: [
         {any_match: true}, {http_response_headers_match: {headers: [{name: a, string_match: {exact: b}}]}}]}}}]}}},
       http_filters: [{name: c, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec}}]}}}",
+    "{name: c, type: STATIC, typed_extension_protocol_options: {envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions: {
+      '@type': type.googleapis.com/envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions}}}",
     // Policies as extensions.
     "{name: c, type: STATIC, load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {
       '@type': type.googleapis.com/envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin,

@@ -52,8 +52,9 @@ impl ActiveStream<'_> {
         if let Some(kind) = reply.content_type.filter(|kind| kind.as_bytes() != b"text/plain") {
             response.append(names::CONTENT_TYPE, kind);
         }
-        for (name, value) in reply.headers {
-            response.append(name, value);
+        let mut own = reply.headers;
+        if !reply.headers_last {
+            own.drain(..).for_each(|(name, value)| response.append(name, value));
         }
         if routed && let Some(route) = &self.route {
             let cx = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
@@ -63,6 +64,7 @@ impl ActiveStream<'_> {
                 response.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from(u64::from(self.info.attempt_count)));
             }
         }
+        own.into_iter().for_each(|(name, value)| response.append(name, value));
         let mut body = reply.body.clone();
         let mut content_type = HeaderValue::from_static("text/plain");
         let rules = &self.connection.hcm.local_reply;

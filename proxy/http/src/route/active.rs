@@ -71,6 +71,20 @@ impl ActiveRoute {
         }
     }
 
+    /// Whether its cluster may be chosen anew for another try.
+    pub fn chooses_anew(&self) -> bool {
+        matches!(&self.entry.compiled, Compiled::Forward(forward) if forward.cluster_tree.is_some())
+    }
+
+    /// Chooses the cluster anew by the request as it is now, where a tree chooses it.
+    pub fn choose_anew(&mut self, request: &RouteRequest<'_>) {
+        if let Compiled::Forward(forward) = &self.entry.compiled
+            && let Some(tree) = &forward.cluster_tree
+        {
+            self.named = tree.find(request).cloned();
+        }
+    }
+
     /// The virtual cluster of the request; None where its virtual host has none.
     pub fn virtual_cluster(&self) -> Option<&VirtualCluster> {
         self.entry.host.virtual_cluster(self.virtual_cluster? as usize)

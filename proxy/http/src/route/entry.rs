@@ -367,10 +367,6 @@ impl RouteEntry {
                 Compiled::Direct(DirectResponseBody { status: direct.status, body }, format)
             }
             RouteActionKind::NonForwarding => Compiled::Nothing,
-            RouteActionKind::Filter(_) => {
-                errors.push((format!("{path}.filter_action"), "filter_action is not supported yet".into()));
-                Compiled::Nothing
-            }
         };
         Self {
             host: Arc::clone(host),

@@ -542,9 +542,11 @@ impl Attempt {
     fn judge(&self, stream: &mut ActiveStream<'_>, request: &mut Request, head: &Headers) -> Option<Outcome> {
         let retry = request.retry.as_mut()?;
         let verdict = retry.on_response(head);
+        // The next try may go to another cluster than the one that has answered.
+        let answered = request.refresh.is_some().then(|| request.cluster.clone());
         match decide(stream, request, verdict) {
             Decision::Granted => {
-                charge_retried(request, head.status());
+                charge_retried(answered.as_ref().unwrap_or(&request.cluster), request, head.status());
                 Some(Outcome::Retry)
             }
             Decision::Refused if !request.hedged.is_empty() && verdict != Verdict::No => {

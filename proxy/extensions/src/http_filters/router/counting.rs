@@ -118,8 +118,8 @@ pub(crate) fn charge_codes(request: &Request, host: Option<&Host>, code: u16) {
 }
 
 /// Counts a response that is thrown away for another try: apart from those that downstream gets.
-pub(crate) fn charge_retried(request: &Request, code: u16) {
-    count_retried(&request.cluster, request.retried_without_code, code);
+pub(crate) fn charge_retried(cluster: &Cluster, request: &Request, code: u16) {
+    count_retried(cluster, request.retried_without_code, code);
     if let Some(host) = request.hosts.last() {
         host.stats.rq_error.fetch_add(1, Relaxed);
     }

@@ -131,7 +131,7 @@ impl Failure {
             self.reason.as_str()
         ));
         if self.reason == ResetReason::Overflow && !config.suppress_envoy_headers {
-            reply = reply.header(names::X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
+            reply = reply.last_header(names::X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
         }
         stream.routed_reply(reply);
     }

@@ -222,7 +222,7 @@ impl Task {
     /// Waits before the next try; false when there will be none.
     async fn back_off(&mut self, cluster: &Cluster) -> bool {
         let Some(retry) = &mut self.retry else { return false };
-        let mut sleep = back_off(retry, cluster);
+        let mut sleep = back_off(retry, Some(cluster));
         poll_fn(|cx| {
             if let Some(deadline) = &mut self.deadline
                 && Pin::new(deadline).poll(cx).is_ready()

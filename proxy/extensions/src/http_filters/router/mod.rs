@@ -36,7 +36,7 @@ use crate::registry::{BuildError, FactoryContext, HttpFilterEntry, path_of, upst
 use attempt::{Attempt, Outcome};
 use counting::{Counted, Responses, charge, count_budget};
 use failure::{Failure, charge_abort, timeout_reply};
-use granting::{Decision, Held, back_off, decide};
+use granting::{Decision, Held, Refresh, back_off, decide};
 use mirror::AsyncClientStats;
 use nuncio_base::clock;
 use nuncio_base::random;
@@ -53,7 +53,7 @@ use nuncio_http::formatter::FormatContext;
 use nuncio_http::headers::{HeaderValue, names};
 use nuncio_http::local_reply::LocalReply;
 use nuncio_http::route::{ActiveRoute, HashPolicies};
-use nuncio_http::stream_info::ResponseFlags;
+use nuncio_http::stream_info::{ResponseFlags, StreamInfo};
 use nuncio_http::upstream_filters::UpstreamFilters;
 use nuncio_upstream::stats::AltStats;
 use nuncio_upstream::{Cluster, ClusterManager, Host, ResourcePriority};
@@ -183,6 +183,8 @@ pub(crate) struct Request {
     pub(crate) copies: Vec<mirror::Copy>,
     /// The retry in progress, as the circuit breaker counts it.
     retry_slot: Option<Held>,
+    /// Retries choose their cluster anew.
+    pub(crate) refresh: Option<Box<Refresh>>,
     /// Statistics under a name that the request brought.
     alternative: Option<Arc<AltStats>>,
 }
@@ -264,9 +266,7 @@ impl Router {
                 .routed_reply(LocalReply::new(status, "", "cluster_not_found").flags(ResponseFlags::NO_CLUSTER_FOUND));
             return;
         };
-        stream.info.upstream.cluster = Some(cluster.name().clone());
-        stream.info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
-        stream.info.upstream.cluster_metadata.clone_from(&cluster.config.metadata);
+        note_cluster(&mut stream.info, &cluster);
         if let Some(reply) = strict::refusal(&self.config.strict_check_headers, &stream.request) {
             return stream.local_reply(reply);
         }
@@ -315,10 +315,7 @@ impl Router {
             stream.request.set(names::X_ENVOY_ATTEMPT_COUNT, HeaderValue::from_static("1"));
         }
         let mut set_cookie = Vec::new();
-        let hashes = hash_policies(&cluster).or_else(|| entry.hash_policies());
-        let hash = hashes.and_then(|policies| {
-            policies.hash(&stream.request, &stream.info, Some(&mut |cookie| set_cookie.push(cookie)))
-        });
+        let hash = hash_of(stream, &route, &cluster, Some(&mut |cookie| set_cookie.push(cookie)));
         stream.info.attempt_count = 1;
         route.finalize_request_headers(&mut stream.request, &FormatContext::new(&stream.info), !suppress);
         let mut alt_stat_name = None;
@@ -328,8 +325,10 @@ impl Router {
         let limit = self.buffer_limit(stream, &route);
         let kept = retry.is_some() || entry.internal_redirect().is_some();
         let priority = if action.high_priority { ResourcePriority::High } else { ResourcePriority::Default };
-        let dynamic = stream.info.dynamic_metadata.as_ref().filter(|_| cluster.reads_metadata());
-        let metadata = dynamic.and_then(|all| all.get("envoy.lb")?.as_object().cloned()).map(Box::new);
+        let metadata = subset_metadata(&stream.info, &cluster);
+        let refreshes = policy.is_some_and(|policy| policy.refresh_cluster_on_retry) && route.chooses_anew();
+        let clusters = refreshes.then(|| self.clusters.clone());
+        let refresh = clusters.map(|clusters| Box::new(Refresh { clusters, alt_stat_name, missing: false }));
         let mut request = Request {
             metadata,
             route,
@@ -353,6 +352,7 @@ impl Router {
             hedged: Vec::new(),
             copies: Vec::new(),
             retry_slot: None,
+            refresh,
             alternative,
         };
         mirror::start(&self.config, stream, &mut request, &self.clusters, &self.async_client, limit);
@@ -447,11 +447,17 @@ impl Router {
                 }
             }
             self.prepare_retry(stream, request, timed_out);
+            if request.refresh.as_ref().is_some_and(|refresh| refresh.missing) {
+                stream.info.attempt_count = attempts + 1;
+                stream.info.upstream.cluster = None;
+                stream.info.upstream.cluster_alt_name = None;
+                return self.no_upstream(stream, request);
+            }
             // The cluster may have been replaced or removed since the try before.
             if request.cluster.is_removed() {
                 match self.clusters.cluster(request.cluster.name()) {
                     Some(cluster) => request.cluster = cluster,
-                    None => return self.no_healthy_upstream(stream, request),
+                    None => return self.no_upstream(stream, request),
                 }
             }
         }
@@ -488,7 +494,8 @@ impl Router {
     /// Waits until the next try may begin. What arrives of the body meanwhile is kept.
     async fn back_off(&self, stream: &mut ActiveStream<'_>, request: &mut Request) -> Option<BackOffEnd> {
         let retry = request.retry.as_mut()?;
-        let mut sleep = back_off(retry, &request.cluster);
+        let counting = request.refresh.as_ref().is_none_or(|refresh| !refresh.missing);
+        let mut sleep = back_off(retry, counting.then_some(&*request.cluster));
         poll_fn(|cx| {
             if let Poll::Ready(abort) = stream.poll_abort(cx) {
                 return Poll::Ready(Some(BackOffEnd::Abort(abort)));
@@ -586,8 +593,32 @@ pub(crate) fn refused(cluster: &Cluster, suppress: bool) -> Option<LocalReply> {
     let reply = LocalReply::new(503, body, details).flags(flag);
     Some(match suppress {
         true => reply,
-        false => reply.header(header, HeaderValue::from_static("true")),
+        false => reply.last_header(header, HeaderValue::from_static("true")),
     })
+}
+
+/// Writes down which cluster a request goes to.
+fn note_cluster(info: &mut StreamInfo, cluster: &Cluster) {
+    info.upstream.cluster = Some(cluster.name().clone());
+    info.upstream.cluster_alt_name = Some(cluster.observability_name.clone());
+    info.upstream.cluster_metadata.clone_from(&cluster.config.metadata);
+}
+
+/// Of the request's dynamic metadata, what the choice of a subset reads.
+fn subset_metadata(info: &StreamInfo, cluster: &Cluster) -> Option<Box<serde_json::Map<String, serde_json::Value>>> {
+    let dynamic = info.dynamic_metadata.as_ref().filter(|_| cluster.reads_metadata())?;
+    dynamic.get("envoy.lb")?.as_object().cloned().map(Box::new)
+}
+
+/// The hash of a request; `set_cookie` is given the cookie that is made for it.
+fn hash_of(
+    stream: &ActiveStream<'_>,
+    route: &ActiveRoute,
+    cluster: &Cluster,
+    set_cookie: Option<&mut dyn FnMut(HeaderValue)>,
+) -> Option<u64> {
+    let policies = hash_policies(cluster).or_else(|| route.entry().hash_policies())?;
+    policies.hash(&stream.request, &stream.info, set_cookie)
 }
 
 /// The hash policies of a cluster. The load balancer's own go before those of its protocol options.
