@@ -15,7 +15,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use xds_client::{FetchFailure, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict};
+use xds_client::{
+    FetchFailure, Interest, ResourceHandler, Source, Subscription, SubscriptionOptions, TypeUrl, Update, Verdict,
+};
 
 /// What tells collections apart: the name, and the serialized source.
 type Key = (Box<str>, bytes::Bytes);
@@ -31,11 +33,40 @@ pub(super) struct Collections {
     changed: fn(&Rc<Inner>, &Arc<Cluster>),
 }
 
-struct Collection {
+pub(super) struct Collection {
     endpoints: RefCell<BTreeMap<String, Arc<Endpoint>>>,
     /// They have come, or will not come soon.
     known: Cell<bool>,
     subscription: RefCell<Option<Subscription>>,
+}
+
+/// Collections of all clusters that come by the aggregated stream, by name. A server that has sent one does not send it again
+/// for another cluster, nor for one that takes the place of another: that begins with what is known.
+#[derive(Default)]
+pub(super) struct Shared {
+    by_name: HashMap<String, Vec<Weak<Collection>>>,
+    /// When names of which nobody knows any more are looked for.
+    sweep_at: usize,
+}
+
+impl Shared {
+    /// What is known of `name`.
+    fn endpoints(&self, name: &str) -> Option<BTreeMap<String, Arc<Endpoint>>> {
+        let mut alive = self.by_name.get(name)?.iter().filter_map(Weak::upgrade);
+        let known = alive.find(|collection| collection.known.get())?;
+        Some(known.endpoints.borrow().clone())
+    }
+
+    fn add(&mut self, name: String, collection: &Rc<Collection>) {
+        let is_alive = |collection: &Weak<Collection>| collection.strong_count() > 0;
+        if self.by_name.len() >= self.sweep_at {
+            self.by_name.retain(|_, list| list.iter().any(is_alive));
+            self.sweep_at = (self.by_name.len() * 2).max(64);
+        }
+        let list = self.by_name.entry(name).or_default();
+        list.retain(is_alive);
+        list.push(Rc::downgrade(collection));
+    }
 }
 
 /// A collection that is not subscribed to yet.
@@ -100,11 +131,19 @@ impl Collections {
 
     fn subscribe(self: &Rc<Self>, inner: &Inner, cluster: &Arc<Cluster>, new: New) -> Result<(), String> {
         let New { key, source, options } = new;
+        let shared = match (&source, &options.interest) {
+            (Source::Ads, Interest::Collection(name)) => Some(name.clone()),
+            _ => None,
+        };
+        let known = shared.as_ref().and_then(|name| inner.shared_collections.borrow().endpoints(name));
         let collection = Rc::new(Collection {
-            endpoints: RefCell::default(),
-            known: Cell::new(false),
+            known: Cell::new(known.is_some()),
+            endpoints: RefCell::new(known.unwrap_or_default()),
             subscription: RefCell::default(),
         });
+        if let Some(name) = shared {
+            inner.shared_collections.borrow_mut().add(name, &collection);
+        }
         let (registry, prefix) = (&inner.server.context.registry, prefix(cluster));
         let handler = Rc::new(CollectionHandler {
             all: Rc::downgrade(self),

@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     listeners: RefCell<Option<Subscription>>,
     /// By name of the cluster; the newest object's last.
     endpoints: RefCell<HashMap<Arc<str>, Vec<endpoints::Watch>>>,
+    /// Endpoints of localities that come by the aggregated stream.
+    shared_collections: RefCell<locality_endpoints::Shared>,
     /// The first layers of the runtime are acknowledged once clusters are asked for, as Envoy does.
     runtime_held: RefCell<Option<Pause>>,
     /// The layers of the runtime that the start waits for; empty once it does not.
@@ -408,6 +410,7 @@ impl Discovery {
             clusters: RefCell::default(),
             listeners: RefCell::default(),
             endpoints: RefCell::default(),
+            shared_collections: RefCell::default(),
             runtime_held: RefCell::default(),
             runtime_targets: RefCell::default(),
             runtime: RefCell::default(),
