@@ -283,6 +283,9 @@ pub struct AdminCall {
     pub after: f64,
     /// Only the lines (text) that match.
     pub lines: Option<String>,
+    /// Asked again, for a while, until there are so many of these lines.
+    #[serde(default)]
+    pub at_least: usize,
     /// Replace values by their types (JSON) or cut after the first `: ` (text).
     #[serde(default)]
     pub shape: bool,

@@ -486,6 +486,17 @@ async fn idle(cluster: &str, proxy: &Proxy) -> Result<Value> {
 
 async fn admin(call: &AdminCall, proxy: &Proxy) -> Result<Value> {
     tokio::time::sleep(Duration::from_secs_f64(call.after)).await;
+    let deadline = Instant::now() + Duration::from_secs_f64(WAIT);
+    loop {
+        let outcome = asked(call, proxy).await?;
+        if outcome["lines"].as_array().map_or(0, Vec::len) >= call.at_least || Instant::now() > deadline {
+            return Ok(outcome);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn asked(call: &AdminCall, proxy: &Proxy) -> Result<Value> {
     let (status, body) = match proxy.admin(&call.method, &call.path).await {
         Ok(answer) => answer,
         Err(e) => return Ok(json!({"error": kind(&e)})),

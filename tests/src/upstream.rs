@@ -47,6 +47,8 @@ struct State {
     /// How often each path was asked for in this case.
     asked: BTreeMap<String, usize>,
     connections: usize,
+    /// How often it was looked at: what a connection tells after its case is not the next one's.
+    looks: usize,
 }
 
 impl Upstreams {
@@ -75,6 +77,7 @@ impl Upstreams {
             let mut state = server.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.asked.clear();
             state.connections = 0;
+            state.looks += 1;
             let seen = std::mem::take(&mut state.seen);
             if !seen.is_empty() {
                 all.insert(server.name.clone(), seen);
@@ -139,6 +142,17 @@ async fn serve(
 impl Server {
     fn note(&self, value: Value) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).seen.push(value);
+    }
+
+    fn looks(&self) -> usize {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).looks
+    }
+
+    /// Notes what a connection saw that began after so many looks, unless there has been one since.
+    fn note_of(&self, looks: usize, value: Value) {
+        if self.looks() == looks {
+            self.note(value);
+        }
     }
 
     /// The answer to the next request for `target`.
@@ -314,6 +328,7 @@ async fn write_h1(io: &mut Box<dyn Io>, answer: &Answer, head_only: bool) -> Res
 }
 
 async fn serve_tcp(mut stream: TcpStream, server: &Server, extra: Value) -> Result<()> {
+    let looks = server.looks();
     let script = if server.spec.script.is_empty() { None } else { Some(&server.spec.script) };
     let Some(script) = script else {
         let mut buffer = vec![0; 64 * 1024];
@@ -321,7 +336,7 @@ async fn serve_tcp(mut stream: TcpStream, server: &Server, extra: Value) -> Resu
         loop {
             let n = stream.read(&mut buffer).await.unwrap_or(0);
             if n == 0 {
-                server.note(merge(json!({"received": text::latin1(&all)}), &extra));
+                server.note_of(looks, merge(json!({"received": text::latin1(&all)}), &extra));
                 return Ok(());
             }
             all.extend_from_slice(&buffer[..n]);
@@ -330,7 +345,7 @@ async fn serve_tcp(mut stream: TcpStream, server: &Server, extra: Value) -> Resu
     };
     let mut received = String::new();
     let outcome = tcp_script(&mut stream, script, &mut received).await;
-    server.note(merge(json!({"received": received, "finished": outcome.is_ok()}), &extra));
+    server.note_of(looks, merge(json!({"received": received, "finished": outcome.is_ok()}), &extra));
     outcome
 }
 
