@@ -10,6 +10,7 @@ mod failures;
 mod integration;
 mod modes;
 mod names;
+mod node;
 mod sovereign;
 mod spawned;
 mod transports;

@@ -1,8 +1,8 @@
-//! Ways to a control plane: streams to a cluster with TLS, and polls of a cluster that speaks HTTP/2. Nuncio and Envoy each.
+//! Ways to a control plane: streams to a cluster or to a target, plain, with TLS of either side's certificate and over Unix
+//! sockets, and polls of a cluster that speaks HTTP/2. Nuncio and Envoy each.
 
-use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +18,10 @@ use nuncio_tests::proxy::free_port;
 use nuncio_tests::{find, tls};
 use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::modes::get;
 use crate::spawned::Spawned;
@@ -29,7 +31,44 @@ const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 #[test]
 fn streams_go_to_a_cluster_with_tls_which_is_told_that_it_is_http_2() {
-    with_both(|binary| Box::pin(stream_over_tls(binary)));
+    with_both(|binary| Box::pin(stream(binary, Way::ClusterTls)));
+}
+
+#[test]
+fn streams_go_to_a_cluster_that_wants_a_certificate() {
+    with_both(|binary| Box::pin(stream(binary, Way::ClusterMutualTls)));
+}
+
+#[test]
+fn streams_go_to_a_cluster_at_a_unix_socket() {
+    with_both(|binary| Box::pin(stream(binary, Way::ClusterUnix)));
+}
+
+#[test]
+fn streams_go_to_a_target() {
+    with_both(|binary| Box::pin(stream(binary, Way::Target)));
+}
+
+#[test]
+fn streams_go_to_a_target_that_wants_a_certificate_with_a_token() {
+    with_both(|binary| Box::pin(stream(binary, Way::TargetMutualTls)));
+}
+
+#[test]
+fn streams_go_to_a_target_at_a_unix_socket() {
+    // Envoy has the path as the authority there, which the server of these tests takes for malformed.
+    with([nuncio()], |binary| Box::pin(stream(binary, Way::TargetUnix)));
+}
+
+/// How a stream goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    ClusterTls,
+    ClusterMutualTls,
+    ClusterUnix,
+    Target,
+    TargetMutualTls,
+    TargetUnix,
 }
 
 #[test]
@@ -39,10 +78,17 @@ fn polls_of_a_cluster_that_speaks_http_2_go_over_http_2() {
 
 type Play = std::pin::Pin<Box<dyn Future<Output = Result<()>>>>;
 
+fn nuncio() -> PathBuf {
+    find::nuncio().unwrap_or_else(|e| panic!("no Nuncio: {e}"))
+}
+
 fn with_both(play: impl Fn(PathBuf) -> Play) {
+    with(std::iter::once(nuncio()).chain(find::envoy_or_loud()), play);
+}
+
+fn with(binaries: impl IntoIterator<Item = PathBuf>, play: impl Fn(PathBuf) -> Play) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap_or_else(|e| panic!("{e}"));
-    let nuncio = find::nuncio().unwrap_or_else(|e| panic!("no Nuncio: {e}"));
-    for binary in std::iter::once(nuncio).chain(find::envoy_or_loud()) {
+    for binary in binaries {
         let shown = binary.display().to_string();
         runtime.block_on(play(binary)).unwrap_or_else(|e| panic!("{shown}: {e:#}"));
     }
@@ -84,19 +130,14 @@ fn fetched() -> Any {
     Any { type_url: CLUSTER.into(), value: message.encode_to_vec() }
 }
 
-async fn stream_over_tls(binary: PathBuf) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let spec = |ca: Option<&str>| CertSpec { ca: ca.map(str::to_owned), sans: vec!["xds.example".to_owned()] };
-    let specs = BTreeMap::from([("ca".to_owned(), spec(None)), ("xds".to_owned(), spec(Some("ca")))]);
-    let certs = Certs::make(dir.path(), &specs)?;
-    let server_tls = ServerTls { cert: "xds".into(), alpn: vec!["h2".into(), "http/1.1".into()], client_ca: None };
-    let acceptor = tls::acceptor(&server_tls, &certs)?;
-    let mut server = ControlPlane::start().await?;
-    // TLS ends before the server.
+/// Ends TLS before the server at `behind`, and tells what was agreed on.
+async fn tls_front(
+    acceptor: TlsAcceptor,
+    behind: SocketAddr,
+) -> Result<(u16, UnboundedReceiver<Value>, JoinHandle<()>)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let port = listener.local_addr()?.port();
-    let behind = server.address;
-    let (agreed, mut agreements) = mpsc::unbounded_channel();
+    let (agreed, agreements) = mpsc::unbounded_channel();
     let front = tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let (acceptor, agreed) = (acceptor.clone(), agreed.clone());
@@ -108,24 +149,93 @@ async fn stream_over_tls(binary: PathBuf) -> Result<()> {
             });
         }
     });
+    Ok((port, agreements, front))
+}
+
+/// A Unix socket before the server at `behind`.
+fn unix_front(path: &Path, behind: SocketAddr) -> Result<JoinHandle<()>> {
+    let listener = UnixListener::bind(path)?;
+    Ok(tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut plain) = TcpStream::connect(behind).await else { return };
+                let _ = tokio::io::copy_bidirectional(&mut socket, &mut plain).await;
+            });
+        }
+    }))
+}
+
+async fn stream(binary: PathBuf, way: Way) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let spec = |ca: Option<&str>, sans: &[&str]| CertSpec {
+        ca: ca.map(str::to_owned),
+        sans: sans.iter().map(|&name| name.to_owned()).collect(),
+    };
+    let specs = [
+        ("ca", spec(None, &["ca.example"])),
+        ("xds", spec(Some("ca"), &["xds.example", "localhost"])),
+        ("proxy", spec(Some("ca"), &["proxy.example"])),
+    ];
+    let certs = Certs::make(dir.path(), &specs.map(|(name, spec)| (name.to_owned(), spec)).into())?;
+    let mutual = matches!(way, Way::ClusterMutualTls | Way::TargetMutualTls);
+    let server_tls = ServerTls {
+        cert: "xds".into(),
+        alpn: vec!["h2".into(), "http/1.1".into()],
+        client_ca: mutual.then(|| "ca".into()),
+    };
+    let mut server = ControlPlane::start().await?;
+    let (port, mut agreements, front) = tls_front(tls::acceptor(&server_tls, &certs)?, server.address).await?;
+    let socket = dir.path().join("socket");
+    let unix = unix_front(&socket, server.address)?;
+    let file = |path: PathBuf| json!({"filename": path});
     let mut xds = cluster(port);
-    xds["transport_socket"] = json!({"name": "tls", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        "sni": "xds.example",
-        "common_tls_context": {"validation_context": {
-            "trusted_ca": {"filename": certs.cert("ca")},
-            "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "xds.example"}}],
-        }},
+    let mut context = json!({"validation_context": {
+        "trusted_ca": file(certs.cert("ca")),
+        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "xds.example"}}],
     }});
-    let source = json!({
-        "api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}],
-    });
+    if mutual {
+        context["tls_certificates"] =
+            json!([{"certificate_chain": file(certs.cert("proxy")), "private_key": file(certs.key("proxy"))}]);
+    }
+    let target = |uri: String| json!({"google_grpc": {"target_uri": uri, "stat_prefix": "xds"}});
+    let mut service = json!({"envoy_grpc": {"cluster_name": "xds"}});
+    match way {
+        Way::ClusterTls | Way::ClusterMutualTls => {
+            xds["transport_socket"] = json!({"name": "tls", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "sni": "xds.example",
+                "common_tls_context": context,
+            }});
+        }
+        Way::ClusterUnix => {
+            xds["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"] =
+                json!({"pipe": {"path": socket}});
+        }
+        Way::Target => service = target(server.address.to_string()),
+        Way::TargetUnix => service = target(format!("unix://{}", socket.display())),
+        Way::TargetMutualTls => {
+            service = target(format!("localhost:{port}"));
+            service["google_grpc"]["channel_credentials"] = json!({"ssl_credentials": {
+                "root_certs": file(certs.cert("ca")),
+                "cert_chain": file(certs.cert("proxy")),
+                "private_key": file(certs.key("proxy")),
+            }});
+            service["google_grpc"]["call_credentials"] = json!([{"access_token": "secret"}]);
+        }
+    }
+    let source = json!({"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]});
     let admin = free_port();
     let outcome = run(&binary, dir.path(), (admin, xds, source), async {
-        let seen = agreements.recv().await.context("no connection")?;
-        ensure!(seen["alpn"] == "h2" && seen["sni"] == "xds.example", "{seen}");
+        if matches!(way, Way::ClusterTls | Way::ClusterMutualTls | Way::TargetMutualTls) {
+            let seen = agreements.recv().await.context("no connection")?;
+            let name = if way == Way::TargetMutualTls { "localhost" } else { "xds.example" };
+            ensure!(seen["alpn"] == "h2" && seen["sni"] == name, "{seen}");
+            ensure!(seen["client"] == if mutual { json!("proxy") } else { Value::Null }, "{seen}");
+        }
         let asked = server.asked().await.context("nothing is asked")?;
         ensure!(asked.request.type_url() == CLUSTER, "{asked:?}");
+        let token = asked.metadata.get("authorization").map(|token| token.as_bytes());
+        ensure!(token == (way == Way::TargetMutualTls).then_some(&b"Bearer secret"[..]), "{asked:?}");
         let response = DiscoveryResponse {
             version_info: "1".into(),
             nonce: "n".into(),
@@ -141,6 +251,7 @@ async fn stream_over_tls(binary: PathBuf) -> Result<()> {
     });
     let outcome = outcome.await;
     front.abort();
+    unix.abort();
     outcome
 }
 
@@ -191,6 +302,7 @@ async fn poll_over_h2(binary: PathBuf) -> Result<()> {
         ensure!(head.method == "POST" && head.uri.path() == "/v3/discovery:clusters", "{head:?}");
         ensure!(head.uri.authority().is_some_and(|authority| authority == "xds"), "{head:?}");
         ensure!(head.headers.get("content-type").is_some_and(|kind| kind == "application/json"), "{head:?}");
+        ensure!(head.headers.get("x-envoy-expected-rq-timeout-ms").is_some_and(|ms| ms == "1000"), "{head:?}");
         ensure!(first["version_info"].as_str().unwrap_or_default().is_empty(), "{first}");
         // The next say what was taken, on the same connection.
         let (number, _, next) = polls.recv().await.context("no second poll")?;

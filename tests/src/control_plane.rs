@@ -24,6 +24,8 @@ pub struct Asked {
     pub stream: usize,
     /// The gRPC path of the stream.
     pub path: String,
+    /// The metadata of the stream.
+    pub metadata: http::HeaderMap,
     /// What it says.
     pub request: Request,
 }
@@ -168,7 +170,7 @@ async fn accept(listener: TcpListener, sender: mpsc::UnboundedSender<Asked>, str
                 let (sender, streams) = (sender.clone(), streams.clone());
                 readers.spawn(async move {
                     // What cannot be read is seen by its absence.
-                    let _ = read(stream, head.uri.path(), body, &sender).await;
+                    let _ = read(stream, &head, body, &sender).await;
                     streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
                 });
             }
@@ -178,10 +180,11 @@ async fn accept(listener: TcpListener, sender: mpsc::UnboundedSender<Asked>, str
 
 async fn read(
     stream: usize,
-    path: &str,
+    head: &http::request::Parts,
     mut body: h2::RecvStream,
     sender: &mpsc::UnboundedSender<Asked>,
 ) -> Result<()> {
+    let path = head.uri.path();
     let load = path.ends_with("/StreamLoadStats");
     let delta = path.rsplit('/').next().is_some_and(|method| method.starts_with("Delta"));
     let mut buffer = BytesMut::new();
@@ -202,7 +205,7 @@ async fn read(
             } else {
                 Request::Sotw(Box::new(DiscoveryRequest::decode(message)?))
             };
-            let asked = Asked { stream, path: path.to_owned(), request };
+            let asked = Asked { stream, path: path.to_owned(), metadata: head.headers.clone(), request };
             if sender.send(asked).is_err() {
                 return Ok(());
             }

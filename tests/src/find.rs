@@ -47,6 +47,22 @@ pub fn control_plane_or_loud() -> Option<PathBuf> {
     loud(control_plane(), "NOT SERVED by go-control-plane: a Go toolchain builds tests/control-plane.")
 }
 
+/// go-control-plane's own integration program, as [`envoy_or_loud`].
+///
+/// # Panics
+/// There is none and `CI=true`.
+pub fn integration_or_loud() -> Option<PathBuf> {
+    loud(integration(), "NOT ACCEPTED by go-control-plane's integration program: a Go toolchain builds it.")
+}
+
+/// Sovereign's packages, as [`envoy_or_loud`].
+///
+/// # Panics
+/// There are none and `CI=true`.
+pub fn sovereign_or_loud() -> Option<PathBuf> {
+    loud(sovereign(), "NOT SERVED by sovereign: pip installs it.")
+}
+
 fn loud(found: Result<PathBuf, String>, missing: &str) -> Option<PathBuf> {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let why = match found {

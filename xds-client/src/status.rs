@@ -66,6 +66,8 @@ pub struct TypeState {
     pub nonce: String,
     /// The text of the last NACK. Empty once a later response was taken whole.
     pub error: String,
+    /// When it was asked for on this stream, or by the last poll. None of a file.
+    pub requested: Option<SystemTime>,
     /// When the last response arrived.
     pub received: Option<SystemTime>,
     /// When the last response was taken whole.

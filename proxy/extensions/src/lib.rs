@@ -3,6 +3,7 @@
 //! Reading order: the registry, then what it lists. An extension uses the floors below and no other extension.
 
 pub mod on_demand;
+pub mod parts;
 pub mod registry;
 
 pub mod access_loggers;

@@ -211,7 +211,7 @@ pub const LOAD_BALANCING_POLICIES: &[(&str, &str)] = &[
 pub const CLUSTERS: &[(&str, &str)] = &[
     ("envoy.clusters.aggregate", "envoy.extensions.clusters.aggregate.v3.ClusterConfig"),
     ("envoy.clusters.dynamic_forward_proxy", "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig"),
-    ("envoy.clusters.dns", "envoy.extensions.clusters.dns.v3.DnsCluster"),
+    ("envoy.cluster.dns", "envoy.extensions.clusters.dns.v3.DnsCluster"),
 ];
 
 /// Access loggers.

@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use envoy_types::pb::google::protobuf as google;
 use google::{Struct, UInt32Value};
@@ -60,6 +61,14 @@ pub(crate) fn dynamic(server: &Server, include_eds: bool, dump: &mut ConfigDump)
         entry
     });
     dump.dynamic_active_secrets = shown.collect();
+    let awaited = server.resources.awaited_secrets().into_iter().map(|(name, updated)| {
+        let empty = Secret { name: name.clone(), ..Secret::default() };
+        let origin = Origin { version: "uninitialized".to_owned(), bytes: empty.encode_to_vec().into(), updated };
+        let mut entry = entry(&name, "envoy.extensions.transport_sockets.tls.v3.Secret", &origin);
+        entry.error = secrets.failure(&name).map(failure);
+        entry
+    });
+    dump.dynamic_warming_secrets = awaited.collect();
     let extensions = server.resources.extensions();
     for kind in Kind::ALL.into_iter().filter(|kind| server.context.extensions.has_used(*kind)) {
         let shown = extensions.iter().filter(|view| view.kind == kind).filter_map(|view| {

@@ -118,7 +118,9 @@ fn check(mut options: Options, timeout: Duration) -> Result<(), String> {
     let log = install_log(&options)?;
     nuncio_net::tls::warm_up();
     let output = options.output;
-    let bootstrap = loading::load(&options).map_err(|report| render(&report, output))?;
+    let mut bootstrap = loading::load(&options).map_err(|report| render(&report, output))?;
+    // A balancer would take what does not serve for one of its proxies.
+    bootstrap.config.load_stats = None;
     let bound = server::build(bootstrap, options, log, false).map_err(|e| start_error(e, output))?;
     let outcome = bound.check(timeout);
     match output {

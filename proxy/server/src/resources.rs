@@ -132,6 +132,7 @@ pub struct Resources {
     listeners: Mutex<Kind>,
     routes: Mutex<BTreeMap<u64, RoutesView>>,
     secrets: Mutex<Kind>,
+    secrets_awaited: Mutex<BTreeMap<u64, (String, SystemTime)>>,
     extensions: Mutex<BTreeMap<u64, ExtensionView>>,
     endpoints: Mutex<BTreeMap<String, (String, SystemTime)>>,
 }
@@ -154,6 +155,21 @@ impl Resources {
     /// Secrets; ids are those of the secrets.
     pub fn secrets(&self) -> MutexGuard<'_, Kind> {
         lock(&self.secrets)
+    }
+
+    /// The secret `id` is asked for, and has not come.
+    pub fn await_secret(&self, id: u64, name: &str) {
+        lock(&self.secrets_awaited).insert(id, (name.to_owned(), SystemTime::now()));
+    }
+
+    /// The secret `id` has come, or is not wanted any more.
+    pub fn stop_awaiting_secret(&self, id: u64) {
+        lock(&self.secrets_awaited).remove(&id);
+    }
+
+    /// Secrets that have not come, with the time when they were asked for.
+    pub fn awaited_secrets(&self) -> Vec<(String, SystemTime)> {
+        lock(&self.secrets_awaited).values().cloned().collect()
     }
 
     /// Route tables.

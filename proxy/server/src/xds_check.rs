@@ -103,6 +103,11 @@ fn waits_for(server: &Server, discovery: &Discovery) -> Option<String> {
     if discovery.listeners_asked() {
         return None;
     }
+    if discovery.awaits_runtime() {
+        return Some(
+            "clusters and listeners were not asked for: layers of the runtime have not come in time".to_owned(),
+        );
+    }
     let clusters = &server.context.clusters;
     let unready = clusters.clusters().into_iter().filter(|cluster| cluster.stats.warming_state().value() > 0);
     let names: Vec<_> = unready.chain(clusters.warming()).map(|cluster| format!("'{}'", cluster.name())).collect();

@@ -148,6 +148,46 @@ fn what_would_be_applied_is_accepted_and_no_socket_is_bound() {
 }
 
 #[test]
+fn loads_are_not_reported() {
+    let world = World::new();
+    let balancer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    balancer.set_nonblocking(true).unwrap();
+    let bootstrap = std::fs::read_to_string(world.path().join("bootstrap.yaml")).unwrap();
+    let port = balancer.local_addr().unwrap().port();
+    world.write(
+        "bootstrap.yaml",
+        &format!(
+            "{bootstrap}cluster_manager: {{load_stats_config: {{api_type: GRPC, transport_api_version: V3, grpc_services: \
+             [{{envoy_grpc: {{cluster_name: lrs}}}}]}}}}\nstatic_resources: {{clusters: [{{name: lrs, http2_protocol_options: \
+             {{}}, load_assignment: {{cluster_name: lrs, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
+             {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}]}}\n"
+        ),
+    );
+    let (good, value) = world.json(&[]);
+    assert!(good, "{value}");
+    assert_eq!(balancer.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_runtime_layer_that_does_not_come_is_what_the_rest_waits_for() {
+    let world = World::new();
+    let bootstrap = std::fs::read_to_string(world.path().join("bootstrap.yaml")).unwrap();
+    // Nobody listens any more.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    world.write(
+        "bootstrap.yaml",
+        &format!(
+            "{bootstrap}layered_runtime: {{layers: [{{name: a, rtds_layer: {{name: a, rtds_config: {{initial_fetch_timeout: \
+             0s, resource_api_version: V3, api_config_source: {{api_type: GRPC, transport_api_version: V3, grpc_services: \
+             [{{google_grpc: {{target_uri: \"127.0.0.1:{gone}\", stat_prefix: x}}}}]}}}}}}}}]}}\n"
+        ),
+    );
+    let (good, value) = world.json(&["--timeout", "1"]);
+    assert!(!good, "{value}");
+    assert!(value["error"].as_str().unwrap().contains("layers of the runtime have not come in time"), "{value}");
+}
+
+#[test]
 fn what_would_be_refused_is_told_with_its_path() {
     let world = World::new();
     let good = response(LISTENER, &listener("127.0.0.1", 0));

@@ -51,7 +51,7 @@ fn request(
     source: &RestSource,
 ) -> Option<(TypeUrl, Result<Vec<u8>, String>)> {
     let (client, channel) = (client.upgrade()?, channel.upgrade()?);
-    let mut request = channel.mux.borrow().poll_body()?;
+    let mut request = channel.mux.borrow_mut().poll_body(super::now())?;
     request.node = Some(client.node.clone());
     let type_url = TypeUrl::new(request.type_url.as_str());
     let subscribed = channel.mux.borrow().subscribed_to(&type_url);

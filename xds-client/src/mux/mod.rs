@@ -103,6 +103,7 @@ struct Type {
     version: String,
     nonce: String,
     error: String,
+    requested: Option<SystemTime>,
     received: Option<SystemTime>,
     accepted: Option<SystemTime>,
     rejected: Option<SystemTime>,
@@ -357,6 +358,10 @@ impl Mux {
         let Some(place) = self.queue.remove(index) else { return Due::Nothing };
         let Some(entry) = self.types.get_mut(&place.type_url) else { return Due::Nothing };
         let with_node = std::mem::take(&mut self.first_message) || !self.options.node_on_first_message_only;
+        // Once something has come on this stream, what follows are answers and other names, which have times of their own.
+        if entry.nonce.is_empty() {
+            entry.requested = Some(now.wall);
+        }
         let Type { machine, watches, queued, .. } = entry;
         if place.ack.is_none() {
             *queued = false;
@@ -382,8 +387,9 @@ impl Mux {
     }
 
     /// The request of a poll: the only type of this mux, with the last version that was taken and the names in order.
-    pub fn poll_body(&self) -> Option<DiscoveryRequest> {
-        let (type_url, entry) = self.types.first()?;
+    pub fn poll_body(&mut self, now: Now) -> Option<DiscoveryRequest> {
+        let (type_url, entry) = self.types.first_mut()?;
+        entry.requested = Some(now.wall);
         let mut names = entry.watches.request_names();
         names.sort_unstable();
         Some(DiscoveryRequest {
@@ -471,6 +477,7 @@ impl Mux {
             version: t.version.clone(),
             nonce: t.nonce.clone(),
             error: t.error.clone(),
+            requested: t.requested,
             received: t.received,
             accepted: t.accepted,
             rejected: t.rejected,
@@ -496,6 +503,7 @@ impl Type {
             version: String::new(),
             nonce: String::new(),
             error: String::new(),
+            requested: None,
             received: None,
             accepted: None,
             rejected: None,

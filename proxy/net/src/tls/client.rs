@@ -259,7 +259,13 @@ impl Reload for ClientTlsContext {
             Some(state) if sources::digest(&sources::of_context(&config.common)) != state.digest => {}
             _ => return Ok(false),
         }
-        let state = State::load(&config).inspect_err(|_| self.stats.rotation_failed())?;
+        let state = State::load(&config).inspect_err(|_| {
+            self.stats.rotation_failed();
+            self.secrets.iter().for_each(|secret| secret.rotation_failed());
+        })?;
+        for secret in &self.secrets {
+            secret.look_at_files();
+        }
         self.state.store(Some(Arc::new(state)));
         self.stats.factory.ssl_context_update_by_sds().inc();
         Ok(true)

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
+use nuncio_base::stats::Counter;
 use nuncio_config::data_source::DataSource;
 use nuncio_config::decode::StaticSecret;
 use nuncio_config::tls::{
@@ -17,6 +18,7 @@ use nuncio_config::tls::{
 use tokio::sync::watch;
 
 use super::error::TlsConfigError;
+use super::sources;
 
 /// What happens to the secrets of the process.
 pub enum SecretEvent {
@@ -66,6 +68,9 @@ pub struct Secret {
     pub source: Bytes,
     kind: SecretKind,
     value: Mutex<Option<StaticSecret>>,
+    /// A digest of the files that the value names, as they were when they were last looked at.
+    files: Mutex<[u8; 32]>,
+    failed_rotations: OnceLock<Counter>,
     users: Mutex<Vec<Weak<dyn SecretUser>>>,
     ready: Arc<watch::Sender<bool>>,
     shared: Arc<Shared>,
@@ -111,6 +116,8 @@ impl Secrets {
                 source,
                 kind,
                 value: Mutex::default(),
+                files: Mutex::default(),
+                failed_rotations: OnceLock::new(),
                 users: Mutex::default(),
                 ready: Arc::new(watch::channel(false).0),
                 shared: self.shared.clone(),
@@ -178,6 +185,7 @@ impl Secret {
                 return Err(error.problem);
             }
         }
+        self.look_at_files();
         self.set_ready();
         Ok(())
     }
@@ -198,6 +206,31 @@ impl Secret {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
+    /// Counts from now on whenever files that it names change to what cannot be used (`sds.NAME.key_rotation_failed`).
+    pub fn count_failed_rotations(&self, counter: Counter) {
+        let _ = self.failed_rotations.set(counter);
+    }
+
+    /// The files are what they are now; says whether they were others when this was last asked.
+    pub(super) fn look_at_files(&self) -> bool {
+        let now = sources::digest(&lock(&self.value).as_ref().map(files).unwrap_or_default());
+        std::mem::replace(&mut *lock(&self.files), now) != now
+    }
+
+    /// A context could not take the files as they are now.
+    pub(super) fn rotation_failed(&self) {
+        if self.look_at_files()
+            && let Some(counter) = self.failed_rotations.get()
+        {
+            counter.inc();
+        }
+    }
+
+    /// Whether no value of it has come yet.
+    pub fn is_missing(&self) -> bool {
+        lock(&self.value).is_none()
+    }
+
     fn value(&self) -> Option<StaticSecret> {
         lock(&self.value).clone()
     }
@@ -206,6 +239,19 @@ impl Secret {
         let mut users = lock(&self.users);
         users.retain(|user| user.strong_count() > 0);
         users.push(user);
+    }
+}
+
+/// What a value reads.
+fn files(value: &StaticSecret) -> Vec<&DataSource> {
+    match value {
+        StaticSecret::Certificate(certificate) => {
+            let more = certificate.password.iter().chain(&certificate.ocsp_staple);
+            [&certificate.chain, &certificate.key].into_iter().chain(more).collect()
+        }
+        StaticSecret::Validation(context) => context.trusted_ca.iter().chain(&context.crl).collect(),
+        StaticSecret::TicketKeys(keys) => keys.iter().collect(),
+        StaticSecret::Generic(_) => Vec::new(),
     }
 }
 
@@ -285,5 +331,35 @@ mod tests {
         let error = secret.set(keys(79)).expect_err("too short");
         assert!(error.contains("Length 79, expected length 80"), "{error}");
         assert!(matches!(resolve_ticket_keys(secret).as_deref(), Some([DataSource::Inline(key)]) if key.len() == 80));
+    }
+
+    #[test]
+    fn files_of_a_secret_that_change_to_what_is_bad_are_counted_once_for_it() {
+        use super::super::watch::Reload as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("keys");
+        let write = |fill: u8, length: usize| std::fs::write(&path, vec![fill; length]).expect("written");
+        let mut context = downstream();
+        let source = Some(Bytes::from_static(b"source"));
+        context.session_ticket_keys_sds = Some(SdsSecretConfig { name: "keys".into(), source });
+        let registry = Registry::new(1, StatsConfig::default());
+        let stats = Arc::new(TlsStats::server(&registry, "listener.x."));
+        let server = ServerTlsContext::with_secrets(Arc::new(context), stats, &Secrets::default()).expect("a context");
+        let [secret] = server.secrets() else { panic!("one secret") };
+        let counter = registry.counter("sds.keys.key_rotation_failed");
+        secret.count_failed_rotations(counter.clone());
+        write(1, 80);
+        secret
+            .set(StaticSecret::TicketKeys(vec![DataSource::File { path: path.clone(), watched_directory: None }]))
+            .expect("keys");
+        assert!(!secret.is_missing() && !server.reload().expect("as they were"));
+        write(1, 79);
+        assert!(server.reload().is_err() && server.reload().is_err());
+        assert_eq!(counter.value(), 1);
+        write(2, 80);
+        assert!(server.reload().expect("good ones"));
+        write(2, 79);
+        assert!(server.reload().is_err());
+        assert_eq!(counter.value(), 2);
     }
 }

@@ -413,7 +413,13 @@ impl Reload for ServerTlsContext {
             Some(state) if sources::digest(&all_sources(&config)) != state.digest => {}
             _ => return Ok(false),
         }
-        let state = State::load(&config).inspect_err(|_| self.stats.rotation_failed())?;
+        let state = State::load(&config).inspect_err(|_| {
+            self.stats.rotation_failed();
+            self.secrets.iter().for_each(|secret| secret.rotation_failed());
+        })?;
+        for secret in &self.secrets {
+            secret.look_at_files();
+        }
         let ends = state.ca.iter().map(|ca| &ca.info).chain(state.resolver.certificates.iter().map(|own| &own.info));
         for (gauge, info) in self.expiration.iter().zip(ends) {
             let end = info.not_after.duration_since(std::time::SystemTime::UNIX_EPOCH);

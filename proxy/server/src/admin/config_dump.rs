@@ -123,6 +123,7 @@ fn sections(dump: &ConfigDump) -> Vec<Section<'_>> {
         vec![
             field("static_secrets", "StaticSecret", "secret", &dump.static_secrets),
             field("dynamic_active_secrets", "DynamicSecret", "secret", &dump.dynamic_active_secrets),
+            field("dynamic_warming_secrets", "DynamicSecret", "secret", &dump.dynamic_warming_secrets),
         ],
     ));
     out
@@ -366,9 +367,13 @@ fn element_json(field: &Field<'_>, entry: &ConfigEntry, names: Option<&regex::Re
                 ("last_updated", updated),
             ])
         }
-        Shape::Secret => {
-            fill(vec![("name", name), ("version_info", version), ("last_updated", updated), ("secret", Some(resource))])
-        }
+        Shape::Secret => fill(vec![
+            ("name", name),
+            ("version_info", version),
+            ("last_updated", updated),
+            ("secret", Some(resource)),
+            ("error_state", error),
+        ]),
     }
 }
 

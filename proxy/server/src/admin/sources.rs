@@ -586,6 +586,7 @@ pub struct ConfigDump {
     pub dynamic_scoped_route_configs: Vec<ConfigEntry>,
     pub static_secrets: Vec<ConfigEntry>,
     pub dynamic_active_secrets: Vec<ConfigEntry>,
+    pub dynamic_warming_secrets: Vec<ConfigEntry>,
     /// Configurations of filters that are fetched, by kind of filter.
     pub ecds_filters: Vec<Vec<ConfigEntry>>,
 }

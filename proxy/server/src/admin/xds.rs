@@ -51,7 +51,8 @@ fn type_json(kind: &TypeState, now: SystemTime) -> Value {
     out.insert("type_url".into(), kind.type_url.as_str().into());
     text_field(&mut out, "version", &kind.version);
     text_field(&mut out, "nonce", &kind.nonce);
-    text_field(&mut out, "error", &kind.error);
+    text_field(&mut out, "error", kind.error.trim_end());
+    time_field(&mut out, "requested", kind.requested);
     time_field(&mut out, "received", kind.received);
     time_field(&mut out, "accepted", kind.accepted);
     time_field(&mut out, "rejected", kind.rejected);
@@ -103,28 +104,42 @@ fn source_text(out: &mut String, source: &SourceState, now: SystemTime) {
     out.push('\n');
     for kind in &source.types {
         let _ = write!(out, "  {} version '{}'", kind.type_url.message(), kind.version);
+        times_text(out, now, [("asked", kind.requested), ("received", kind.received), ("accepted", kind.accepted)]);
         if kind.paused {
             out.push_str(", paused");
         }
         if !kind.error.is_empty() {
-            let _ = write!(out, ", refused: {}", kind.error);
+            refusal_text(out, now, kind.rejected, "", kind.error.trim_end());
         }
         out.push('\n');
         for resource in &kind.resources {
             let _ = write!(out, "    {} {} '{}'", resource.name, resource.status.name(), resource.version);
-            for (what, at) in
-                [("asked", resource.requested), ("received", resource.received), ("accepted", resource.accepted)]
-            {
-                if let Some(age) = age(at, now) {
-                    let _ = write!(out, ", {what} {age} s ago");
-                }
-            }
+            let times =
+                [("asked", resource.requested), ("received", resource.received), ("accepted", resource.accepted)];
+            times_text(out, now, times);
             if !resource.error.is_empty() {
-                let _ = write!(out, ", version '{}' refused: {}", resource.rejected_version, resource.error);
+                let version = format!("version '{}' ", resource.rejected_version);
+                refusal_text(out, now, resource.rejected, &version, resource.error.trim_end());
             }
             out.push('\n');
         }
     }
+}
+
+fn times_text(out: &mut String, now: SystemTime, times: [(&str, Option<SystemTime>); 3]) {
+    for (what, at) in times {
+        if let Some(age) = age(at, now) {
+            let _ = write!(out, ", {what} {age} s ago");
+        }
+    }
+}
+
+fn refusal_text(out: &mut String, now: SystemTime, at: Option<SystemTime>, version: &str, why: &str) {
+    let _ = write!(out, ", {version}refused");
+    if let Some(age) = age(at, now) {
+        let _ = write!(out, " {age} s ago");
+    }
+    let _ = write!(out, ": {why}");
 }
 
 #[cfg(test)]
@@ -150,10 +165,11 @@ mod tests {
             type_url: TypeUrl::CLUSTER,
             version: "1".into(),
             nonce: "n".into(),
-            error: "bad".into(),
-            received: None,
+            error: "bad\n".into(),
+            requested: Some(now - Duration::from_secs(12)),
+            received: Some(now - Duration::from_secs(2)),
             accepted: None,
-            rejected: None,
+            rejected: Some(now - Duration::from_secs(2)),
             subscriptions: 1,
             paused: false,
             resources: vec![resource],
@@ -176,8 +192,8 @@ mod tests {
         source_text(&mut out, &source(now), now);
         assert_eq!(
             out,
-            "ads delta xds: connected to cp\n  envoy.config.cluster.v3.Cluster version '1', refused: bad\n    \
-             a NACKED '1', received 2 s ago, accepted 10 s ago, version '2' refused: bad\n"
+            "ads delta xds: connected to cp\n  envoy.config.cluster.v3.Cluster version '1', asked 12 s ago, received 2 s ago, \
+             refused 2 s ago: bad\n    a NACKED '1', received 2 s ago, accepted 10 s ago, version '2' refused 2 s ago: bad\n"
         );
     }
 

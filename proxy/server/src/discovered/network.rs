@@ -20,6 +20,13 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+/// The error of a filter that would be of a type that is not there.
+pub(crate) fn unknown_type(filter: &Discovered<NetworkFilterConfig>) -> Option<ConfigError> {
+    let known = |name: &str| registry::NETWORK_FILTERS.iter().any(|(_, message)| *message == name);
+    let error = registry::unknown_type(&filter.source, "network filter", known)?;
+    Some(ConfigError::new(FieldPath::parse(&filter.path), error))
+}
+
 /// The factory of a filter that is fetched. What it waits for is added to `targets`, all errors to `errors`.
 pub(crate) fn build(
     filter: &Arc<Discovered<NetworkFilterConfig>>,
@@ -28,9 +35,8 @@ pub(crate) fn build(
     targets: &InitTargets,
     errors: &mut Vec<ConfigError>,
 ) -> Option<Arc<dyn FilterChainFactory>> {
-    let known = |name: &str| registry::NETWORK_FILTERS.iter().any(|(_, message)| *message == name);
-    if let Some(error) = registry::unknown_type(&filter.source, "network filter", known) {
-        errors.push(ConfigError::new(FieldPath::parse(&filter.path), error));
+    if let Some(error) = unknown_type(filter) {
+        errors.push(error);
         return None;
     }
     if let Err(found) = super::check_source(&filter.source, &FieldPath::parse(&filter.path), context) {

@@ -169,10 +169,19 @@ fn build_chain(
             continue;
         }
         if i != last && !matches!(filter, NetworkFilterConfig::Extension(_) | NetworkFilterConfig::SniForwardProxy(_)) {
-            errors.push(ConfigError::new(
-                FieldPath::parse(&chain.path).field("filters").index(i),
-                "Error: terminal filter must be the last filter in a network filter chain.",
-            ));
+            let terminal = || {
+                ConfigError::new(
+                    FieldPath::parse(&chain.path).field("filters").index(i),
+                    "Error: terminal filter must be the last filter in a network filter chain.",
+                )
+            };
+            // Those that may stand before others are not there yet.
+            errors.push(match filter {
+                NetworkFilterConfig::Discovered(filter) => {
+                    discovered::network::unknown_type(filter).unwrap_or_else(terminal)
+                }
+                _ => terminal(),
+            });
             continue;
         }
         factory = match filter {

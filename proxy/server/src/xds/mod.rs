@@ -523,6 +523,11 @@ impl Discovery {
         self.inner.unusable.borrow().clone()
     }
 
+    /// Whether the first layers of the runtime are waited for.
+    pub fn awaits_runtime(&self) -> bool {
+        !self.inner.runtime_targets.borrow().is_empty()
+    }
+
     /// Whether listeners have been asked for, or need not be.
     pub fn listeners_asked(&self) -> bool {
         let inner = &self.inner;

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::config::core::v3 as pb;
 use envoy_types::pb::envoy::r#type::v3::SemanticVersion;
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
 use nuncio_config::descriptors;
+use nuncio_extensions::parts::PARTS;
 use nuncio_extensions::registry;
 use prost::Message as _;
 
@@ -73,28 +74,41 @@ pub(crate) fn context_params(node: &pb::Node, names: &[Box<str>]) -> Vec<(String
 }
 
 fn extensions() -> Vec<pb::Extension> {
-    let http = registry::HTTP_FILTERS.iter().map(|entry| ("envoy.filters.http", entry.name, entry.message));
-    let of = |category: &'static str, list: &'static [(&'static str, &'static str)]| {
-        list.iter().map(move |(name, message)| (category, *name, *message))
-    };
-    let upstream =
-        registry::UPSTREAM_HTTP_FILTERS.iter().map(|entry| ("envoy.filters.http.upstream", entry.name, entry.message));
-    let all = http
-        .chain(upstream)
-        .chain(of("envoy.filters.network", registry::NETWORK_FILTERS))
-        .chain(of("envoy.filters.listener", registry::LISTENER_FILTERS))
-        .chain(of("envoy.load_balancing_policies", registry::LOAD_BALANCING_POLICIES))
-        .chain(of("envoy.clusters", registry::CLUSTERS))
-        .chain(of("envoy.access_loggers", registry::ACCESS_LOGGERS))
-        .chain(of("envoy.transport_sockets.downstream", registry::DOWNSTREAM_TRANSPORT_SOCKETS))
-        .chain(of("envoy.transport_sockets.upstream", registry::UPSTREAM_TRANSPORT_SOCKETS));
-    all.map(|(category, name, message)| pb::Extension {
-        name: name.to_owned(),
-        category: category.to_owned(),
-        type_urls: vec![message.to_owned()],
-        ..Default::default()
-    })
-    .collect()
+    let filters = [
+        ("envoy.filters.http", registry::HTTP_FILTERS),
+        ("envoy.filters.http.upstream", registry::UPSTREAM_HTTP_FILTERS),
+    ];
+    let filters = filters.into_iter().flat_map(|(category, list)| {
+        list.iter().map(move |entry| extension(category, entry.name, of_filter(entry.message)))
+    });
+    let lists = [
+        ("envoy.filters.network", registry::NETWORK_FILTERS),
+        ("envoy.filters.listener", registry::LISTENER_FILTERS),
+        ("envoy.load_balancing_policies", registry::LOAD_BALANCING_POLICIES),
+        ("envoy.clusters", registry::CLUSTERS),
+        ("envoy.access_loggers", registry::ACCESS_LOGGERS),
+        ("envoy.transport_sockets.downstream", registry::DOWNSTREAM_TRANSPORT_SOCKETS),
+        ("envoy.transport_sockets.upstream", registry::UPSTREAM_TRANSPORT_SOCKETS),
+    ];
+    let rest = lists.into_iter().chain(PARTS.iter().copied()).flat_map(|(category, list)| {
+        list.iter().map(move |(name, message)| {
+            let messages = [*message].into_iter().filter(|message| !message.is_empty());
+            extension(category, name, messages.map(str::to_owned).collect())
+        })
+    });
+    filters.chain(rest).collect()
+}
+
+/// The message of an HTTP filter, and those that routes have for it, which are in the same package.
+fn of_filter(message: &str) -> Vec<String> {
+    let package = message.rfind('.').map_or(message, |dot| &message[..=dot]);
+    let per_route = registry::PER_ROUTE.iter().map(|(message, _)| *message);
+    let all = std::iter::once(message).chain(per_route.filter(|message| message.starts_with(package)));
+    all.map(str::to_owned).collect()
+}
+
+fn extension(category: &str, name: &str, type_urls: Vec<String>) -> pb::Extension {
+    pb::Extension { name: name.to_owned(), category: category.to_owned(), type_urls, ..Default::default() }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use xds_client::transport::{LocalFuture, RestResponse, RestTransport};
 
@@ -18,10 +19,15 @@ pub(super) const MAX_RESPONSE: usize = 256 << 20;
 /// Largest head of an answer, and largest line of a chunk.
 const MAX_HEAD: usize = 64 << 10;
 
+/// Tells how many milliseconds an answer may take.
+pub(super) const TIMEOUT_HEADER: &str = "x-envoy-expected-rq-timeout-ms";
+
 /// Polls one cluster.
 pub(crate) struct ClusterRest {
     server: Arc<Server>,
     cluster: Box<str>,
+    /// How long a poll may take, which the server is told.
+    timeout: Duration,
     /// A connection between two polls.
     idle: Rc<RefCell<Option<Counted>>>,
     /// The connection of a cluster that speaks HTTP/2.
@@ -29,19 +35,19 @@ pub(crate) struct ClusterRest {
 }
 
 impl ClusterRest {
-    pub(crate) fn new(server: &Arc<Server>, cluster: &str) -> ClusterRest {
-        ClusterRest { server: server.clone(), cluster: cluster.into(), idle: Rc::default(), h2: Rc::default() }
+    pub(crate) fn new(server: &Arc<Server>, cluster: &str, timeout: Duration) -> ClusterRest {
+        ClusterRest { server: server.clone(), cluster: cluster.into(), timeout, idle: Rc::default(), h2: Rc::default() }
     }
 }
 
 impl ClusterRest {
     fn post_h2(&self, path: &str, body: Bytes) -> LocalFuture<Result<RestResponse, String>> {
-        let (server, cluster, kept, path) =
-            (self.server.clone(), self.cluster.clone(), self.h2.clone(), path.to_owned());
+        let (server, cluster, kept, path, timeout) =
+            (self.server.clone(), self.cluster.clone(), self.h2.clone(), path.to_owned(), self.timeout);
         Box::pin(async move {
             let secure = server.context.clusters.cluster(&cluster).is_some_and(|cluster| cluster.config.tls.is_some());
             let address = server.context.local_address();
-            let poll = Poll { authority: &cluster, secure, path: &path, address: &address, body };
+            let poll = Poll { authority: &cluster, secure, path: &path, address: &address, timeout, body };
             let old = kept.take();
             let connection = match old {
                 Some(connection) if connection.is_ready().await => connection,
@@ -71,9 +77,10 @@ impl RestTransport for ClusterRest {
         let (server, cluster, idle) = (self.server.clone(), self.cluster.clone(), self.idle.clone());
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: {cluster}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-             x-envoy-internal: true\r\nx-forwarded-for: {}\r\n\r\n",
+             x-envoy-internal: true\r\nx-forwarded-for: {}\r\n{TIMEOUT_HEADER}: {}\r\n\r\n",
             body.len(),
             server.context.local_address(),
+            self.timeout.as_millis(),
         );
         Box::pin(async move {
             let kept = idle.take();

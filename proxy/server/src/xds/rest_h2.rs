@@ -1,9 +1,10 @@
 //! Polls over HTTP/2, of clusters that speak it. One connection for all polls of a source, as long as it lives.
 
-use super::rest::MAX_RESPONSE;
+use super::rest::{MAX_RESPONSE, TIMEOUT_HEADER};
 use super::transport::Counted;
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
+use std::time::Duration;
 use tokio::task::AbortHandle;
 use xds_client::transport::RestResponse;
 
@@ -29,6 +30,8 @@ pub(super) struct Poll<'a> {
     pub(super) path: &'a str,
     /// The proxy's own address.
     pub(super) address: &'a str,
+    /// How long the answer may take.
+    pub(super) timeout: Duration,
     pub(super) body: Bytes,
 }
 
@@ -58,6 +61,7 @@ impl Connection {
             .header("content-length", poll.body.len())
             .header("x-envoy-internal", "true")
             .header("x-forwarded-for", poll.address)
+            .header(TIMEOUT_HEADER, poll.timeout.as_millis().to_string())
             .body(())
             .map_err(|error| error.to_string())?;
         let mut requests = self.requests.clone().ready().await.map_err(text)?;

@@ -38,9 +38,14 @@ fn try_watch(inner: &Rc<Inner>, secret: &Arc<Secret>) -> Result<(), String> {
         initial_fetch_timeout: source.initial_fetch_timeout,
     };
     let stats = Rc::new(Counted::new(&inner.server.context.registry, &prefix));
+    let rotations = format!("{prefix}key_rotation_failed");
+    secret.count_failed_rotations(inner.server.context.registry.counter(&rotations));
     let from = inner.sources.resolve(&source, &prefix, inner.origin_of_listeners())?;
     let subscription = inner.client.subscribe(&from, options, handler, stats).map_err(|error| error.to_string())?;
     inner.secrets.borrow_mut().insert(secret.id, subscription);
+    if secret.is_missing() {
+        inner.server.resources.await_secret(secret.id, &secret.name);
+    }
     Ok(())
 }
 
@@ -49,6 +54,7 @@ pub(super) fn forget(inner: &Inner, id: u64) {
     let gone = inner.secrets.borrow_mut().remove(&id);
     drop(gone);
     inner.server.resources.secrets().remove_id(id);
+    inner.server.resources.stop_awaiting_secret(id);
 }
 
 struct SecretHandler {
@@ -81,6 +87,7 @@ impl SecretHandler {
                 };
                 shown.set(&self.name, secret.id, origin, |id| id != secret.id);
                 drop(shown);
+                inner.server.resources.stop_awaiting_secret(secret.id);
                 // The secret may name files.
                 inner.server.context.contexts.watch_again();
                 Ok(())

@@ -106,7 +106,7 @@ impl Sources {
                 self.check_cluster(cluster)?;
                 Ok(Source::Rest(Rc::new(RestSource {
                     name: cluster.to_string(),
-                    transport: Rc::new(rest::ClusterRest::new(&self.server, cluster)),
+                    transport: Rc::new(rest::ClusterRest::new(&self.server, cluster, *request_timeout)),
                     codec: Rc::new(files::Json),
                     refresh_delay: *refresh_delay,
                     request_timeout: *request_timeout,

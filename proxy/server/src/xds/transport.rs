@@ -62,7 +62,13 @@ pub(super) async fn connect_cluster(server: &Server, name: &str, protocol: Proto
         Protocol::Http1 => Some(&[b"http/1.1"]),
     };
     match tcp_connect_with(&cluster, &host, &StreamOptions::default(), alpn).await {
-        Ok(stream) => Ok(Counted(stream)),
+        Ok(stream) => {
+            match protocol {
+                Protocol::Http1 => cluster.stats.upstream_cx_http1_total().inc(),
+                Protocol::Http2 => cluster.stats.upstream_cx_http2_total().inc(),
+            }
+            Ok(Counted(stream))
+        }
         Err(failure) => {
             let text = failure.transport_failure_reason.unwrap_or_else(|| failure.reason.as_str().into());
             Err(io::Error::other(text.into_string()))

@@ -209,11 +209,11 @@ fn a_poll_repeats_the_accepted_version_with_sorted_names_and_gives_everything() 
     let mut talk = Talk::new(MuxOptions { deliver_all: true, ..MuxOptions::new(Protocol::Sotw) });
     talk.mux.stream_closed();
     let id = talk.names(RDS, &["b", "a"]);
-    let body = talk.mux.poll_body().unwrap();
+    let body = talk.mux.poll_body(talk.now).unwrap();
     assert_eq!((body.version_info.as_str(), body.resource_names), ("", vec!["a".to_owned(), "b".to_owned()]));
     assert_eq!(added(&talk.accept(sotw(RDS, "1", "", &["x"]))), [format!("{}: +[x] -[]", id.0)]);
     talk.take(sotw(RDS, "2", "", &["x"]), |_, _, _| Verdict::reject("no"));
-    assert_eq!(talk.mux.poll_body().unwrap().version_info, "1");
+    assert_eq!(talk.mux.poll_body(talk.now).unwrap().version_info, "1");
     assert_eq!(talk.sent(), NONE);
 }
 

@@ -123,3 +123,21 @@ fn names_are_those_of_the_latest_subscription_first_each_once() {
     talk.mux.update(talk.now, two, named(&["r2"]));
     assert_eq!(talk.sent(), ["RDS v= n= [r2 r1]"]);
 }
+
+#[test]
+fn a_type_is_known_to_have_been_asked_for_when_it_was_on_this_stream() {
+    let mut talk = Talk::sotw();
+    let asked = |talk: &Talk| talk.mux.snapshot()[0].requested;
+    talk.wildcard(CDS);
+    assert_eq!(asked(&talk), None);
+    let first = Some(talk.now.wall);
+    talk.sent();
+    assert_eq!(asked(&talk), first);
+    talk.pass(Duration::from_secs(1));
+    talk.accept(sotw(CDS, "c1", "n1", &["a"]));
+    assert_eq!((talk.sent().len(), asked(&talk)), (1, first), "an acknowledgement asks for nothing");
+    talk.mux.stream_closed();
+    talk.mux.stream_opened();
+    talk.sent();
+    assert_eq!(asked(&talk), Some(talk.now.wall));
+}
