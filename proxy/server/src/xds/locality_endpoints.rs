@@ -119,10 +119,10 @@ impl Collections {
         let new = new.map(|(_, collection)| asked(inner, cluster, collection)).collect::<Result<Vec<_>, _>>()?;
         // All collections of an assignment are asked for at once.
         let pause = inner.client.pause(&[TypeUrl::LB_ENDPOINT]);
-        let gone: Vec<_> = self.by_key.borrow_mut().extract_if(|key, _| !named.contains_key(key)).collect();
         for new in new {
             self.subscribe(inner, cluster, new)?;
         }
+        let gone: Vec<_> = self.by_key.borrow_mut().extract_if(|key, _| !named.contains_key(key)).collect();
         self.assignment.replace(Some(assignment));
         let complete = self.publish(cluster);
         drop((gone, pause));
