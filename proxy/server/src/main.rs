@@ -46,7 +46,10 @@ fn run(program: &str, options: Options) -> Result<(), String> {
         Some(Command::Man) => return man(),
         Some(Command::Completions { shell }) => {
             let mut command = <Options as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "nuncio", &mut std::io::stdout());
+            // Into memory first: it panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "nuncio", &mut script);
+            print_to(true, &String::from_utf8_lossy(&script));
             return Ok(());
         }
         Some(Command::Demo { port }) => {
