@@ -1,5 +1,6 @@
-//! Routes and clusters that nobody should run: each entry of `refused.yaml` is one mistake in a configuration that is good
-//! otherwise. Envoy and Nuncio both refuse it; Nuncio names the field.
+//! Configurations that nobody should run: each entry of `refused.yaml` is one mistake in a configuration that is good
+//! otherwise. Envoy and Nuncio both refuse it; Nuncio names the field. Entries that are `accepted` only look like mistakes:
+//! both take them.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,14 +9,15 @@ use nuncio_tests::{find, yaml};
 use serde_json::{Map, Value, json};
 
 /// What an entry may put in place of, or add to, the configuration that is good.
-const PARTS: [&str; 8] = ["match", "action", "route", "host", "routes", "cluster", "policy", "bootstrap"];
+const PARTS: [&str; 10] =
+    ["match", "action", "route", "host", "routes", "manager", "listener", "cluster", "policy", "bootstrap"];
 
 fn entries() -> Vec<Map<String, Value>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("refused.yaml");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let list = yaml::read(&text).unwrap_or_else(|e| panic!("{e:#}"));
     let list = list.as_array().expect("a list of entries");
-    assert!(list.len() >= 120, "only {} entries", list.len());
+    assert!(list.len() >= 250, "only {} entries", list.len());
     list.iter().map(|entry| entry.as_object().expect("an entry").clone()).collect()
 }
 
@@ -48,6 +50,7 @@ fn configuration(entry: &Map<String, Value>) -> Value {
             {"name": "r", "typed_config": {"@type": extension("filters.http.router.v3.Router")}},
         ],
     });
+    let manager = merged(manager, part("manager"));
     let address = |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
     let hosts = json!([{"lb_endpoints": [{"endpoint": {"address": address(9)}}]}]);
     let mut cluster = json!({
@@ -65,6 +68,7 @@ fn configuration(entry: &Map<String, Value>) -> Value {
         "address": address(0),
         "filter_chains": [{"filters": [{"name": "h", "typed_config": manager}]}],
     });
+    let listener = merged(listener, part("listener"));
     merged(json!({"static_resources": {"listeners": [listener], "clusters": [cluster]}}), part("bootstrap"))
 }
 
@@ -109,19 +113,30 @@ fn what_is_fetched_needs_a_named_node_in_envoy_alone() {
 }
 
 #[test]
-fn both_refuse_each_mistake_and_nuncio_says_where() {
+fn both_agree_and_nuncio_says_where_the_mistake_is() {
     let folder = tempfile::tempdir().unwrap();
     let nuncio = find::nuncio().unwrap_or_else(|e| panic!("{e}"));
     let envoy = find::envoy_or_loud();
     let mut wrong = Vec::new();
     for (number, entry) in entries().iter().enumerate() {
-        let what = entry["refused"].as_str().expect("what is refused");
-        let known = |name: &String| name == "refused" || name == "at" || PARTS.contains(&name.as_str());
+        let accepted = entry.contains_key("accepted");
+        let what = entry[if accepted { "accepted" } else { "refused" }].as_str().expect("what it is");
+        let known =
+            |name: &String| matches!(name.as_str(), "refused" | "accepted" | "at") || PARTS.contains(&name.as_str());
         assert!(entry.keys().all(known), "{what}: an unknown part");
         let file = folder.path().join(format!("{number}.json"));
         std::fs::write(&file, configuration(entry).to_string()).unwrap();
-        if envoy.as_ref().is_some_and(|envoy| validate(envoy, &file, &["--disable-hot-restart"]).0) {
-            wrong.push(format!("{what}: Envoy takes it"));
+        if let Some(envoy) = &envoy
+            && validate(envoy, &file, &["--disable-hot-restart"]).0 != accepted
+        {
+            wrong.push(format!("{what}: not so with Envoy"));
+        }
+        if accepted {
+            let (good, said) = validate(&nuncio, &file, &[]);
+            if !good {
+                wrong.push(format!("{what}: refused\n{said}"));
+            }
+            continue;
         }
         let at = entry["at"].as_str().expect("where");
         let (good, said) = validate(&nuncio, &file, &[]);

@@ -30,6 +30,8 @@ struct State {
     phase: AtomicU8,
     /// Close every connection although no drain runs (the admin failed the health check).
     close_all: AtomicBool,
+    /// Whether that may happen here and below.
+    may_close_all: bool,
     /// Milliseconds since `epoch`, and length in milliseconds; valid once `phase` is not idle.
     started: AtomicU64,
     length: AtomicU64,
@@ -39,10 +41,11 @@ struct State {
 }
 
 impl State {
-    fn new() -> Self {
+    fn new(may_close_all: bool) -> Self {
         Self {
             phase: AtomicU8::new(IDLE),
             close_all: AtomicBool::new(false),
+            may_close_all,
             started: AtomicU64::new(0),
             length: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -75,6 +78,9 @@ impl State {
     }
 
     fn set_close_all(&self, on: bool) {
+        if !self.may_close_all {
+            return;
+        }
         let children: Vec<_> = {
             let children = self.children();
             self.close_all.store(on, Ordering::Relaxed);
@@ -101,16 +107,25 @@ impl Default for DrainHandle {
 impl DrainHandle {
     /// A handle under no other.
     pub fn new() -> Self {
-        Self { state: Arc::new(State::new()) }
+        Self { state: Arc::new(State::new(true)) }
     }
 
     /// A handle that drains when this one does, and can also drain alone (a listener under the server).
     pub fn child(&self) -> Self {
-        let child = Self::new();
+        self.child_that(true)
+    }
+
+    /// As [`child`](Self::child), without what [`set_close_all`](Self::set_close_all) does (`drain_type: MODIFY_ONLY`).
+    pub fn child_for_modifications(&self) -> Self {
+        self.child_that(false)
+    }
+
+    fn child_that(&self, may_close_all: bool) -> Self {
+        let child = Self { state: Arc::new(State::new(may_close_all)) };
         let mut children = self.state.children();
         children.retain(|child| child.strong_count() > 0);
         children.push(Arc::downgrade(&child.state));
-        child.state.close_all.store(self.state.close_all.load(Ordering::Relaxed), Ordering::Relaxed);
+        child.state.set_close_all(self.state.close_all.load(Ordering::Relaxed));
         let phase = self.state.phase.load(Ordering::Acquire);
         if phase != IDLE {
             let strategy = if phase == GRADUAL { DrainStrategy::Gradual } else { DrainStrategy::Immediate };
@@ -235,5 +250,18 @@ mod tests {
         assert!(signal.drain_close() && !signal.is_draining());
         server.set_close_all(false);
         assert!(!signal.drain_close());
+    }
+
+    #[test]
+    fn a_failed_health_check_closes_nothing_where_only_modifications_drain() {
+        let server = DrainHandle::new();
+        let (usual, other) = (server.child().signal(), server.child_for_modifications());
+        let below = other.child().signal();
+        server.set_close_all(true);
+        assert!(usual.drain_close() && server.child().signal().drain_close());
+        assert!(!other.signal().drain_close() && !below.drain_close());
+        assert!(!server.child_for_modifications().signal().drain_close());
+        server.start(DrainStrategy::Immediate, Duration::from_secs(600));
+        assert!(below.drain_close());
     }
 }

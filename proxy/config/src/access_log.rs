@@ -8,6 +8,7 @@ use envoy_types::pb::google::protobuf::Any;
 use crate::config_source::GrpcService;
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, boxed, json, type_name, u32_value};
+use crate::extensions::{refusal_with, type_of};
 use crate::matchers::{FractionalPercent, HeaderMatcher, RuntimeFraction};
 use crate::route::MetadataMatcher;
 use crate::typed_config::TypedConfig;
@@ -258,6 +259,22 @@ fn file_format(cx: &mut Context, message: &file::FileAccessLog) -> Option<LogFor
     }
 }
 
+/// `formatters`: the operators of those that are implemented are always there.
+pub(crate) fn check_formatters(cx: &mut Context, messages: &[core::TypedExtensionConfig]) {
+    const HERE: [&str; 2] = [
+        "envoy.extensions.formatter.metadata.v3.Metadata",
+        "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+    ];
+    cx.each("formatters", messages, |cx, message| {
+        let kind = type_of(message);
+        if !HERE.contains(&kind) {
+            let unknown = || format!("Formatter not found: {}", message.name);
+            cx.error(refusal_with("envoy.formatter", &message.name, kind, unknown));
+        }
+        Some(())
+    });
+}
+
 impl LogFormat {
     /// A format of this kind at the current path, without options.
     pub(crate) fn simple(cx: &Context, kind: LogFormatKind) -> Self {
@@ -267,6 +284,7 @@ impl LogFormat {
     /// `SubstitutionFormatString`.
     pub fn decode(cx: &mut Context, message: &core::SubstitutionFormatString) -> Option<Self> {
         use core::substitution_format_string::Format;
+        check_formatters(cx, &message.formatters);
         let (kind, field) = match &message.format {
             Some(Format::TextFormat(text)) => (LogFormatKind::Text(text.as_str().into()), "text_format"),
             Some(Format::JsonFormat(format)) => (LogFormatKind::Json(json::from_struct(format)), "json_format"),

@@ -1,7 +1,7 @@
 //! Addresses as configured: TCP and UDP sockets, Unix sockets, Envoy-internal names.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -96,14 +96,14 @@ impl EndpointAddress {
         match message.address.as_ref() {
             Some(Kind::SocketAddress(message)) => cx.at("socket_address", |cx| {
                 let port = port(cx, message)?;
-                match message.address.parse::<IpAddr>() {
-                    Ok(ip) => Some(EndpointAddress::Resolved(Address::Socket(SocketAddress {
-                        addr: SocketAddr::new(ip, port),
+                match ip_and_port(&message.address, port) {
+                    Some(addr) => Some(EndpointAddress::Resolved(Address::Socket(SocketAddress {
+                        addr,
                         ipv4_compat: message.ipv4_compat,
                         udp: message.protocol() == core::socket_address::Protocol::Udp,
                         network_namespace: network_namespace(message),
                     }))),
-                    Err(_) => Some(EndpointAddress::Name { host: message.address.clone(), port }),
+                    None => Some(EndpointAddress::Name { host: message.address.clone(), port }),
                 }
             }),
             Some(Kind::Pipe(pipe)) => {
@@ -169,13 +169,24 @@ fn port(cx: &mut Context, message: &core::SocketAddress) -> Option<u16> {
 /// A `SocketAddress` that has to be an IP address.
 pub fn socket_address(cx: &mut Context, message: &core::SocketAddress) -> Option<SocketAddr> {
     let port = port(cx, message)?;
-    match message.address.parse::<IpAddr>() {
-        Ok(ip) => Some(SocketAddr::new(ip, port)),
-        Err(_) => {
-            cx.error_at("address", format!("malformed IP address: {}", message.address));
-            None
-        }
+    let address = ip_and_port(&message.address, port);
+    if address.is_none() {
+        cx.error_at("address", format!("malformed IP address: {}", message.address));
     }
+    address
+}
+
+/// An IPv6 address may say which interface it is on: by number, or by name where it is one of that link (`fe80::1%eth0`).
+fn ip_and_port(text: &str, port: u16) -> Option<SocketAddr> {
+    let Some((ip, zone)) = text.split_once('%') else { return Some(SocketAddr::new(text.parse().ok()?, port)) };
+    let ip: Ipv6Addr = ip.parse().ok()?;
+    let of_link = ip.is_unicast_link_local() || ip.segments()[0] == 0xff02;
+    let named = (of_link && !zone.is_empty() && !zone.contains('/') && !zone.starts_with('.')).then(|| {
+        let index = std::fs::read_to_string(format!("/sys/class/net/{zone}/ifindex")).ok()?;
+        index.trim_end().parse().ok()
+    });
+    let scope = named.flatten().or_else(|| zone.bytes().all(|b| b.is_ascii_digit()).then(|| zone.parse().ok())?)?;
+    Some(SocketAddrV6::new(ip, port, 0, scope).into())
 }
 
 #[cfg(test)]
@@ -200,6 +211,20 @@ mod tests {
                 panic!("{text}")
             };
             assert_eq!(address.addr.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_may_name_its_interface() {
+        let shown = |text: &str| ip_and_port(text, 80).map(|address| address.to_string());
+        assert_eq!(shown("fe80::1%7").as_deref(), Some("[fe80::1%7]:80"));
+        assert_eq!(shown("2001:db8::1%7").as_deref(), Some("[2001:db8::1%7]:80"));
+        // The loopback interface is the first everywhere.
+        assert_eq!(shown("fe80::1%lo").as_deref(), Some("[fe80::1%1]:80"));
+        for bad in
+            ["fe80::1%", "fe80::1%nope", "fe80::1%+7", "fe80::1%../lo", "::1%lo", "127.0.0.1%1", "%1", "fe80::1%1%1"]
+        {
+            assert_eq!(shown(bad), None, "{bad}");
         }
     }
 

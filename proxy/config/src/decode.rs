@@ -20,12 +20,16 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::cluster::DnsDefaults;
 use crate::data_source::DataSource;
 use crate::diagnostics::{ConfigError, closest};
+use crate::extensions;
 use crate::paths::{FieldPath, Segment};
 use crate::tls::{TlsCertificate, ValidationContext};
 use crate::typed_config::TypedConfig;
 
 pub(crate) mod json;
 pub(crate) mod re2;
+
+/// As in Envoy: what 63 bits of nanoseconds hold.
+const MAX_SECONDS: u64 = i64::MAX as u64 / 1_000_000_000;
 
 /// What decoders know beside the message: where they are, what else is configured, and the errors found so far.
 #[derive(Debug, Default)]
@@ -261,7 +265,7 @@ impl Context {
     pub fn duration(&mut self, field: &'static str, value: &Option<google::Duration>) -> Option<Duration> {
         let value = value.as_ref()?;
         match (u64::try_from(value.seconds), u32::try_from(value.nanos)) {
-            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 && seconds <= 315_576_000_000 => {
+            (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 && seconds < MAX_SECONDS => {
                 Some(Duration::new(seconds, nanos))
             }
             _ if value.seconds < 0 || value.nanos < 0 => {
@@ -315,7 +319,7 @@ impl Context {
     /// Reports an extension that is not known, in Envoy's words.
     pub fn unregistered(&mut self, name: &str, any: Option<&google::Any>) {
         let url = any.map_or("", |any| type_name(&any.type_url));
-        self.error(format!("Didn't find a registered implementation for '{name}' with type URL: '{url}'"));
+        self.error(extensions::unregistered(name, url));
     }
 
     /// The extension configuration in an `Any`, kept for whoever implements it.
@@ -458,10 +462,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn negative_durations_are_errors() {
+    fn durations_below_zero_or_beyond_290_years_are_errors() {
         let mut cx = Context::default();
         let result = cx.run(|cx| cx.duration("timeout", &Some(google::Duration { seconds: -1, nanos: 0 })));
         assert_eq!(errors(result), ["timeout: Invalid duration: Expected positive duration"]);
+        let mut seconds =
+            |seconds| cx.run(|cx| cx.duration("timeout", &Some(google::Duration { seconds, nanos: 999_999_999 })));
+        assert!(seconds(9_223_372_035).is_ok());
+        assert_eq!(errors(seconds(9_223_372_036)), ["timeout: Invalid duration: Duration out-of-range"]);
     }
 
     #[test]

@@ -477,8 +477,6 @@ pub enum OriginalIpDetection {
         /// `skip_xff_append`.
         skip_append: bool,
     },
-    /// Any other.
-    Extension(TypedConfig),
 }
 
 /// `UpgradeConfig`.

@@ -15,6 +15,7 @@ pub mod paths;
 pub mod support;
 
 pub mod decode;
+mod extensions;
 
 pub mod access_log;
 pub mod address;
@@ -28,6 +29,7 @@ pub mod header_mutation;
 pub mod listener;
 pub mod matchers;
 pub mod matching;
+mod overload;
 pub mod proxy_protocol;
 pub mod route;
 pub mod router;

@@ -1,11 +1,11 @@
 //! `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
 
-use envoy_types::pb::envoy::config::core::v3::{BackoffStrategy, TypedExtensionConfig};
+use envoy_types::pb::envoy::config::core::v3::BackoffStrategy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as pb;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_types::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
-use crate::access_log::AccessLogConfig;
+use crate::access_log::{AccessLogConfig, check_formatters};
 use crate::config_source::OnDemandClusters;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::hcm::decode::share;
@@ -126,7 +126,7 @@ impl TunnelingConfig {
         if !message.post_path.is_empty() && !message.use_post {
             cx.error("Can't set a post path when POST method isn't used");
         }
-        cx.each("formatters", &message.formatters, formatter);
+        check_formatters(cx, &message.formatters);
         let path = if message.post_path.is_empty() { "/" } else { &message.post_path };
         TunnelingConfig {
             hostname: message.hostname.as_str().into(),
@@ -158,20 +158,6 @@ fn request_id(cx: &mut Context, message: &pb::tcp_proxy::TunnelingConfig) -> Opt
         header: or(&message.request_id_header, "x-request-id"),
         metadata_key: or(&message.request_id_metadata_key, "tunnel_request_id"),
     })
-}
-
-/// The operators of these extensions are always there.
-const FORMATTERS: [&str; 2] = [
-    "envoy.extensions.formatter.metadata.v3.Metadata",
-    "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
-];
-
-fn formatter(cx: &mut Context, message: &TypedExtensionConfig) -> Option<()> {
-    let name = message.typed_config.as_ref().map(|any| type_name(&any.type_url)).unwrap_or_default();
-    if !FORMATTERS.contains(&name) {
-        cx.error(format!("Didn't find a registered implementation for '{}' with type URL: '{name}'", message.name));
-    }
-    None
 }
 
 fn backoff(cx: &mut Context, message: &BackoffStrategy) -> Option<(Duration, Duration)> {
@@ -280,6 +266,7 @@ impl TcpProxyConfig {
 mod tests {
     use super::*;
     use crate::decode::tests::errors;
+    use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
     use envoy_types::pb::google::protobuf as google;
 
     fn minimal() -> pb::TcpProxy {
@@ -364,9 +351,6 @@ mod tests {
             pb::tcp_proxy::TunnelingConfig { hostname: "h".into(), formatters: vec![formatter], ..Default::default() };
         let message = pb::TcpProxy { tunneling_config: Some(tunnel), ..minimal() };
         let result = Context::default().run(|cx| TcpProxyConfig::from_message(cx, &message));
-        assert_eq!(
-            errors(result),
-            ["tunneling_config.formatters[0]: Didn't find a registered implementation for 'cel' with type URL: ''"]
-        );
+        assert_eq!(errors(result), ["tunneling_config.formatters[0]: Formatter not found: cel"]);
     }
 }

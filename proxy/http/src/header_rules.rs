@@ -316,7 +316,6 @@ fn detect_original_ip(
                     return Ok(found);
                 }
             }
-            OriginalIpDetection::Extension(_) => {}
         }
     }
     Ok(None)

@@ -191,6 +191,18 @@ impl AsyncWrite for Plain {
     }
 }
 
+/// Waits until a session has decrypted bytes, or its end, or until bytes for it have come.
+fn poll_decrypted<D>(
+    socket: &mut Plain,
+    session: &mut rustls::ConnectionCommon<D>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    match session.process_new_packets() {
+        Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => socket.poll_read_ready(cx),
+        _ => Poll::Ready(Ok(())),
+    }
+}
+
 impl Io {
     /// A socket without TLS.
     pub fn plain(plain: Plain) -> Self {
@@ -317,21 +329,11 @@ impl Io {
             Stream::Plain(plain) => plain.poll_read_ready(cx),
             Stream::TlsServer(tls) => {
                 let (socket, session) = tls.get_mut();
-                match session.process_new_packets() {
-                    Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {
-                        socket.poll_read_ready(cx)
-                    }
-                    _ => Poll::Ready(Ok(())),
-                }
+                poll_decrypted(socket, session, cx)
             }
             Stream::TlsClient(tls) => {
                 let (socket, session) = tls.get_mut();
-                match session.process_new_packets() {
-                    Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {
-                        socket.poll_read_ready(cx)
-                    }
-                    _ => Poll::Ready(Ok(())),
-                }
+                poll_decrypted(socket, session, cx)
             }
         }
     }

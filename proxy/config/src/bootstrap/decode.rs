@@ -23,6 +23,7 @@ use crate::decode::{Context, StaticSecret, bool_value, json, serialized, sorted,
 use crate::diagnostics::ConfigError;
 use crate::listener::{ListenerConfig, SocketOption};
 use crate::matchers::StringMatcher;
+use crate::overload;
 
 impl BootstrapConfig {
     /// Decodes a bootstrap that has passed the constraints; every error is reported. Afterwards `cx` knows the static
@@ -71,7 +72,10 @@ impl BootstrapConfig {
             stats_server_version: u64_value(&message.stats_server_version_override),
             flags_path: Some(message.flags_path.as_str()).filter(|path| !path.is_empty()).map(Into::into),
             runtime: cx.optional("layered_runtime", &message.layered_runtime, runtime_layers).unwrap_or_default(),
-            overload_manager: message.overload_manager.as_ref().map(serialized),
+            overload_manager: cx.optional("overload_manager", &message.overload_manager, |cx, manager| {
+                overload::check(cx, manager);
+                Some(serialized(manager))
+            }),
             dynamic: DynamicResources::of_bootstrap(cx, message),
             upstream_bind: manager
                 .and_then(|manager| {

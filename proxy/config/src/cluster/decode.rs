@@ -1,35 +1,28 @@
-//! `Cluster` decoded: discovery, protocol options, transport sockets, circuit breakers, DNS.
+//! `Cluster` decoded: how its parts go together. Most parts have files of their own.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap;
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
-use envoy_types::pb::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
-use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
-use envoy_types::pb::google::protobuf::DoubleValue;
 
+use super::dns::dns_config;
+use super::http_options::{HTTP_OPTIONS, http_options};
 use super::transport_sockets::{socket_match, socket_matcher, transport_socket};
 use super::{
-    BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, DnsConfig,
-    DnsDefaults, DnsLookupFamily, HappyEyeballs, HealthCheckConfig, HealthCheckKind, HttpPolicies, LbPolicy,
-    OutlierDetectionConfig, PreconnectPolicy, RetryBudget, TcpKeepalive, Thresholds, UpstreamHttpOptions,
+    BindConfig, CircuitBreakers, ClusterConfig, ClusterLoadAssignment, CommonLbConfig, Discovery, HappyEyeballs,
+    HealthCheckConfig, HealthCheckKind, LbPolicy, OutlierDetectionConfig, PreconnectPolicy, TcpKeepalive,
     UpstreamProtocol, UpstreamSocket, ZoneAwareConfig, discovery, dynamic_forward_proxy,
 };
 use crate::address::{Address, EndpointAddress};
 use crate::bootstrap::StatsMatcher;
-use crate::decode::{Context, bool_value, json, type_name, u32_value};
+use crate::decode::{Context, json, u32_value};
 use crate::diagnostics::ConfigError;
-use crate::hcm::decode::{CLUSTER_UPSTREAM, http_filters, share};
-use crate::hcm::{Http1Options, Http2Options};
+use crate::extensions::{type_of, unregistered};
 use crate::listener::IpVersion;
-use crate::route::MetadataMatcher;
 
 /// Soft limit of a connection's buffers unless configured, bytes.
 pub(crate) const DEFAULT_BUFFER_LIMIT: u32 = 1024 * 1024;
-
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 impl ClusterConfig {
     /// Decodes a cluster that came by CDS.
@@ -79,7 +72,9 @@ impl ClusterConfig {
                 format!("{} cluster must support HTTP/2 for gRPC healthchecking", message.name),
             );
         }
-        cx.optional("upstream_config", &message.upstream_config, upstream_config);
+        if let Some(config) = &message.upstream_config {
+            cx.at("upstream_config", |cx| check_upstream(cx, config));
+        }
         let keepalive = message.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
         let stats = message.track_cluster_stats.as_ref();
         Some(ClusterConfig {
@@ -267,19 +262,19 @@ fn check_hostname_hashing(cx: &mut Context, message: &pb::Cluster) {
 }
 
 /// Kinds of upstreams: those that are named here are what a route asks for without any.
-fn upstream_config(cx: &mut Context, message: &core::TypedExtensionConfig) -> Option<()> {
+fn check_upstream(cx: &mut Context, message: &core::TypedExtensionConfig) {
     const GENERIC: [&str; 3] = [
         "envoy.extensions.upstreams.http.generic.v3.GenericConnectionPoolProto",
         "envoy.extensions.upstreams.http.http.v3.HttpConnectionPoolProto",
         "envoy.extensions.upstreams.tcp.generic.v3.GenericConnectionPoolProto",
     ];
-    let kind = message.typed_config.as_ref().map(|any| type_name(&any.type_url)).unwrap_or_default();
-    if kind.starts_with("envoy.") && !GENERIC.contains(&kind) {
+    // Envoy finds out with the first request.
+    let kind = type_of(message);
+    if kind.starts_with("envoy.extensions.upstreams.") && !GENERIC.contains(&kind) {
         cx.error(format!("upstream '{kind}' is not implemented"));
     } else if !GENERIC.contains(&kind) {
-        cx.error(format!("Didn't find a registered implementation for '{}' with type URL: '{kind}'", message.name));
+        cx.error(unregistered(&message.name, kind));
     }
-    None
 }
 
 fn happy_eyeballs(message: &pb::Cluster) -> HappyEyeballs {
@@ -296,318 +291,13 @@ fn happy_eyeballs(message: &pb::Cluster) -> HappyEyeballs {
         }
     })
 }
-
-/// Refuses options that are of no extension. Those of Envoy's that are not there have no effect: no filter could use the cluster.
-fn check_options_names(cx: &mut Context, message: &pb::Cluster) {
-    cx.at("typed_extension_protocol_options", |cx| {
-        let mut unknown: Vec<_> =
-            message.typed_extension_protocol_options.keys().filter(|name| !name.starts_with("envoy.")).collect();
-        unknown.sort();
-        for name in unknown {
-            let text = "Didn't find a registered network or http filter or protocol options implementation for name";
-            cx.at_key(name, |cx| cx.error(format!("{text}: '{name}'")));
-        }
-    });
-}
-
-/// The options of `typed_extension_protocol_options`, or of the deprecated fields of the cluster where it has none.
-fn http_options(cx: &mut Context, message: &pb::Cluster) -> (UpstreamHttpOptions, Option<HttpPolicies>) {
-    check_options_names(cx, message);
-    let per_cluster = u32_value(&message.max_requests_per_connection);
-    let mut policies = None;
-    let decoded = match message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
-        Some(any) => cx.at("typed_extension_protocol_options", |cx| {
-            cx.at_key(HTTP_OPTIONS, |cx| {
-                let options: upstream::HttpProtocolOptions = cx.unpack(any)?;
-                policies = HttpPolicies::decode(cx, &options);
-                Some(typed_options(cx, &options))
-            })
-        }),
-        None => Some(deprecated_options(cx, message)),
-    };
-    let mut options = decoded.unwrap_or_default();
-    options.max_requests_per_connection = options.max_requests_per_connection.or(per_cluster).filter(|max| *max > 0);
-    (options, policies)
-}
-
-fn typed_options(cx: &mut Context, message: &upstream::HttpProtocolOptions) -> UpstreamHttpOptions {
-    use upstream::http_protocol_options::UpstreamProtocolOptions as Kind;
-    use upstream::http_protocol_options::explicit_http_config::ProtocolConfig;
-    let mut options = UpstreamHttpOptions::default();
-    match &message.upstream_protocol_options {
-        Some(Kind::ExplicitHttpConfig(explicit)) => {
-            cx.at("explicit_http_config", |cx| match &explicit.protocol_config {
-                Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
-                    options.protocol = UpstreamProtocol::Http2;
-                    protocols(cx, &mut options, &None, &Some(http2.clone()));
-                }
-                Some(ProtocolConfig::Http3ProtocolOptions(_)) => options.protocol = UpstreamProtocol::Http3,
-                Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
-                    protocols(cx, &mut options, &Some(http1.clone()), &None);
-                }
-                None => {}
-            })
-        }
-        Some(Kind::UseDownstreamProtocolConfig(config)) => cx.at("use_downstream_protocol_config", |cx| {
-            options.protocol = UpstreamProtocol::UseDownstream;
-            protocols(cx, &mut options, &config.http_protocol_options, &config.http2_protocol_options);
-        }),
-        Some(Kind::AutoConfig(config)) => cx.at("auto_config", |cx| {
-            options.protocol = UpstreamProtocol::Auto;
-            protocols(cx, &mut options, &config.http_protocol_options, &config.http2_protocol_options);
-        }),
-        None => {}
-    }
-    common_options(cx, &mut options, &message.common_http_protocol_options, &message.upstream_http_protocol_options);
-    options.http_filters = http_filters(cx, "http_filters", &message.http_filters, CLUSTER_UPSTREAM);
-    options
-}
-
-fn deprecated_options(cx: &mut Context, message: &pb::Cluster) -> UpstreamHttpOptions {
-    use pb::cluster::ClusterProtocolSelection;
-    let mut options = UpstreamHttpOptions::default();
-    let downstream = message.protocol_selection() == ClusterProtocolSelection::UseDownstreamProtocol;
-    if downstream {
-        options.protocol = UpstreamProtocol::UseDownstream;
-    } else if message.http2_protocol_options.is_some() {
-        options.protocol = UpstreamProtocol::Http2;
-        if message.http_protocol_options.is_some() {
-            cx.error(
-                "cluster: Both HTTP1 and HTTP2 options may only be configured with non-default 'protocol_selection' values",
-            );
-        }
-    }
-    protocols(cx, &mut options, &message.http_protocol_options, &message.http2_protocol_options);
-    common_options(cx, &mut options, &message.common_http_protocol_options, &message.upstream_http_protocol_options);
-    options
-}
-
-fn protocols(
-    cx: &mut Context,
-    options: &mut UpstreamHttpOptions,
-    http1: &Option<core::Http1ProtocolOptions>,
-    http2: &Option<core::Http2ProtocolOptions>,
-) {
-    let decoded = cx.optional("http_protocol_options", http1, |cx, m| Http1Options::decode(cx, m, None));
-    options.http1 = decoded.unwrap_or_default();
-    let decoded = cx.optional("http2_protocol_options", http2, |cx, m| Http2Options::decode(cx, m, None));
-    options.http2 = decoded.unwrap_or_default();
-}
-
-fn common_options(
-    cx: &mut Context,
-    options: &mut UpstreamHttpOptions,
-    common: &Option<core::HttpProtocolOptions>,
-    upstream: &Option<core::UpstreamHttpProtocolOptions>,
-) {
-    if let Some(common) = common {
-        cx.at("common_http_protocol_options", |cx| {
-            options.idle_timeout = cx.timeout("idle_timeout", &common.idle_timeout, options.idle_timeout);
-            options.max_connection_duration =
-                cx.timeout("max_connection_duration", &common.max_connection_duration, None);
-            options.max_connection_duration_jitter = share(common.max_connection_duration_jitter.as_ref());
-            options.max_stream_duration = cx.timeout("max_stream_duration", &common.max_stream_duration, None);
-        });
-        options.max_requests_per_connection = u32_value(&common.max_requests_per_connection);
-        options.max_headers_count = u32_value(&common.max_headers_count).unwrap_or(options.max_headers_count);
-        options.max_response_headers_kb = u32_value(&common.max_response_headers_kb);
-    }
-    if let Some(upstream) = upstream {
-        options.auto_sni = upstream.auto_sni;
-        options.auto_san_validation = upstream.auto_san_validation;
-        options.override_auto_sni_header = (!upstream.override_auto_sni_header.is_empty())
-            .then(|| upstream.override_auto_sni_header.to_ascii_lowercase().into());
-    }
-}
-
-impl PreconnectPolicy {
-    fn decode(cx: &mut Context, message: &pb::cluster::PreconnectPolicy) -> Option<Self> {
-        let ratio =
-            |ratio: &Option<DoubleValue>| ratio.as_ref().map_or(1000, |ratio| (ratio.value * 1000.0).round() as u32);
-        Some(PreconnectPolicy {
-            per_upstream_ratio: ratio(&message.per_upstream_preconnect_ratio),
-            predictive_ratio: ratio(&message.predictive_preconnect_ratio),
-            enabled_metadata: cx
-                .optional("preconnect_enabled_metadata", &message.preconnect_enabled_metadata, MetadataMatcher::decode)
-                .map(Arc::new),
-        })
-    }
-}
-
-impl CircuitBreakers {
-    fn decode(cx: &mut Context, message: &pb::CircuitBreakers) -> Option<Self> {
-        use core::RoutingPriority as Priority;
-        // The first entry of a priority counts, as in Envoy.
-        let find = |list: &'_ [pb::circuit_breakers::Thresholds], priority| {
-            list.iter().find(|thresholds| thresholds.priority() == priority).cloned()
-        };
-        let mut of = |priority| {
-            let found = find(&message.thresholds, priority);
-            found.map(|thresholds| cx.at("thresholds", |cx| Thresholds::decode(cx, &thresholds))).unwrap_or_default()
-        };
-        let (default, high) = (of(Priority::Default), of(Priority::High));
-        for (at, thresholds) in message.per_host_thresholds.iter().enumerate() {
-            let others = [&thresholds.max_pending_requests, &thresholds.max_requests, &thresholds.max_retries];
-            let pools = thresholds.max_connection_pools.is_some() || thresholds.retry_budget.is_some();
-            if pools || others.into_iter().any(Option::is_some) {
-                let text = "Unsupported field in per_host_thresholds";
-                cx.at("per_host_thresholds", |cx| cx.at_index(at, |cx| cx.error(text)));
-            }
-        }
-        Some(CircuitBreakers {
-            default,
-            high,
-            per_host_max_connections: find(&message.per_host_thresholds, Priority::Default)
-                .and_then(|thresholds| u32_value(&thresholds.max_connections)),
-        })
-    }
-}
-
-impl Thresholds {
-    fn decode(cx: &mut Context, message: &pb::circuit_breakers::Thresholds) -> Self {
-        let default = Thresholds::default();
-        Thresholds {
-            max_connections: u32_value(&message.max_connections).unwrap_or(default.max_connections),
-            max_pending_requests: u32_value(&message.max_pending_requests).unwrap_or(default.max_pending_requests),
-            max_requests: u32_value(&message.max_requests).unwrap_or(default.max_requests),
-            max_retries: u32_value(&message.max_retries).unwrap_or(default.max_retries),
-            retry_budget: cx.optional("retry_budget", &message.retry_budget, |cx, budget| {
-                Some(RetryBudget {
-                    percent: budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value),
-                    min_concurrency: u32_value(&budget.min_retry_concurrency).unwrap_or(3),
-                    interval: cx.duration("budget_interval", &budget.budget_interval).unwrap_or_default(),
-                })
-            }),
-            track_remaining: message.track_remaining,
-            max_connection_pools: u32_value(&message.max_connection_pools),
-        }
-    }
-}
-
-fn dns_config(cx: &mut Context, message: &pb::Cluster) -> DnsConfig {
-    let mut dns = DnsConfig {
-        respect_ttl: message.respect_dns_ttl,
-        use_tcp: message.use_tcp_for_dns_lookups,
-        wait_for_warm_on_init: bool_value(&message.wait_for_warm_on_init).unwrap_or(true),
-        family: family(message.dns_lookup_family()),
-        resolvers: resolvers(cx, "dns_resolvers", &message.dns_resolvers),
-        ..DnsConfig::default()
-    };
-    if let Some(rate) = cx.duration("dns_refresh_rate", &message.dns_refresh_rate) {
-        dns.refresh_rate = rate;
-    }
-    dns.jitter = cx.duration("dns_jitter", &message.dns_jitter).unwrap_or_default();
-    if let Some(rate) = &message.dns_failure_refresh_rate {
-        dns.failure_refresh =
-            cx.at("dns_failure_refresh_rate", |cx| failure_refresh(cx, &rate.base_interval, &rate.max_interval));
-    }
-    if let Some(config) = &message.dns_resolution_config {
-        cx.at("dns_resolution_config", |cx| dns.resolvers = resolvers(cx, "resolvers", &config.resolvers));
-        resolver_options(&config.dns_resolver_options, &mut dns);
-    }
-    if let Some(resolver) = &message.typed_dns_resolver_config {
-        cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, &mut dns));
-    }
-    let own = message.typed_dns_resolver_config.is_some()
-        || message.dns_resolution_config.is_some()
-        || !message.dns_resolvers.is_empty()
-        || message.use_tcp_for_dns_lookups;
-    if !own {
-        dns.take_defaults(cx.default_dns.clone());
-    }
-    dns
-}
-
-impl DnsConfig {
-    pub(super) fn take_defaults(&mut self, defaults: DnsDefaults) {
-        self.resolvers = defaults.resolvers;
-        self.use_tcp = defaults.use_tcp;
-        self.no_default_search_domain = defaults.no_default_search_domain;
-    }
-}
-
-impl DnsDefaults {
-    /// Of the bootstrap.
-    pub(crate) fn decode(cx: &mut Context, message: &Bootstrap) -> Self {
-        let mut dns = DnsConfig { use_tcp: message.use_tcp_for_dns_lookups, ..DnsConfig::default() };
-        if let Some(config) = &message.dns_resolution_config {
-            cx.at("dns_resolution_config", |cx| dns.resolvers = resolvers(cx, "resolvers", &config.resolvers));
-            resolver_options(&config.dns_resolver_options, &mut dns);
-        }
-        if let Some(resolver) = &message.typed_dns_resolver_config {
-            cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, &mut dns));
-        }
-        let DnsConfig { resolvers, use_tcp, no_default_search_domain, .. } = dns;
-        DnsDefaults { resolvers, use_tcp, no_default_search_domain }
-    }
-}
-
-pub(super) fn family(family: pb::cluster::DnsLookupFamily) -> DnsLookupFamily {
-    use pb::cluster::DnsLookupFamily as Family;
-    match family {
-        Family::Auto => DnsLookupFamily::Auto,
-        Family::V4Only => DnsLookupFamily::V4Only,
-        Family::V6Only => DnsLookupFamily::V6Only,
-        Family::V4Preferred => DnsLookupFamily::V4Preferred,
-        Family::All => DnsLookupFamily::All,
-    }
-}
-
-pub(super) fn failure_refresh(
-    cx: &mut Context,
-    base: &Option<envoy_types::pb::google::protobuf::Duration>,
-    max: &Option<envoy_types::pb::google::protobuf::Duration>,
-) -> Option<(Duration, Duration)> {
-    let base = cx.duration("base_interval", base)?;
-    let max = cx.duration("max_interval", max).unwrap_or(base * 10);
-    if max < base {
-        cx.error("dns_failure_refresh_rate must have max_interval greater than or equal to the base_interval");
-    }
-    Some((base, max))
-}
-
-pub(super) fn resolvers(
-    cx: &mut Context,
-    field: &'static str,
-    messages: &[core::Address],
-) -> Vec<std::net::SocketAddr> {
-    cx.each(field, messages, |cx, message| match Address::decode(cx, message)? {
-        Address::Socket(address) => Some(address.addr),
-        _ => {
-            cx.error("a DNS resolver has a socket address");
-            None
-        }
-    })
-}
-
-fn resolver_options(options: &Option<core::DnsResolverOptions>, dns: &mut DnsConfig) {
-    if let Some(options) = options {
-        dns.use_tcp = options.use_tcp_for_dns_lookups;
-        dns.no_default_search_domain = options.no_default_search_domain;
-    }
-}
-
-/// c-ares' settings are taken over; other resolvers of Envoy (getaddrinfo, Apple) have none that matter here.
-pub(super) fn typed_resolver(cx: &mut Context, resolver: &core::TypedExtensionConfig, dns: &mut DnsConfig) {
-    let Some(any) = &resolver.typed_config else { return };
-    if type_name(&any.type_url) == "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" {
-        cx.at("typed_config", |cx| {
-            if let Some(config) = cx.unpack::<CaresDnsResolverConfig>(any) {
-                dns.resolvers = resolvers(cx, "resolvers", &config.resolvers);
-                resolver_options(&config.dns_resolver_options, dns);
-            }
-        });
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::cluster::{DnsConfig, UpstreamHttpOptions};
     use crate::decode::tests::errors;
     use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
     use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
-    use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as NewFamily;
-    use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
     use envoy_types::pb::google::protobuf as google;
     use google::Any;
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
@@ -626,7 +316,7 @@ mod tests {
         }
     }
 
-    fn cluster(kind: DiscoveryType, hosts: &[&str]) -> pb::Cluster {
+    pub(in crate::cluster) fn cluster(kind: DiscoveryType, hosts: &[&str]) -> pb::Cluster {
         let lb_endpoints = hosts
             .iter()
             .map(|host| endpoint::LbEndpoint {
@@ -649,7 +339,7 @@ mod tests {
         }
     }
 
-    fn decode(message: &pb::Cluster) -> Result<ClusterConfig, Vec<ConfigError>> {
+    pub(in crate::cluster) fn decode(message: &pb::Cluster) -> Result<ClusterConfig, Vec<ConfigError>> {
         Context::default().run(|cx| ClusterConfig::from_message(cx, message))
     }
 
@@ -731,108 +421,6 @@ mod tests {
         );
     }
 
-    fn typed(options: &upstream::HttpProtocolOptions) -> pb::Cluster {
-        let any = Any { type_url: format!("type.googleapis.com/{HTTP_OPTIONS}"), value: options.encode_to_vec() };
-        pb::Cluster {
-            typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), any)].into(),
-            ..cluster(DiscoveryType::Static, &[])
-        }
-    }
-
-    #[test]
-    fn options_of_what_is_no_extension_are_refused() {
-        let named = |name: &str| pb::Cluster {
-            typed_extension_protocol_options: [(name.to_owned(), Any::default())].into(),
-            ..cluster(DiscoveryType::Static, &[])
-        };
-        assert!(decode(&named("envoy.filters.network.thrift_proxy")).is_ok());
-        assert_eq!(
-            errors(decode(&named("some.name"))),
-            [
-                "typed_extension_protocol_options[\"some.name\"]: Didn't find a registered network or http filter or protocol options implementation for name: 'some.name'"
-            ]
-        );
-    }
-
-    #[test]
-    fn explicit_http2_is_http2() {
-        use upstream::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config};
-        let http2 = envoy_types::pb::envoy::config::core::v3::Http2ProtocolOptions {
-            max_concurrent_streams: Some(google::UInt32Value { value: 7 }),
-            ..Default::default()
-        };
-        let message = typed(&upstream::HttpProtocolOptions {
-            upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-                protocol_config: Some(explicit_http_config::ProtocolConfig::Http2ProtocolOptions(http2)),
-            })),
-            ..Default::default()
-        });
-        let http = decode(&message).unwrap().http;
-        assert_eq!((http.protocol, http.http2.max_concurrent_streams), (UpstreamProtocol::Http2, 7));
-    }
-
-    #[test]
-    fn the_automatic_protocol_needs_tls() {
-        use upstream::http_protocol_options::UpstreamProtocolOptions;
-        let message = typed(&upstream::HttpProtocolOptions {
-            upstream_protocol_options: Some(UpstreamProtocolOptions::AutoConfig(Default::default())),
-            ..Default::default()
-        });
-        assert_eq!(errors(decode(&message)), ["ALPN configured for cluster c which has a non-ALPN transport socket"]);
-    }
-
-    #[test]
-    fn the_deprecated_http2_options_still_choose_http2() {
-        let mut message =
-            pb::Cluster { http2_protocol_options: Some(Default::default()), ..cluster(DiscoveryType::Static, &[]) };
-        assert_eq!(decode(&message).unwrap().http.protocol, UpstreamProtocol::Http2);
-        message.http_protocol_options = Some(Default::default());
-        assert_eq!(
-            errors(decode(&message)),
-            [
-                "cluster: Both HTTP1 and HTTP2 options may only be configured with non-default 'protocol_selection' values"
-            ]
-        );
-        message.protocol_selection = pb::cluster::ClusterProtocolSelection::UseDownstreamProtocol.into();
-        assert_eq!(decode(&message).unwrap().http.protocol, UpstreamProtocol::UseDownstream);
-    }
-
-    #[test]
-    fn max_requests_per_connection_of_the_options_goes_before_the_clusters() {
-        use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
-        let mut message = typed(&upstream::HttpProtocolOptions {
-            common_http_protocol_options: Some(HttpProtocolOptions {
-                max_requests_per_connection: Some(google::UInt32Value { value: 5 }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
-        message.max_requests_per_connection = Some(google::UInt32Value { value: 9 });
-        assert_eq!(decode(&message).unwrap().http.max_requests_per_connection, Some(5));
-    }
-
-    #[test]
-    fn the_newer_dns_cluster_carries_its_settings() {
-        let config = DnsCluster {
-            dns_refresh_rate: Some(google::Duration { seconds: 7, nanos: 0 }),
-            dns_lookup_family: NewFamily::V4Only.into(),
-            all_addresses_in_single_endpoint: true,
-            ..Default::default()
-        };
-        let any = Any {
-            type_url: "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster".into(),
-            value: config.encode_to_vec(),
-        };
-        let kind = pb::cluster::CustomClusterType { name: "envoy.cluster.dns".into(), typed_config: Some(any) };
-        let message = pb::Cluster {
-            cluster_discovery_type: Some(ClusterDiscoveryType::ClusterType(kind)),
-            ..cluster(DiscoveryType::Static, &["a.example"])
-        };
-        let cluster = decode(&message).unwrap();
-        assert_eq!(cluster.discovery, Discovery::LogicalDns);
-        assert_eq!((cluster.dns.refresh_rate.as_secs(), cluster.dns.family), (7, DnsLookupFamily::V4Only));
-    }
-
     #[test]
     fn an_aggregate_cluster_names_others_and_leaves_picking_to_them() {
         let config = AggregateCluster { clusters: vec!["a".into(), "b".into()] };
@@ -856,38 +444,6 @@ mod tests {
             decode(&message).unwrap().discovery,
             Discovery::Aggregate { clusters: ["a".into(), "b".into()].into() }
         );
-    }
-
-    #[test]
-    fn a_failure_refresh_maximum_below_its_base_is_an_error() {
-        let rate = pb::cluster::RefreshRate {
-            base_interval: Some(google::Duration { seconds: 5, nanos: 0 }),
-            max_interval: Some(google::Duration { seconds: 1, nanos: 0 }),
-        };
-        let message = pb::Cluster { dns_failure_refresh_rate: Some(rate), ..cluster(DiscoveryType::StrictDns, &["a"]) };
-        assert_eq!(
-            errors(decode(&message)),
-            [
-                "dns_failure_refresh_rate: dns_failure_refresh_rate must have max_interval greater than or equal to the base_interval"
-            ]
-        );
-    }
-
-    #[test]
-    fn the_first_threshold_of_a_priority_counts() {
-        let threshold = |connections, priority| pb::circuit_breakers::Thresholds {
-            priority,
-            max_connections: Some(google::UInt32Value { value: connections }),
-            ..Default::default()
-        };
-        let breakers = pb::CircuitBreakers {
-            thresholds: vec![threshold(1, 0), threshold(2, 0), threshold(3, 1)],
-            ..Default::default()
-        };
-        let message = pb::Cluster { circuit_breakers: Some(breakers), ..cluster(DiscoveryType::Static, &[]) };
-        let breakers = decode(&message).unwrap().circuit_breakers;
-        assert_eq!((breakers.default.max_connections, breakers.high.max_connections), (1, 3));
-        assert_eq!(breakers.high.max_pending_requests, 1024);
     }
 
     #[test]

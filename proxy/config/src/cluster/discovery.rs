@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::extensions::clusters::common::dns::v3::DnsLookupFami
 use envoy_types::pb::envoy::extensions::clusters::dns::v3::DnsCluster;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as ForwardProxyCluster;
 
-use super::decode::{failure_refresh, typed_resolver};
+use super::dns::{failure_refresh, typed_resolver};
 use super::{Discovery, DnsConfig, DnsLookupFamily, ForwardProxyNames, OriginalDstConfig};
 use crate::decode::{Context, serialized, type_name};
 
@@ -99,7 +99,7 @@ pub(super) fn dns_cluster(cx: &mut Context, config: &DnsCluster, dns: &mut DnsCo
         NewFamily::All => DnsLookupFamily::All,
     };
     if let Some(resolver) = &config.typed_dns_resolver_config {
-        cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, dns));
+        cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, true, dns));
     } else {
         dns.take_defaults(cx.default_dns.clone());
     }

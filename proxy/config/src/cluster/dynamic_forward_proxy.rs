@@ -9,8 +9,8 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::extensions::clusters::dynamic_forward_proxy::v3 as cluster;
 use envoy_types::pb::envoy::extensions::common::dynamic_forward_proxy::v3 as common;
 
-use super::decode::{failure_refresh, family, resolvers, typed_resolver};
 use super::discovery::dns_cluster;
+use super::dns::{failure_refresh, family, resolvers, typed_resolver};
 use super::{CommonLbConfig, Discovery, DnsConfig, LbPolicy, UpstreamHttpOptions};
 use crate::decode::{Context, u32_value};
 
@@ -54,7 +54,7 @@ impl DnsCacheConfig {
             cx.at("dns_resolution_config", |cx| dns.resolvers = resolvers(cx, "resolvers", &config.resolvers));
         }
         if let Some(resolver) = &message.typed_dns_resolver_config {
-            cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, &mut dns));
+            cx.at("typed_dns_resolver_config", |cx| typed_resolver(cx, resolver, true, &mut dns));
         }
         let max_hosts = u32_value(&message.max_hosts).unwrap_or(1024);
         let names = message.preresolve_hostnames.len();

@@ -12,8 +12,9 @@ use super::{
     LocalityEndpoints, SourceAddress, TcpKeepalive,
 };
 use crate::address::{Address, EndpointAddress, network_namespace, socket_address};
-use crate::decode::{Context, bool_value, json, type_name, u32_value};
+use crate::decode::{Context, bool_value, json, u32_value};
 use crate::diagnostics::ConfigError;
+use crate::extensions::type_of;
 use crate::listener::{IpVersion, SocketOption, SocketOptionState, SocketOptionValue};
 use crate::matchers::FractionalPercent;
 use crate::proxy_protocol;
@@ -245,12 +246,11 @@ impl BindConfig {
         }
         if let Some(selector) = &message.local_address_selector {
             let known = "envoy.config.upstream.local_address_selector.v3.DefaultLocalAddressSelector";
-            let name = selector.typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
-            if name != known {
-                cx.error_at(
-                    "local_address_selector",
-                    format!("Didn't find a registered implementation for '{}' with type URL: '{name}'", selector.name),
-                );
+            let kind = type_of(selector);
+            if kind != known {
+                cx.at("local_address_selector", |cx| {
+                    cx.refuse_extension("envoy.upstream.local_address_selector", &selector.name, kind);
+                });
             }
         }
         if message.validate_network_namespaces {

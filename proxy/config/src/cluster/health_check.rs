@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 
 use crate::address::Address;
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
+use crate::extensions::type_of;
 use crate::header_mutation::{HeaderMutations, HeaderValueOption};
 use crate::listener::ProxyProtocolVersion;
 use crate::matchers::StringMatcher;
@@ -93,19 +94,13 @@ impl HealthCheckKind {
     fn decode_custom(cx: &mut Context, message: &core::health_check::CustomHealthCheck) -> Option<Self> {
         use core::health_check::custom_health_check::ConfigType;
         let any = message.config_type.as_ref().map(|ConfigType::TypedConfig(any)| any);
-        let known = any.map(|any| (any, type_name(&any.type_url)));
-        match known {
-            Some((any, "envoy.extensions.health_checkers.redis.v3.Redis")) => {
-                let redis: Redis = cx.at("typed_config", |cx| cx.unpack(any))?;
+        match any.map_or("", |any| type_name(&any.type_url)) {
+            "envoy.extensions.health_checkers.redis.v3.Redis" => {
+                let redis: Redis = cx.at("typed_config", |cx| cx.unpack(any?))?;
                 Some(HealthCheckKind::Redis { key: redis.key.into() })
             }
-            Some((_, name)) if name.starts_with("envoy.") => {
-                cx.error(format!("health checker '{name}' is not implemented"));
-                None
-            }
             other => {
-                let (name, url) = (&message.name, other.map_or("", |(_, url)| url));
-                cx.error(format!("Didn't find a registered implementation for '{name}' with type URL: '{url}'"));
+                cx.refuse_extension("envoy.health_checkers", &message.name, other);
                 None
             }
         }
@@ -239,11 +234,12 @@ fn event_log_path(cx: &mut Context, message: &core::HealthCheck) -> Option<Box<s
     let mut path: Option<Box<str>> =
         (!message.event_log_path.is_empty()).then(|| message.event_log_path.as_str().into());
     cx.each("event_logger", &message.event_logger, |cx, logger| {
-        let any = logger.typed_config.as_ref()?;
-        if type_name(&any.type_url) != "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink" {
-            cx.error(format!("Didn't find a registered implementation for name: '{}'", logger.name));
+        let kind = type_of(logger);
+        if kind != "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink" {
+            cx.refuse_extension("envoy.health_check.event_sinks", &logger.name, kind);
             return None;
         }
+        let any = logger.typed_config.as_ref()?;
         let sink: HealthCheckEventFileSink = cx.at("typed_config", |cx| cx.unpack(any))?;
         path = Some(sink.event_log_path.as_str().into());
         Some(())

@@ -123,11 +123,12 @@ fn legacy_slow_start(
     message: &Option<pb::cluster::SlowStartConfig>,
     keys: &mut LbRuntimeKeys,
 ) -> Option<SlowStartConfig> {
-    let message = message.as_ref()?;
-    let (aggression, least) = (message.aggression.as_ref(), message.min_weight_percent.as_ref());
-    let window = cx.at("slow_start_config", |cx| cx.duration("slow_start_window", &message.slow_start_window))?;
-    keys.aggression = key(aggression);
-    slow_start_of(window, aggression.map(|value| value.default_value), least.map(|percent| percent.value))
+    let same = message.clone().map(|message| policies::common::v3::SlowStartConfig {
+        slow_start_window: message.slow_start_window,
+        aggression: message.aggression,
+        min_weight_percent: message.min_weight_percent,
+    });
+    slow_start(cx, &same, keys)
 }
 
 fn slow_start(

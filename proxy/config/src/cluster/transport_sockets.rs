@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 
 use super::{TransportSocketMatch, UpstreamSocket};
 use crate::decode::{Context, json, type_name};
+use crate::extensions::unregistered;
 use crate::matching::{MatchInput, MatchTree};
 use crate::proxy_protocol::UpstreamProxyProtocol;
 use crate::tls::UpstreamTlsContext;
@@ -69,7 +70,7 @@ pub(super) fn socket_match(
 ) -> Option<TransportSocketMatch> {
     let criteria = message.r#match.as_ref().map_or_else(|| serde_json::json!({}), json::from_struct);
     let Some(socket) = message.transport_socket.as_ref() else {
-        cx.error("Didn't find a registered implementation for '' with type URL: ''");
+        cx.error(unregistered("", ""));
         return None;
     };
     let socket = cx.at("transport_socket", |cx| {
@@ -100,8 +101,7 @@ pub(super) fn socket_matcher(
             let any = action.typed_config.as_ref()?;
             let kind = type_name(&any.type_url);
             if kind != "envoy.extensions.matching.common_inputs.transport_socket.v3.TransportSocketNameAction" {
-                let name = &action.name;
-                cx.error(format!("Didn't find a registered implementation for '{name}' with type URL: '{kind}'"));
+                cx.error(unregistered(&action.name, kind));
                 return None;
             }
             let action: TransportSocketNameAction = cx.at("typed_config", |cx| cx.unpack(any))?;

@@ -22,6 +22,7 @@ use crate::access_log::{AccessLogConfig, AccessLogFilter, LogFormat};
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, lower, serialized, type_name, u32_value};
 use crate::discovered::ExtensionSource;
+use crate::extensions::{refusal_with, type_of};
 use crate::header_mutation::{HeaderMutation, HeaderValueOption};
 use crate::matchers::cidr_range;
 use crate::matching::{MatchInput, MatchTree};
@@ -316,20 +317,18 @@ fn pack_trace_reason(cx: &mut Context, message: &pb::HttpConnectionManager) -> b
 
 fn early_header_mutations(cx: &mut Context, message: &pb::HttpConnectionManager) -> Vec<Vec<HeaderMutation>> {
     let field = "early_header_mutation_extensions";
-    cx.each(field, &message.early_header_mutation_extensions, |cx, extension| {
-        let any = extension.typed_config.as_ref();
-        match any.map(|any| type_name(&any.type_url)) {
-            Some("envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation") => {
-                cx.at("typed_config", |cx| {
-                    let config: early::HeaderMutation = cx.unpack(any?)?;
-                    Some(cx.each("mutations", &config.mutations, HeaderMutation::decode))
-                })
-            }
-            other => {
-                let name = other.unwrap_or(&extension.name);
-                cx.error(format!("Didn't find a registered implementation for type: '{name}'"));
-                None
-            }
+    cx.each(field, &message.early_header_mutation_extensions, |cx, extension| match type_of(extension) {
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation" => {
+            cx.at("typed_config", |cx| {
+                let config: early::HeaderMutation = cx.unpack(extension.typed_config.as_ref()?)?;
+                Some(cx.each("mutations", &config.mutations, HeaderMutation::decode))
+            })
+        }
+        other => {
+            let name = &extension.name;
+            let unknown = || format!("Early header mutation extension not found: '{name}'");
+            cx.error(refusal_with("envoy.http.early_header_mutation", name, other, unknown));
+            None
         }
     })
 }
@@ -345,8 +344,8 @@ fn original_ip_detection(cx: &mut Context, message: &pb::HttpConnectionManager) 
     }
     cx.each("original_ip_detection_extensions", &message.original_ip_detection_extensions, |cx, extension| {
         let any = extension.typed_config.as_ref();
-        Some(match any.map(|any| type_name(&any.type_url)) {
-            Some("envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig") => {
+        Some(match type_of(extension) {
+            "envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig" => {
                 let config: custom_header::v3::CustomHeaderConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
                 OriginalIpDetection::CustomHeader {
                     header: lower(&config.header_name),
@@ -359,7 +358,7 @@ fn original_ip_detection(cx: &mut Context, message: &pb::HttpConnectionManager) 
                         .map(|code| if (400..=511).contains(&code) { code } else { 403 }),
                 }
             }
-            Some("envoy.extensions.http.original_ip_detection.xff.v3.XffConfig") => {
+            "envoy.extensions.http.original_ip_detection.xff.v3.XffConfig" => {
                 let config: xff::v3::XffConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
                 if config.xff_num_trusted_hops > 0 && config.xff_trusted_cidrs.is_some() {
                     cx.error("Cannot set both xff_num_trusted_hops and xff_trusted_cidrs");
@@ -375,7 +374,12 @@ fn original_ip_detection(cx: &mut Context, message: &pb::HttpConnectionManager) 
                     skip_append: bool_value(&config.skip_xff_append).unwrap_or(true),
                 }
             }
-            _ => OriginalIpDetection::Extension(cx.extension(extension)),
+            other => {
+                let name = &extension.name;
+                let unknown = || format!("Original IP detection extension not found: '{name}'");
+                cx.error(refusal_with("envoy.http.original_ip_detection", name, other, unknown));
+                return None;
+            }
         })
     })
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3 as core;
 
 use super::{HeaderKeyFormat, Http1Options, Http2Options, StringMatcherEq};
-use crate::decode::{Context, bool_value, type_name, u32_value, u64_value};
+use crate::decode::{Context, bool_value, u32_value, u64_value};
+use crate::extensions::type_of;
 use crate::matchers::StringMatcher;
 
 impl Http1Options {
@@ -41,11 +42,13 @@ fn key_format(cx: &mut Context, message: &core::http1_protocol_options::HeaderKe
     match message.header_format.as_ref()? {
         HeaderFormat::ProperCaseWords(_) => Some(HeaderKeyFormat::ProperCase),
         HeaderFormat::StatefulFormatter(extension) => {
-            let name = extension.typed_config.as_ref().map_or("", |any| type_name(&any.type_url));
+            let name = type_of(extension);
             if name == "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig" {
                 return Some(HeaderKeyFormat::PreserveCase);
             }
-            cx.error_at("stateful_formatter", format!("header formatter '{name}' is not implemented"));
+            cx.at("stateful_formatter", |cx| {
+                cx.refuse_extension("envoy.http.stateful_header_formatters", &extension.name, name);
+            });
             None
         }
     }
@@ -207,7 +210,9 @@ mod tests {
         let result = Context::default().run(|cx| Http1Options::decode(cx, &with("Other"), None));
         assert_eq!(
             errors(result),
-            ["header_key_format.stateful_formatter: header formatter 'Other' is not implemented"]
+            [
+                "header_key_format.stateful_formatter: Didn't find a registered implementation for 'f' with type URL: 'Other'"
+            ]
         );
     }
 

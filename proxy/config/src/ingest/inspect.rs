@@ -3,13 +3,14 @@
 
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
-use prost_reflect::MessageDescriptor;
+use prost_reflect::{DynamicMessage, MessageDescriptor, Value};
 
 use super::walk::{MAX_ERRORS, UnknownField};
 use super::wire::{Content, Shallow};
 use crate::constraints::{self, Constraints, Violation, error_name, key_text};
 use crate::descriptors;
 use crate::diagnostics::ConfigError;
+use crate::extensions;
 use crate::paths::FieldPath;
 use crate::support::{Support, Table};
 
@@ -142,14 +143,20 @@ impl Visit<'_> {
             if rules.is_deprecated(field.number()) && message.has(field) {
                 self.findings.deprecated.push(step(Element::Whole).path());
             }
+            let category = match supported {
+                true => None,
+                false => extensions::ignored_category(descriptor.full_name(), field.name()),
+            };
             let checked = checked && !rules.skips(field.number());
             match content {
                 Content::Value(_) | Content::Map(_, None) => {}
                 Content::Message(descriptor, bytes) => {
+                    self.ignored_extension(category, descriptor, bytes, step(Element::Whole));
                     self.inner(descriptor, bytes, step(Element::Whole), checked, supported);
                 }
                 Content::Messages(descriptor, list) => {
                     for (i, bytes) in list.iter().enumerate() {
+                        self.ignored_extension(category, descriptor, bytes, step(Element::Index(i)));
                         self.inner(descriptor, bytes, step(Element::Index(i)), checked, supported);
                     }
                 }
@@ -179,6 +186,30 @@ impl Visit<'_> {
                 let text = format!("{}.{field} is not supported: {reason}", descriptor.full_name());
                 self.fail(ConfigError::new(path, text));
             }
+        }
+    }
+
+    /// An extension that has no effect here has to be one that Envoy has. Each kind of message that holds one has a `name`
+    /// and a `typed_config`.
+    fn ignored_extension(
+        &mut self,
+        category: Option<&str>,
+        descriptor: &MessageDescriptor,
+        bytes: &[u8],
+        way: Way<'_>,
+    ) {
+        let Some(category) = category else { return };
+        // What cannot be decoded is told by the visit itself.
+        let Ok(message) = DynamicMessage::decode(descriptor.clone(), bytes) else { return };
+        let text = |message: &DynamicMessage, field: &str| {
+            let value = message.get_field_by_name(field);
+            value.as_deref().and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let config = message.get_field_by_name("typed_config");
+        let url = config.as_deref().and_then(Value::as_message).map(|any| text(any, "type_url")).unwrap_or_default();
+        let refused = extensions::check_ignored(category, &text(&message, "name"), descriptors::type_name(&url));
+        if let Err(error) = refused {
+            self.fail(ConfigError::new(way.path().field("typed_config"), error));
         }
     }
 

@@ -116,7 +116,8 @@ fn double(tree: &Tree<'_>, node: NodeId) -> Result<f64, String> {
         View::Scalar(Scalar::Int(value)) => Ok(value as f64),
         View::Scalar(Scalar::Number(text)) => text.parse().map_err(|_| fail()),
         View::Scalar(Scalar::Str(text)) => {
-            text.trim_matches(|c: char| c.is_ascii_whitespace()).parse().map_err(|_| fail())
+            let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
+            text.parse().ok().or_else(|| hexadecimal(text)).ok_or_else(fail)
         }
         _ => Err(fail()),
     }
@@ -141,9 +142,30 @@ fn whole(text: &str) -> Option<i128> {
         return Some(value);
     }
     // What double can hold without a gap, times two: protobuf's own limit.
-    let value: f64 = text.parse().ok()?;
+    let value: f64 = text.parse().ok().or_else(|| hexadecimal(text))?;
     #[allow(clippy::cast_possible_truncation)] // Checked against the limit just before.
     (value.fract() == 0.0 && value.abs() <= 18_014_398_509_481_984.0).then_some(value as i128)
+}
+
+/// A number as C writes it in hexadecimal, such as `0x10` and `-0x1.8p3`; protobuf reads it where a number is in quotes.
+fn hexadecimal(text: &str) -> Option<f64> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let digits = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X"))?;
+    let (mantissa, exponent) = digits.split_once(['p', 'P']).unwrap_or((digits, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let value = whole.chars().chain(fraction.chars()).try_fold(0.0, |value: f64, digit| {
+        let digit = digit.to_digit(16)?;
+        Some(value.mul_add(16.0, f64::from(digit)))
+    })?;
+    let exponent: i32 = exponent.parse().ok()?;
+    let places = i32::try_from(fraction.len()).ok()?.checked_mul(4)?;
+    Some(sign * value * f64::from(exponent.checked_sub(places)?).exp2())
 }
 
 /// Writes a map key, which JSON always has as a string, as field 1.
@@ -276,6 +298,13 @@ mod tests {
         assert_eq!(yaml("\"5\"", integer::<u32>), Ok(5));
         assert_eq!(yaml("1e3", integer::<u32>), Ok(1000));
         assert_eq!(yaml("0x10", integer::<i64>), Ok(16));
+        assert_eq!(yaml("'0x10'", integer::<i64>), Ok(16));
+        assert_eq!(yaml("'-0X1F'", integer::<i64>), Ok(-31));
+        assert_eq!(yaml("'0x1.8p1'", integer::<u32>), Ok(3));
+        assert_eq!(yaml("' 0x1.8'", double), Ok(1.5));
+        for bad in ["'0x'", "'0xg'", "'0x1p'", "'0x-1'", "'x10'", "'0x1.8'"] {
+            assert!(yaml(bad, integer::<i64>).is_err(), "{bad}");
+        }
         assert_eq!(yaml("18446744073709551615", integer::<u64>), Ok(u64::MAX));
         assert_eq!(yaml(".5", double), Ok(0.5));
         assert_eq!(yaml("'yes'", boolean), Ok(true));

@@ -26,6 +26,7 @@ use crate::cluster::{DEFAULT_BUFFER_LIMIT, DnsCacheConfig, TcpKeepalive};
 use crate::decode::{Context, bool_value, json, type_name, u32_value};
 use crate::diagnostics::ConfigError;
 use crate::discovered::Discovered;
+use crate::extensions::unregistered;
 use crate::hcm::{CodecType, HcmConfig};
 use crate::matching::{MatchInput, MatchTree};
 use crate::proxy_protocol::PassThroughTlvs;
@@ -238,11 +239,8 @@ fn chain_matcher(
         MatchTree::decode(cx, message, &MatchInput::is_of_connection, &mut |cx, action| {
             let any = action.typed_config.as_ref()?;
             if type_name(&any.type_url) != "google.protobuf.StringValue" {
-                cx.error(format!(
-                    "cannot create a filter chain matcher: Didn't find a registered implementation for '{}' with type URL: '{}'",
-                    action.name,
-                    type_name(&any.type_url)
-                ));
+                let error = unregistered(&action.name, type_name(&any.type_url));
+                cx.error(format!("cannot create a filter chain matcher: {error}"));
                 return None;
             }
             let name: StringValue = cx.at("typed_config", |cx| cx.unpack(any))?;

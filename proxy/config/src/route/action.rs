@@ -19,6 +19,7 @@ use super::{
     UriTemplateRewrite, WeightedClusterEntry, WeightedClusters, internal_redirect,
 };
 use crate::decode::{Context, bool_value, json, lower, type_name, u32_value};
+use crate::extensions::type_of;
 use crate::header_mutation::{HeaderMutation, HeaderMutations};
 use crate::listener::ProxyProtocolVersion;
 use crate::matchers::{RuntimeFraction, unanchored};
@@ -154,7 +155,8 @@ fn plugin(cx: &mut Context, message: &pb::ClusterSpecifierPlugin) -> Option<Clus
         }
         _ if message.is_optional => Some(ClusterSpecifier::Unavailable),
         other => {
-            cx.error(format!("cluster specifier plugin '{other}' is not implemented"));
+            let name = message.extension.as_ref().map_or("", |extension| &extension.name);
+            cx.refuse_extension("envoy.router.cluster_specifier_plugin", name, other);
             None
         }
     }
@@ -274,11 +276,12 @@ fn path_rewrite(cx: &mut Context, message: &pb::RouteAction, path: &PathMatch) -
 }
 
 fn rewrite_policy(cx: &mut Context, policy: &core::TypedExtensionConfig, path: &PathMatch) -> Option<PathRewrite> {
-    let any = policy.typed_config.as_ref()?;
-    if type_name(&any.type_url) != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
-        cx.error(format!("path rewrite policy '{}' is not implemented", type_name(&any.type_url)));
+    let kind = type_of(policy);
+    if kind != "envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig" {
+        cx.refuse_extension("envoy.path.rewrite", &policy.name, kind);
         return None;
     }
+    let any = policy.typed_config.as_ref()?;
     let rewrite: UriTemplateRewriteConfig = cx.at("typed_config", |cx| cx.unpack(any))?;
     let PathMatch::Template(template) = path else {
         cx.error("unable to use envoy.path.rewrite.uri_template.uri_template_rewriter extension without envoy.path.match.uri_template.uri_template_matcher extension");

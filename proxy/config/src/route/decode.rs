@@ -20,6 +20,7 @@ use super::{
 use crate::data_source::DataSource;
 use crate::decode::{Context, bool_value, json, lower, serialized, sorted, type_name, u32_value, u64_value};
 use crate::diagnostics::ConfigError;
+use crate::extensions::type_of;
 use crate::hcm::BodyFormat;
 use crate::header_mutation::HeaderMutations;
 use crate::matchers::{CookieMatcher, HeaderMatcher, QueryParameterMatcher, RuntimeFraction, anchored};
@@ -319,14 +320,13 @@ fn path_match(cx: &mut Context, message: &pb::RouteMatch) -> Option<PathMatch> {
 }
 
 fn match_policy(cx: &mut Context, policy: &core::TypedExtensionConfig) -> Option<PathMatch> {
-    let any = policy.typed_config.as_ref();
-    match any.map_or("", |any| type_name(&any.type_url)) {
+    match type_of(policy) {
         "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" => cx.at("typed_config", |cx| {
-            let config: UriTemplateMatchConfig = cx.unpack(any?)?;
+            let config: UriTemplateMatchConfig = cx.unpack(policy.typed_config.as_ref()?)?;
             UriTemplate::decode(cx, &config.path_template).map(PathMatch::Template)
         }),
         other => {
-            cx.error(format!("path match policy '{other}' is not implemented"));
+            cx.refuse_extension("envoy.path.match", &policy.name, other);
             None
         }
     }

@@ -5,7 +5,8 @@ use envoy_types::pb::envoy::config::route::v3 as pb;
 use envoy_types::pb::envoy::extensions::internal_redirect::allow_listed_routes::v3::AllowListedRoutesConfig;
 use pb::route_action as action;
 
-use crate::decode::{Context, boxed, lower, type_name, u32_value};
+use crate::decode::{Context, boxed, lower, u32_value};
+use crate::extensions::type_of;
 
 /// `InternalRedirectPolicy`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +76,10 @@ fn policy(cx: &mut Context, message: &pb::InternalRedirectPolicy) -> Option<Inte
 }
 
 fn predicate(cx: &mut Context, message: &core::TypedExtensionConfig) -> Option<RedirectPredicate> {
-    let any = message.typed_config.as_ref();
-    match any.map_or("", |any| type_name(&any.type_url)) {
+    match type_of(message) {
         "envoy.extensions.internal_redirect.allow_listed_routes.v3.AllowListedRoutesConfig" => {
-            let config: AllowListedRoutesConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
+            let config: AllowListedRoutesConfig =
+                cx.at("typed_config", |cx| cx.unpack(message.typed_config.as_ref()?))?;
             Some(RedirectPredicate::AllowListedRoutes(boxed(&config.allowed_route_names)))
         }
         "envoy.extensions.internal_redirect.previous_routes.v3.PreviousRoutesConfig" => {
@@ -87,8 +88,8 @@ fn predicate(cx: &mut Context, message: &core::TypedExtensionConfig) -> Option<R
         "envoy.extensions.internal_redirect.safe_cross_scheme.v3.SafeCrossSchemeConfig" => {
             Some(RedirectPredicate::SafeCrossScheme)
         }
-        _ => {
-            cx.unregistered(&message.name, any);
+        other => {
+            cx.refuse_extension("envoy.internal_redirect_predicates", &message.name, other);
             None
         }
     }

@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
 
 use crate::cluster::MetadataKey;
 use crate::decode::{Context, bool_value, lower, u32_value};
+use crate::extensions::{check_ignored, type_of};
 use crate::matchers::{CidrRange, HeaderMatcher, QueryParameterMatcher, xds_cidr_range};
 
 /// One `rate_limits` entry.
@@ -258,15 +259,11 @@ impl RateLimitAction {
                 }
             }
             Action::Extension(extension) => {
-                let config = cx.at("extension", |cx| cx.extension(extension));
-                if !config.type_name.starts_with("envoy.") {
-                    let (name, kind) = (&config.name, &config.type_name);
-                    cx.error_at(
-                        "extension",
-                        format!("Didn't find a registered implementation for '{name}' with type URL: '{kind}'"),
-                    );
+                let kind = type_of(extension);
+                if let Err(error) = check_ignored("envoy.rate_limit_descriptors", &extension.name, kind) {
+                    cx.error_at("extension", error);
                 }
-                Self::Extension((*config.type_name).into())
+                Self::Extension(kind.into())
             }
         })
     }

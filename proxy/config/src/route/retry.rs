@@ -214,8 +214,8 @@ fn host_predicate(cx: &mut Context, message: &policy::RetryHostPredicate) -> Opt
                 labels.unwrap_or_else(|| Arc::new(serde_json::Value::Object(serde_json::Map::new()))),
             ))
         }
-        _ => {
-            cx.unregistered(&message.name, any);
+        other => {
+            cx.refuse_extension("envoy.retry_host_predicates", &message.name, other);
             None
         }
     }
@@ -228,8 +228,8 @@ fn priority(cx: &mut Context, message: &policy::RetryPriority) -> Option<u32> {
             let config: PreviousPrioritiesConfig = cx.at("typed_config", |cx| cx.unpack(any?))?;
             Some(u32::try_from(config.update_frequency).unwrap_or(0).max(1))
         }
-        _ => {
-            cx.unregistered(&message.name, any);
+        other => {
+            cx.refuse_extension("envoy.retry_priorities", &message.name, other);
             None
         }
     }

@@ -302,7 +302,10 @@ impl Listener {
         };
         let registry = parts.registry;
         let tls_stats = Arc::new(TlsStats::server(registry, &stat_prefix));
-        let drain = parts.drain.child();
+        let drain = match config.drain_modify_only {
+            true => parts.drain.child_for_modifications(),
+            false => parts.drain.child(),
+        };
         let table = build_table(&config, &parts, &[], &tls_stats, &drain, &|_, _| false)?;
         Ok(Arc::new(Self {
             name: config.name.clone(),

@@ -215,13 +215,7 @@ impl State {
         let digest = sources::digest(&sources::of_context(common));
         let parameters = Parameters::new(common)?;
         let own = load_all(&common.certificates, &common.path)?.into_iter().next();
-        let validation = sources::static_validation(common);
-        if common.validation.is_some() && validation.is_none() {
-            return Err(fail(
-                "the validation context is not a static secret; fetching secrets (SDS) is not implemented yet"
-                    .to_owned(),
-            ));
-        }
+        let validation = sources::validation(common).map_err(fail)?;
         let (verifier, ca) = Verifier::new(validation, false, config.auto_sni_san_validation, &common.path)?;
         let verifier = Arc::new(verifier);
         let builder = ClientConfig::builder_with_provider(parameters.provider(|_| false))

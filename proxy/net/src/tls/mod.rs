@@ -6,10 +6,12 @@
 
 pub mod info;
 
+mod der;
 mod encrypted_key;
 mod error;
 mod handshake;
 pub mod parameters;
+mod pbes2;
 mod pkcs12;
 pub mod secrets;
 mod sources;
@@ -20,6 +22,7 @@ mod verify;
 mod certificates;
 pub mod client;
 pub mod server;
+mod server_configs;
 pub mod watch;
 
 pub use certificates::{ContextCertificates, LoadedCertificate};

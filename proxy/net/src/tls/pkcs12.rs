@@ -1,12 +1,14 @@
 //! A certificate, its chain and its key in one file: PKCS #12 (RFC 7292), as `openssl pkcs12 -export` and keytool write it.
 //!
-//! Encryption is that of [`encrypted_key`](super::encrypted_key): PBES2 with AES-CBC, or none. Archives of old tools (RC2,
-//! 3DES) are refused with words that say so, as are files in BER that is not DER.
+//! Encryption is that of [`pbes2`](super::pbes2), or none. Archives of old tools (RC2, 3DES) are refused with words that say
+//! so, as are files in BER that is not DER.
 
 use aws_lc_rs::{digest, hmac};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::encrypted_key::{Der, INTEGER, OCTET_STRING, OID, SEQUENCE, decrypt};
+use super::der::{Der, EXPLICIT_0, IMPLICIT_0, INTEGER, OCTET_STRING, OID, SEQUENCE};
+use super::encrypted_key::encrypted_info;
+use super::pbes2::{MAX_ITERATIONS, decrypt, too_many_iterations};
 
 const DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01";
 const ENCRYPTED_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x06";
@@ -19,10 +21,6 @@ const SHA256: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x01";
 const SHA384: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x02";
 const SHA512: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x03";
 
-/// `[0]`, constructed and primitive.
-const EXPLICIT_0: u8 = 0xa0;
-const IMPLICIT_0: u8 = 0x80;
-
 /// What an archive holds.
 pub(super) struct Archive {
     /// The private key.
@@ -34,36 +32,35 @@ pub(super) struct Archive {
 /// Opens an archive.
 pub(super) fn open(der: &[u8], password: &[u8]) -> Result<Archive, String> {
     let bad = || "it is not a PKCS #12 archive in DER".to_owned();
-    let mut archive = Der(Der(der).expect(SEQUENCE).ok_or_else(bad)?);
+    let mut archive = Der::new(der).enter(SEQUENCE).ok_or_else(bad)?;
     archive.expect(INTEGER).ok_or_else(bad)?;
-    let contents = content(archive.expect(SEQUENCE).ok_or_else(bad)?, DATA).ok_or_else(bad)?;
-    let contents = Der(contents).expect(OCTET_STRING).ok_or_else(bad)?;
-    if !archive.0.is_empty() {
-        let mac = Mac::parse(archive.expect(SEQUENCE).ok_or_else(bad)?).ok_or_else(bad)?;
+    let contents = archive.enter(SEQUENCE).and_then(|info| content(info, DATA));
+    let contents = contents.and_then(|mut contents| contents.expect(OCTET_STRING)).ok_or_else(bad)?;
+    if !archive.is_at_end() {
+        let mac = archive.enter(SEQUENCE).and_then(Mac::parse).ok_or_else(bad)?;
         mac.verify(contents, password)?;
     }
     let (mut key, mut certificates) = (None, Vec::new());
-    let mut safes = Der(Der(contents).expect(SEQUENCE).ok_or_else(bad)?);
-    while !safes.0.is_empty() {
+    let mut safes = Der::new(contents).enter(SEQUENCE).ok_or_else(bad)?;
+    while !safes.is_at_end() {
         let safe = safes.expect(SEQUENCE).ok_or_else(bad)?;
         let opened;
-        let bags = if let Some(plain) = content(safe, DATA) {
-            Der(plain).expect(OCTET_STRING).ok_or_else(bad)?
+        let bags = if let Some(mut plain) = content(Der::new(safe), DATA) {
+            plain.expect(OCTET_STRING).ok_or_else(bad)?
         } else {
-            let (algorithm, sealed) = content(safe, ENCRYPTED_DATA).and_then(encrypted_data).ok_or_else(bad)?;
+            let sealed = content(Der::new(safe), ENCRYPTED_DATA).and_then(encrypted_data);
+            let (algorithm, sealed) = sealed.ok_or_else(bad)?;
             opened = decrypt(algorithm, sealed, password)?;
             &opened
         };
-        let mut bags = Der(Der(bags).expect(SEQUENCE).ok_or_else(bad)?);
-        while !bags.0.is_empty() {
-            let mut bag = Der(bags.expect(SEQUENCE).ok_or_else(bad)?);
+        let mut bags = Der::new(bags).enter(SEQUENCE).ok_or_else(bad)?;
+        while !bags.is_at_end() {
+            let mut bag = bags.enter(SEQUENCE).ok_or_else(bad)?;
             let (kind, value) = (bag.expect(OID).ok_or_else(bad)?, bag.expect(EXPLICIT_0).ok_or_else(bad)?);
             match kind {
                 KEY_BAG => key = key.or_else(|| Some(value.to_vec())),
                 SHROUDED_KEY_BAG if key.is_none() => {
-                    let mut sealed = Der(Der(value).expect(SEQUENCE).ok_or_else(bad)?);
-                    let algorithm = sealed.expect(SEQUENCE).ok_or_else(bad)?;
-                    let sealed = sealed.expect(OCTET_STRING).ok_or_else(bad)?;
+                    let (algorithm, sealed) = encrypted_info(Der::new(value)).ok_or_else(bad)?;
                     key = Some(decrypt(algorithm, sealed, password)?);
                 }
                 CERTIFICATE_BAG => certificates.extend(certificate(value)),
@@ -79,29 +76,28 @@ pub(super) fn open(der: &[u8], password: &[u8]) -> Result<Archive, String> {
 }
 
 /// What is in a ContentInfo of this kind.
-fn content<'a>(info: &'a [u8], kind: &[u8]) -> Option<&'a [u8]> {
-    let mut info = Der(info);
+fn content<'a>(mut info: Der<'a>, kind: &[u8]) -> Option<Der<'a>> {
     if info.expect(OID)? != kind {
         return None;
     }
-    info.expect(EXPLICIT_0)
+    info.enter(EXPLICIT_0)
 }
 
 /// Algorithm and ciphertext of an EncryptedData.
-fn encrypted_data(data: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut data = Der(Der(data).expect(SEQUENCE)?);
+fn encrypted_data(mut data: Der<'_>) -> Option<(&[u8], &[u8])> {
+    let mut data = data.enter(SEQUENCE)?;
     data.expect(INTEGER)?;
-    let mut info = Der(data.expect(SEQUENCE)?);
+    let mut info = data.enter(SEQUENCE)?;
     info.expect(OID)?;
     Some((info.expect(SEQUENCE)?, info.expect(IMPLICIT_0)?))
 }
 
 fn certificate(bag: &[u8]) -> Option<CertificateDer<'static>> {
-    let mut bag = Der(Der(bag).expect(SEQUENCE)?);
+    let mut bag = Der::new(bag).enter(SEQUENCE)?;
     if bag.expect(OID)? != X509_CERTIFICATE {
         return None;
     }
-    let der = Der(bag.expect(EXPLICIT_0)?).expect(OCTET_STRING)?;
+    let der = bag.enter(EXPLICIT_0)?.expect(OCTET_STRING)?;
     Some(CertificateDer::from(der.to_vec()))
 }
 
@@ -114,13 +110,12 @@ struct Mac<'a> {
 }
 
 impl<'a> Mac<'a> {
-    fn parse(data: &'a [u8]) -> Option<Self> {
-        let mut data = Der(data);
-        let mut info = Der(data.expect(SEQUENCE)?);
-        let algorithm = Der(info.expect(SEQUENCE)?).expect(OID)?;
+    fn parse(mut data: Der<'a>) -> Option<Self> {
+        let mut info = data.enter(SEQUENCE)?;
+        let algorithm = info.enter(SEQUENCE)?.expect(OID)?;
         let digest = info.expect(OCTET_STRING)?;
         let salt = data.expect(OCTET_STRING)?;
-        let iterations = if data.0.is_empty() { 1 } else { data.number()? };
+        let iterations = if data.is_at_end() { 1 } else { data.number()? };
         Some(Mac { algorithm, digest, salt, iterations })
     }
 
@@ -132,6 +127,9 @@ impl<'a> Mac<'a> {
             SHA512 => (&digest::SHA512, hmac::HMAC_SHA512, 128),
             _ => return Err("the kind of its checksum is not supported (SHA-1 and SHA-2 are)".to_owned()),
         };
+        if self.iterations > MAX_ITERATIONS {
+            return Err(too_many_iterations());
+        }
         let text = String::from_utf8_lossy(password);
         let mut wide: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_be_bytes).collect();
         loop {
@@ -190,6 +188,21 @@ mod tests {
         for input in [&b""[..], b"-----BEGIN CERTIFICATE-----", &SECRET[..SECRET.len() - 9], &[0x30, 0x80, 0, 0]] {
             assert_eq!(open(input, b"").err().as_deref(), Some("it is not a PKCS #12 archive in DER"));
         }
+    }
+
+    #[test]
+    fn a_derivation_without_end_is_not_begun() {
+        // 2048 rounds for the checksum, in the last value of the archive.
+        let end = SECRET.len() - 4;
+        assert_eq!(SECRET[end..], [2, 2, 8, 0]);
+        let mut endless = SECRET.to_vec();
+        endless.truncate(end);
+        endless.extend([2, 4, 0x7f, 0xff, 0xff, 0xff]);
+        let length = u16::from_be_bytes([endless[2], endless[3]]) + 2;
+        endless[2..4].copy_from_slice(&length.to_be_bytes());
+        let mac = endless.windows(2).rposition(|pair| pair == [0x30, 0x41]).expect("the checksum");
+        endless[mac + 1] += 2;
+        assert!(open(&endless, b"secret").is_err_and(|error| error.contains("iterations")));
     }
 
     #[test]

@@ -1,38 +1,28 @@
-//! The TLS context of a filter chain: handshakes as a server.
+//! The TLS context of a filter chain: handshakes as a server, secrets that come and files that change.
 //!
-//! One context has several rustls configurations, made when first needed: rustls ends a handshake without a common ALPN
-//! name, while BoringSSL goes on without ALPN; and rustls knows either the server's or the client's order of ciphers,
-//! while BoringSSL has the client's within groups of equal suites. So the ClientHello is read first and picks one.
+//! What rustls is configured with is the work of [`server_configs`](super::server_configs).
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::BytesMut;
 use nuncio_base::clock;
 use nuncio_config::tls::DownstreamTlsContext;
-use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ProducesTickets, ServerSessionMemoryCache};
-use rustls::{CipherSuite, ServerConfig};
-use sha2::{Digest as _, Sha256};
+use rustls::server::Acceptor;
 use tokio::io::AsyncReadExt as _;
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::certificates::{ContextCertificates, LoadedCertificate, Resolver, load_all};
+use super::certificates::{ContextCertificates, LoadedCertificate};
 use super::error::{HandshakeError, TlsConfigError, failure_text, tls_error};
 use super::handshake::{Record, failed_session, finish, recorded};
-use super::parameters::Parameters;
 use super::secrets::{Secret, SecretUser, Secrets, resolve_server};
-use super::sources::{self, KeyLogFile};
+use super::server_configs::{ServerConfigs, all_sources};
+use super::sources;
 use super::stats::TlsStats;
-use super::tickets::GivenKeys;
-use super::verify::{Verifier, VerifyFailure};
+use super::verify::VerifyFailure;
 use super::watch::Reload;
 use crate::connection::{ConnectionInfo, Io, Plain};
-
-/// Sessions that can be resumed by id (TLS 1.2 clients without tickets), per context.
-const SESSION_CACHE: usize = 1024;
-/// Lifetime of tickets where the configuration gives none: two hours, BoringSSL's.
-const TICKET_LIFETIME: u32 = 7200;
 
 /// A server-side TLS context. Built on the control thread, used by all workers, swapped whole when its files change.
 #[derive(Debug)]
@@ -45,31 +35,7 @@ pub struct ServerTlsContext {
     stats: Arc<TlsStats>,
     expiration: Vec<nuncio_base::stats::Gauge>,
     /// None until all secrets have come.
-    state: ArcSwapOption<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    parameters: Parameters,
-    verifier: Arc<Verifier>,
-    resolver: Arc<Resolver>,
-    ticketer: Option<Arc<dyn ProducesTickets>>,
-    sessions: Option<Arc<ServerSessionMemoryCache>>,
-    key_log: Option<Arc<KeyLogFile>>,
-    alpn: Vec<Vec<u8>>,
-    prefer_client_ciphers: bool,
-    configs: [OnceLock<Arc<ServerConfig>>; 6],
-    ca: Option<LoadedCertificate>,
-    digest: [u8; 32],
-}
-
-/// Whose order of cipher suites counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    Client,
-    Server,
-    /// The server's, and within groups of equal suites ChaCha20 first.
-    ServerChaCha,
+    state: ArcSwapOption<ServerConfigs>,
 }
 
 impl ServerTlsContext {
@@ -96,7 +62,7 @@ impl ServerTlsContext {
         // Behind those of the common part.
         secrets.extend(keys);
         let config = resolve_server(&template, &secrets);
-        let state = config.as_ref().map(|config| State::load(config)).transpose()?;
+        let state = config.as_ref().map(|config| ServerConfigs::load(config)).transpose()?;
         let mut expiration = Vec::new();
         if let Some(state) = &state {
             if let Some(ca) = &state.ca {
@@ -206,7 +172,7 @@ fn expiration_gauge(stats: &TlsStats, kind: &str, certificate: &LoadedCertificat
 }
 
 async fn handshake(
-    state: &State,
+    state: &ServerConfigs,
     mut plain: Plain,
     first: &mut [u8; 5],
 ) -> std::io::Result<tokio_rustls::server::TlsStream<Plain>> {
@@ -225,183 +191,6 @@ async fn handshake(
     start.into_stream(config).await
 }
 
-impl State {
-    fn load(config: &DownstreamTlsContext) -> Result<Self, TlsConfigError> {
-        let common = &config.common;
-        let fail = |problem: String| TlsConfigError::new(&common.path, problem);
-        let sources = all_sources(config);
-        // Taken first, so that a change while the files are read is seen by the next look.
-        let digest = sources::digest(&sources);
-        let parameters = Parameters::new(common)?;
-        let certificates = load_all(&common.certificates, &common.path)?;
-        if certificates.is_empty() {
-            return Err(fail("No TLS certificates found for server context".to_owned()));
-        }
-        let validation = sources::static_validation(common);
-        if common.validation.is_some() && validation.is_none() {
-            return Err(fail(
-                "the validation context is not a static secret; fetching secrets (SDS) is not implemented yet"
-                    .to_owned(),
-            ));
-        }
-        let (verifier, ca) = Verifier::new(validation, config.require_client_certificate, false, &common.path)?;
-        let lifetime =
-            config.session_timeout.map_or(TICKET_LIFETIME, |time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-        let ticketer = match () {
-            () if config.disable_stateless_session_resumption => None,
-            () if !config.session_ticket_keys.is_empty() => {
-                let mut keys = Vec::new();
-                for source in &config.session_ticket_keys {
-                    let source = sources::read(source).map_err(fail)?;
-                    keys.push((source.bytes, source.label));
-                }
-                let keys = GivenKeys::new(&keys, session_context(config, &certificates, ca.as_ref()), lifetime);
-                Some(Arc::new(keys.map_err(fail)?) as Arc<dyn ProducesTickets>)
-            }
-            () => Some(
-                rustls::crypto::aws_lc_rs::Ticketer::new()
-                    .map_err(|error| fail(format!("cannot make session ticket keys: {error}")))?,
-            ),
-        };
-        let sessions =
-            (!config.disable_stateful_session_resumption).then(|| ServerSessionMemoryCache::new(SESSION_CACHE));
-        let key_log = common.key_log.as_ref().map(KeyLogFile::open).transpose().map_err(fail)?;
-        let resolver = Resolver::new(certificates, config.full_scan_certs_on_sni_mismatch, config.require_sni);
-        let state = Self {
-            parameters,
-            verifier: Arc::new(verifier),
-            resolver: Arc::new(resolver),
-            ticketer,
-            sessions,
-            key_log: key_log.map(Arc::new),
-            alpn: common.alpn_protocols.iter().map(|name| name.as_bytes().to_vec()).collect(),
-            prefer_client_ciphers: config.prefer_client_ciphers,
-            configs: Default::default(),
-            ca,
-            digest,
-        };
-        let config = state.build(Order::Client, true).map_err(|error| fail(error.to_string()))?;
-        // The array is new, so that the cell is empty.
-        let _ = state.configs[0].set(Arc::new(config));
-        Ok(state)
-    }
-
-    fn build(&self, order: Order, alpn: bool) -> Result<ServerConfig, rustls::Error> {
-        let provider = self.parameters.provider(|suite| {
-            let chacha = matches!(
-                suite.suite(),
-                CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
-                    | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
-            );
-            chacha == (order == Order::ServerChaCha)
-        });
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&self.parameters.versions)?
-            .with_client_cert_verifier(self.verifier.clone())
-            .with_cert_resolver(self.resolver.clone());
-        config.ignore_client_order = order != Order::Client;
-        config.alpn_protocols = if alpn { self.alpn.clone() } else { Vec::new() };
-        match &self.ticketer {
-            Some(ticketer) => {
-                config.ticketer = ticketer.clone();
-                config.send_tls13_tickets = 1;
-            }
-            // Without tickets TLS 1.3 would fall back on stateful sessions; BoringSSL does not resume then.
-            None => config.send_tls13_tickets = 0,
-        }
-        match &self.sessions {
-            Some(sessions) => config.session_storage = sessions.clone(),
-            None => config.session_storage = Arc::new(NoServerSessionStorage {}),
-        }
-        if let Some(key_log) = &self.key_log {
-            config.key_log = key_log.clone();
-        }
-        Ok(config)
-    }
-
-    fn choose(&self, hello: &ClientHello<'_>) -> Arc<ServerConfig> {
-        let alpn = match hello.alpn() {
-            Some(mut offered) => offered.any(|name| self.alpn.iter().any(|own| own == name)),
-            None => true,
-        };
-        let order = self.order(hello.cipher_suites());
-        let index = match order {
-            Order::Client => 0,
-            Order::Server => 1,
-            Order::ServerChaCha => 2,
-        };
-        let cell = &self.configs[index + if alpn { 0 } else { 3 }];
-        if let Some(config) = cell.get() {
-            return config.clone();
-        }
-        match (self.build(order, alpn), self.configs[0].get()) {
-            (Ok(config), _) => cell.get_or_init(|| Arc::new(config)).clone(),
-            // The same parameters have been accepted before, so that this cannot happen; the first one is right too.
-            (Err(_), Some(first)) => first.clone(),
-            (Err(error), None) => unreachable!("the first configuration is made with the state: {error}"),
-        }
-    }
-
-    /// TLS 1.3 follows the client; TLS 1.2 the server's groups, and the client within a group.
-    fn order(&self, offered: &[CipherSuite]) -> Order {
-        let tls13 = |suite: &CipherSuite| {
-            matches!(
-                suite,
-                CipherSuite::TLS13_AES_128_GCM_SHA256
-                    | CipherSuite::TLS13_AES_256_GCM_SHA384
-                    | CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
-            )
-        };
-        let has_tls13 =
-            self.parameters.versions.iter().any(|version| version.version == rustls::ProtocolVersion::TLSv1_3);
-        if self.prefer_client_ciphers || has_tls13 && offered.iter().any(tls13) {
-            return Order::Client;
-        }
-        let position = |wanted: [CipherSuite; 2]| offered.iter().position(|suite| wanted.contains(suite));
-        let chacha = position([
-            CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-            CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-        ]);
-        let aes = position([
-            CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-            CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-        ]);
-        match (chacha, aes) {
-            (Some(chacha), Some(aes)) if chacha < aes => Order::ServerChaCha,
-            (Some(_), None) => Order::ServerChaCha,
-            _ => Order::Server,
-        }
-    }
-}
-
-fn all_sources(config: &DownstreamTlsContext) -> Vec<&nuncio_config::data_source::DataSource> {
-    let mut all = sources::of_context(&config.common);
-    all.extend(&config.session_ticket_keys);
-    all
-}
-
-/// What a session must have in common with this context to be resumed in it: who we are and whom we trust.
-fn session_context(
-    config: &DownstreamTlsContext,
-    certificates: &[Arc<super::certificates::OwnCertificate>],
-    ca: Option<&LoadedCertificate>,
-) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    digest.update([u8::from(config.require_client_certificate)]);
-    for own in certificates {
-        digest.update(own.info.subject.as_bytes());
-        for san in &own.info.sans {
-            digest.update(format!("{san:?}"));
-        }
-    }
-    if let Some(ca) = ca {
-        digest.update(ca.info.fingerprint_256());
-    }
-    // Matchers and pins have no canonical bytes; their debug form is stable within a version of the program.
-    digest.update(format!("{:?}", config.common.validation));
-    digest.finalize().into()
-}
-
 impl Reload for ServerTlsContext {
     fn watched(&self) -> Vec<(PathBuf, PathBuf)> {
         all_sources(&self.config.load()).into_iter().filter_map(sources::watched).collect()
@@ -413,7 +202,7 @@ impl Reload for ServerTlsContext {
             Some(state) if sources::digest(&all_sources(&config)) != state.digest => {}
             _ => return Ok(false),
         }
-        let state = State::load(&config).inspect_err(|_| {
+        let state = ServerConfigs::load(&config).inspect_err(|_| {
             self.stats.rotation_failed();
             self.secrets.iter().for_each(|secret| secret.rotation_failed());
         })?;
@@ -438,7 +227,7 @@ impl Reload for ServerTlsContext {
 impl SecretUser for ServerTlsContext {
     fn refresh(&self) -> Result<(), TlsConfigError> {
         let Some(config) = resolve_server(&self.template, &self.secrets) else { return Ok(()) };
-        let state = State::load(&config)?;
+        let state = ServerConfigs::load(&config)?;
         self.config.store(config);
         self.state.store(Some(Arc::new(state)));
         self.stats.factory.ssl_context_update_by_sds().inc();

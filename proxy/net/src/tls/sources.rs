@@ -95,17 +95,18 @@ pub(super) fn of_context(common: &CommonTlsContext) -> Vec<&DataSource> {
             all.extend(certificate.password.iter().chain(&certificate.ocsp_staple));
         }
     }
-    if let Some(context) = static_validation(common) {
+    if let Ok(Some(context)) = validation(common) {
         all.extend(context.trusted_ca.iter().chain(&context.crl));
     }
     all
 }
 
-/// The validation context that is known without SDS.
-pub(super) fn static_validation(common: &CommonTlsContext) -> Option<&ValidationContext> {
+/// The validation context, if there is one. Where it is a secret, the secret has to be in its place.
+pub(super) fn validation(common: &CommonTlsContext) -> Result<Option<&ValidationContext>, String> {
     match &common.validation {
-        Some(ValidationSource::Static(context)) => Some(context),
-        _ => None,
+        None => Ok(None),
+        Some(ValidationSource::Static(context)) => Ok(Some(context)),
+        Some(_) => Err("the secret of the validation context has not come".to_owned()),
     }
 }
 

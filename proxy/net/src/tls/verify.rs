@@ -97,13 +97,14 @@ fn names_of(anchors: &[TrustAnchor<'_>]) -> Vec<DistinguishedName> {
     let (mut names, mut size) = (Vec::new(), 0);
     for anchor in anchors {
         let name = DistinguishedName::in_sequence(&anchor.subject);
+        if names.iter().any(|known: &DistinguishedName| known.as_ref() == name.as_ref()) {
+            continue;
+        }
         size += name.as_ref().len() + 2;
         if size > MAX_HINTS {
             break;
         }
-        if !names.iter().any(|known: &DistinguishedName| known.as_ref() == name.as_ref()) {
-            names.push(name);
-        }
+        names.push(name);
     }
     names
 }
@@ -290,6 +291,7 @@ impl Verifier {
         signed: &DigitallySignedStruct,
         tls13: bool,
     ) -> Result<HandshakeSignatureValid, Error> {
+        note(|record| record.sigalg = signature_name(signed.scheme));
         if EndEntityCert::try_from(certificate).is_ok() {
             return if tls13 {
                 verify_tls13_signature(message, certificate, signed, &self.algorithms)
@@ -605,7 +607,6 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        note(|record| record.sigalg = signature_name(dss.scheme));
         self.check_signature(message, cert, dss, false)
     }
 
@@ -615,7 +616,6 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        note(|record| record.sigalg = signature_name(dss.scheme));
         self.check_signature(message, cert, dss, true)
     }
 

@@ -101,7 +101,7 @@ fn buckets(histogram: &HistogramSnapshot, bounds: &[f64]) -> Vec<u8> {
     out
 }
 
-pub(super) fn varint(out: &mut Vec<u8>, mut value: u64) {
+fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
