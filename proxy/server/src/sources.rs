@@ -12,11 +12,11 @@ use crate::server::{Server, State};
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::bootstrap::v3::Bootstrap as Message;
 use nuncio_base::stats::{HostMetric, Registry};
-use nuncio_config::cluster::{Discovery, HealthStatus, Thresholds};
+use nuncio_config::cluster::{Discovery, HealthStatus};
 use nuncio_net::address::Address;
 use nuncio_net::tls::LoadedCertificate;
 use nuncio_upstream::host::Health;
-use nuncio_upstream::{Cluster, Host};
+use nuncio_upstream::{Cluster, Host, Resource, ResourcePriority};
 use prost::Message as _;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -288,8 +288,8 @@ fn cluster(cluster: &Arc<Cluster>) -> ClusterStatus {
                 local_origin_success_rate_ejection_threshold: local.threshold,
             }
         }),
-        default_priority: thresholds(&config.circuit_breakers.default),
-        high_priority: thresholds(&config.circuit_breakers.high),
+        default_priority: limits(cluster, ResourcePriority::Default),
+        high_priority: limits(cluster, ResourcePriority::High),
         hosts: state
             .priority_set
             .hosts()
@@ -301,12 +301,14 @@ fn cluster(cluster: &Arc<Cluster>) -> ClusterStatus {
     }
 }
 
-fn thresholds(t: &Thresholds) -> CircuitBreakerStatus {
+/// The limits as they are now: a retry budget moves with the load.
+fn limits(cluster: &Cluster, priority: ResourcePriority) -> CircuitBreakerStatus {
+    let limits = cluster.resource_manager(priority);
     CircuitBreakerStatus {
-        max_connections: u64::from(t.max_connections),
-        max_pending_requests: u64::from(t.max_pending_requests),
-        max_requests: u64::from(t.max_requests),
-        max_retries: u64::from(t.max_retries),
+        max_connections: u64::from(limits.max(Resource::Connections)),
+        max_pending_requests: u64::from(limits.max(Resource::PendingRequests)),
+        max_requests: u64::from(limits.max(Resource::Requests)),
+        max_retries: u64::from(limits.max(Resource::Retries)),
     }
 }
 

@@ -7,8 +7,9 @@ use crate::host::now_ms;
 use crate::stats::{ClusterStats, RemainingFamily};
 use nuncio_base::stats::GaugeRef;
 use nuncio_config::cluster::{CircuitBreakers, RetryBudget, Thresholds};
+use nuncio_http::matchers::Runtime;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Priority of a request (`RoutingPriority`).
@@ -37,18 +38,37 @@ pub enum Resource {
 }
 
 const RESOURCES: usize = 5;
+const RESOURCE_FIELDS: [(Resource, &str); RESOURCES] = [
+    (Resource::Connections, "max_connections"),
+    (Resource::PendingRequests, "max_pending_requests"),
+    (Resource::Requests, "max_requests"),
+    (Resource::Retries, "max_retries"),
+    (Resource::ConnectionPools, "max_connection_pools"),
+];
 
 /// Limits and counts of one priority of one cluster.
 pub struct ResourceManager {
-    max: [u32; RESOURCES],
+    /// Without what runtime keys say.
+    configured: [u32; RESOURCES],
+    max: [AtomicU32; RESOURCES],
     current: [AtomicU32; RESOURCES],
-    retry_budget: Option<RetryBudget>,
+    configured_budget: Option<RetryBudget>,
+    budget: Budget,
     /// Requests that count for the budget; None where it follows the active ones.
     recent: Option<Recent>,
     max_connections_per_host: u32,
     priority: ResourcePriority,
     stats: Arc<ClusterStats>,
     remaining: Option<RemainingFamily>,
+}
+
+/// The retry budget in force.
+#[derive(Default)]
+struct Budget {
+    on: AtomicBool,
+    /// Bits of an `f64`.
+    percent: AtomicU64,
+    min_concurrency: AtomicU32,
 }
 
 impl std::fmt::Debug for ResourceManager {
@@ -79,17 +99,61 @@ impl ResourceManager {
             RemainingFamily::new(stats.registry(), &prefix)
         });
         let manager = ResourceManager {
-            max,
+            configured: max,
+            max: max.map(AtomicU32::new),
             current: Default::default(),
-            retry_budget: thresholds.retry_budget,
+            configured_budget: thresholds.retry_budget,
+            budget: Budget::default(),
             recent: thresholds.retry_budget.and_then(|budget| Recent::new(budget.interval)),
             max_connections_per_host: per_host.unwrap_or(u32::MAX),
             priority,
             stats,
             remaining,
         };
+        manager.set_budget(None, None);
         manager.show_remaining();
         manager
+    }
+
+    /// Runtime keys (`circuit_breakers.CLUSTER.PRIORITY.`) go before the configuration. For the control thread.
+    pub(crate) fn read_runtime(&self, cluster: &str, runtime: &dyn Runtime) {
+        let name = if self.priority == ResourcePriority::Default { "default" } else { "high" };
+        let key = |key: &str| format!("circuit_breakers.{cluster}.{name}.{key}");
+        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        for (resource, field) in RESOURCE_FIELDS {
+            let max = runtime.integer(&key(field)).map_or(self.configured[resource as usize], number);
+            self.set_max(resource, max);
+        }
+        let percent = runtime.double(&key("retry_budget.budget_percent"));
+        let least = runtime.integer(&key("retry_budget.min_retry_concurrency")).map(number);
+        self.set_budget(percent, least);
+    }
+
+    /// The gauge that tells of a full resource follows.
+    fn set_max(&self, resource: Resource, max: u32) {
+        let old = self.max[resource as usize].swap(max, Relaxed);
+        if old == max {
+            return;
+        }
+        let count = self.count(resource);
+        let gauge = self.open_gauge(resource);
+        let was_open = if old == 0 { gauge.value() > 0 } else { count >= old };
+        let is_open = count >= max && count > 0;
+        match (was_open, is_open) {
+            (false, true) => gauge.inc(),
+            (true, false) => gauge.dec(),
+            _ => {}
+        }
+    }
+
+    /// There is a budget where it is configured, or where one of its runtime keys is set.
+    fn set_budget(&self, percent: Option<f64>, min_concurrency: Option<u32>) {
+        let configured = self.configured_budget;
+        let percent_or = percent.or(configured.map(|budget| budget.percent)).unwrap_or(20.0);
+        let least_or = min_concurrency.or(configured.map(|budget| budget.min_concurrency)).unwrap_or(3);
+        self.budget.percent.store(percent_or.to_bits(), Relaxed);
+        self.budget.min_concurrency.store(least_or, Relaxed);
+        self.budget.on.store(configured.is_some() || percent.is_some() || min_concurrency.is_some(), Relaxed);
     }
 
     /// Whether there are gauges of what remains (`track_remaining`).
@@ -101,12 +165,12 @@ impl ResourceManager {
     /// has the same gauges, and goes on while its last requests do. For the control thread.
     pub(crate) fn show_remaining(&self) {
         let Some(family) = &self.remaining else { return };
-        let left = |resource| u64::from(self.max[resource as usize].saturating_sub(self.count(resource)));
+        let left = |resource| u64::from(self.limit(resource).saturating_sub(self.count(resource)));
         family.remaining_cx().set(left(Resource::Connections));
         family.remaining_pending().set(left(Resource::PendingRequests));
         family.remaining_rq().set(left(Resource::Requests));
-        family.remaining_retries().set(if self.retry_budget.is_some() { 0 } else { left(Resource::Retries) });
-        family.remaining_cx_pools().set(match self.max[Resource::ConnectionPools as usize] {
+        family.remaining_retries().set(if self.budget.on.load(Relaxed) { 0 } else { left(Resource::Retries) });
+        family.remaining_cx_pools().set(match self.limit(Resource::ConnectionPools) {
             u32::MAX => u64::MAX - u64::from(self.count(Resource::ConnectionPools)),
             _ => left(Resource::ConnectionPools),
         });
@@ -121,15 +185,22 @@ impl ResourceManager {
     /// The limit now; that of retries moves with the load where there is a budget.
     #[inline]
     pub fn max(&self, resource: Resource) -> u32 {
-        if let (Resource::Retries, Some(budget)) = (resource, &self.retry_budget) {
+        if resource == Resource::Retries && self.budget.on.load(Relaxed) {
             let requests = match &self.recent {
                 Some(recent) => recent.count(now_ms()),
                 None => self.count(Resource::Requests),
             };
             let counted = f64::from(requests) + f64::from(self.count(Resource::PendingRequests));
-            return ((budget.percent / 100.0 * counted) as u32).max(budget.min_concurrency);
+            let percent = f64::from_bits(self.budget.percent.load(Relaxed));
+            return ((percent / 100.0 * counted) as u32).max(self.budget.min_concurrency.load(Relaxed));
         }
-        self.max[resource as usize]
+        self.limit(resource)
+    }
+
+    /// The limit as a number, whatever budget there is.
+    #[inline]
+    fn limit(&self, resource: Resource) -> u32 {
+        self.max[resource as usize].load(Relaxed)
     }
 
     /// How many there are.
@@ -151,7 +222,7 @@ impl ResourceManager {
             recent.add(now_ms());
         }
         let before = self.current[resource as usize].fetch_add(1, Relaxed);
-        let max = self.max[resource as usize];
+        let max = self.limit(resource);
         // A limit of 0 is open from the first use on.
         let opens = before + 1 == max || (max == 0 && before == 0 && self.open_gauge(resource).value() == 0);
         if opens {
@@ -164,7 +235,7 @@ impl ResourceManager {
     pub fn dec(&self, resource: Resource) {
         let before = self.current[resource as usize].fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "more of a resource given back than taken");
-        let max = self.max[resource as usize];
+        let max = self.limit(resource);
         if before == max {
             self.open_gauge(resource).dec();
         }
@@ -322,5 +393,31 @@ mod tests {
         recent.add(10);
         recent.add(12);
         assert_eq!([10, 12, 13, 15].map(|now| recent.count(now)), [1, 2, 1, 0]);
+    }
+
+    struct Keys(&'static [(&'static str, u64)]);
+
+    impl Runtime for Keys {
+        fn integer(&self, key: &str) -> Option<u64> {
+            self.0.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+        }
+    }
+
+    #[test]
+    fn runtime_keys_go_before_the_configuration_and_the_gauges_follow() {
+        let registry = Registry::new(1, StatsConfig::default());
+        let manager = manager(&registry, Thresholds { max_requests: 2, ..Thresholds::default() });
+        let open = || registry.gauge_value("cluster.a.circuit_breakers.default.rq_open");
+        manager.inc(Resource::Requests);
+        manager.read_runtime("a", &Keys(&[("circuit_breakers.a.default.max_requests", 1)]));
+        assert_eq!((manager.max(Resource::Requests), open()), (1, Some(1)));
+        manager.read_runtime("a", &Keys(&[("circuit_breakers.b.default.max_requests", 1)]));
+        assert_eq!((manager.max(Resource::Requests), open()), (2, Some(0)));
+        manager.read_runtime("a", &Keys(&[("circuit_breakers.a.default.retry_budget.min_retry_concurrency", 7)]));
+        assert_eq!(manager.max(Resource::Retries), 7);
+        manager.read_runtime("a", &Keys(&[]));
+        assert_eq!(manager.max(Resource::Retries), 3);
+        manager.dec(Resource::Requests);
+        assert_eq!(open(), Some(0));
     }
 }

@@ -8,6 +8,7 @@
 pub mod h1;
 pub mod h2;
 pub mod raw;
+mod single;
 pub mod stats;
 
 use crate::headers::Headers;

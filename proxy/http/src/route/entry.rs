@@ -19,7 +19,7 @@ use super::matching::{self, RequestTree};
 use super::policies::{HashPolicies, InternalRedirect, Mirror, RetryConditions};
 use super::rate_limit::RateLimits;
 use super::redirect;
-use super::rewrite::Substitution;
+use super::rewrite::{self, Substitution};
 use super::stats::RequestStats;
 use super::table::{BuildError, RouteRequest};
 use crate::formatter::Formatter;
@@ -482,6 +482,16 @@ impl RouteEntry {
                 redirect::self_location(headers)
             }
             _ => None,
+        }
+    }
+
+    /// Where the action redirects to another path by its prefix or a regular expression: that path in the headers, as logs
+    /// and formats of the response show it. After [`Self::new_location`].
+    pub fn rewrite_redirected_path(&self, headers: &mut Headers, keep_original: bool) {
+        if let (RouteActionKind::Redirect(action), Compiled::Redirect(parts)) = (&self.config().action, &self.compiled)
+            && let Some(path) = redirect::rewritten_path(action, parts, self.matched_len(headers), headers)
+        {
+            rewrite::update_path(headers, path, keep_original);
         }
     }
 

@@ -28,34 +28,22 @@ pub(super) fn location(
     let host =
         if action.host.is_empty() { request_host(headers, scheme, action.port != 0) } else { action.host.as_bytes() };
     let path = headers.path();
-    let rewritten;
+    let mut rewritten = rewritten_path(action, parts, matched, headers);
     let mut has_own_query = false;
     let path: &[u8] = match &action.path {
         RedirectPath::Keep => path,
         RedirectPath::Replace(new) => {
             has_own_query = new.contains('?');
-            rewritten = with_query_of(path, new.as_bytes());
-            &rewritten
+            &*rewritten.insert(with_query_of(path, new.as_bytes()))
         }
-        RedirectPath::Prefix(prefix) => match matched {
-            Some(matched) => {
-                rewritten = replace_prefix(path, matched, prefix.as_bytes());
-                &rewritten
-            }
-            None => path,
-        },
-        RedirectPath::Regex(rewrite) => {
-            rewritten = replace_regex(path, rewrite, parts.substitution.as_ref()?);
-            &rewritten
-        }
+        RedirectPath::Prefix(_) | RedirectPath::Regex(_) => rewritten.as_deref().unwrap_or(path),
         RedirectPath::Format(_) => {
             let cx = FormatContext { request: Some(headers), ..FormatContext::new(info) };
             let mut new = Vec::new();
             parts.format.as_ref()?.write(&cx, &mut new);
             has_own_query = new.contains(&b'?');
             // A format of which nothing comes says nothing about the path.
-            rewritten = with_query_of(path, if new.is_empty() { without_query(path) } else { &new });
-            &rewritten
+            &*rewritten.insert(with_query_of(path, if new.is_empty() { without_query(path) } else { &new }))
         }
     };
     let path = match memchr::memchr(b'?', path) {
@@ -76,6 +64,20 @@ pub(super) fn location(
     }
     out.extend_from_slice(path);
     HeaderValue::parse(Bytes::from(out))
+}
+
+/// The path that a redirect by prefix or regular expression leads to.
+pub(super) fn rewritten_path(
+    action: &RedirectAction,
+    parts: &RedirectParts,
+    matched: Option<usize>,
+    headers: &Headers,
+) -> Option<Vec<u8>> {
+    match &action.path {
+        RedirectPath::Prefix(prefix) => Some(replace_prefix(headers.path(), matched?, prefix.as_bytes())),
+        RedirectPath::Regex(rewrite) => Some(replace_regex(headers.path(), rewrite, parts.substitution.as_ref()?)),
+        RedirectPath::Keep | RedirectPath::Replace(_) | RedirectPath::Format(_) => None,
+    }
 }
 
 /// `new` with the query of `path`, unless it has its own.

@@ -106,6 +106,8 @@ pub struct Cluster {
     pub(crate) drop_per_million: AtomicU32,
     /// Requests of a hundred that are refused (`upstream.maintenance_mode.<name>`).
     maintenance: AtomicU32,
+    /// Retries of a hundred that are made (`upstream.use_retry`).
+    retry_percent: AtomicU32,
     pub(crate) drop_category: Mutex<Option<Arc<str>>>,
     /// What only load reports tell.
     pub load: LoadCounts,
@@ -312,6 +314,7 @@ impl Cluster {
             given: Mutex::default(),
             drop_per_million: AtomicU32::new(config.endpoints.drop_per_million),
             maintenance: AtomicU32::new(0),
+            retry_percent: AtomicU32::new(100),
             drop_category: Mutex::new(config.endpoints.drop_category.clone()),
             load: LoadCounts::default(),
             fingerprint,
@@ -460,10 +463,22 @@ impl Cluster {
         if self.transport.default_is_secure() { 443 } else { 80 }
     }
 
-    /// The runtime may say that requests are refused.
-    pub(crate) fn read_maintenance(&self, runtime: &dyn Runtime) {
+    /// The runtime may say that requests are refused, and of other limits and pauses between health checks.
+    pub(crate) fn read_runtime(&self, runtime: &dyn Runtime) {
         let percent = runtime.integer(&format!("upstream.maintenance_mode.{}", self.name())).unwrap_or(0);
         self.maintenance.store(percent.min(100) as u32, Ordering::Relaxed);
+        let retries = runtime.integer("upstream.use_retry").unwrap_or(100);
+        self.retry_percent.store(retries.min(100) as u32, Ordering::Relaxed);
+        self.limits.iter().for_each(|limits| limits.read_runtime(self.name(), runtime));
+        if let Some(checker) = self.health_checker() {
+            checker.read_runtime(runtime);
+        }
+    }
+
+    /// How many of a hundred retries are made.
+    #[inline]
+    pub fn retry_percent(&self) -> u32 {
+        self.retry_percent.load(Ordering::Relaxed)
     }
 
     /// How many of a hundred requests are refused.

@@ -195,7 +195,8 @@ impl ClusterManager {
         built.map_err(|(path, what)| ClusterError::Unsupported { path, what })
     }
 
-    /// Runtime keys may have other values: those of load balancing and of outlier detection are read again. For the control thread.
+    /// Runtime keys may have other values: those of load balancing, limits, health checks and
+    /// outlier detection are read again. For the control thread.
     pub fn apply_runtime(&self, runtime: &Arc<dyn Runtime>) {
         let new = LbRuntime::read(&**runtime);
         let mut control = self.control();
@@ -203,7 +204,7 @@ impl ClusterManager {
         let changed = std::mem::replace(&mut control.lb_runtime, new) != new;
         drop(control);
         for cluster in self.clusters().into_iter().chain(self.warming()) {
-            cluster.read_maintenance(&**runtime);
+            cluster.read_runtime(&**runtime);
             if changed || !cluster.config.lb_common.runtime_keys.is_empty() {
                 cluster.apply_runtime(new, &**runtime);
             }
@@ -318,7 +319,7 @@ impl ClusterManager {
             outlier.apply_runtime(&**runtime);
         }
         if let Some(runtime) = &runtime {
-            cluster.read_maintenance(&**runtime);
+            cluster.read_runtime(&**runtime);
         }
         if cluster.tracks_remaining() {
             self.tracks_remaining.store(true, Ordering::Relaxed);

@@ -23,11 +23,12 @@ use nuncio_base::random;
 use nuncio_base::stats::{Counter, Registry};
 use nuncio_config::cluster::{HealthCheckConfig, HealthCheckKind};
 use nuncio_http::access_log::LogFile;
+use nuncio_http::matchers::Runtime;
 use probe::Prober;
 use state::{HostHealth, next_interval, with_jitter};
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
@@ -95,6 +96,8 @@ pub struct HealthChecker {
     _redis: Option<Counter>,
     log: Option<Arc<LogFile>>,
     exclude_new: bool,
+    /// `health_check.min_interval` and `health_check.max_interval`, in milliseconds.
+    bounds: [AtomicU64; 2],
     inner: Mutex<Inner>,
     /// Something is to be published.
     changed: Notify,
@@ -120,6 +123,18 @@ impl std::fmt::Debug for HealthChecker {
 }
 
 impl HealthChecker {
+    /// Runtime keys bound the pauses of all health checks.
+    pub(crate) fn read_runtime(&self, runtime: &dyn Runtime) {
+        self.bounds[0].store(runtime.integer("health_check.min_interval").unwrap_or(0), Relaxed);
+        self.bounds[1].store(runtime.integer("health_check.max_interval").unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// The lower bound counts for more, as in Envoy.
+    fn bounded(&self, pause: Duration) -> Duration {
+        let [least, most] = self.bounds.each_ref().map(|bound| Duration::from_millis(bound.load(Relaxed)));
+        pause.min(most).max(least).max(Duration::from_millis(1))
+    }
+
     /// `exclude_new`: new hosts stay out of load balancing's arithmetic until their first result.
     pub(crate) fn new(
         config: Arc<HealthCheckConfig>,
@@ -137,6 +152,7 @@ impl HealthChecker {
             changed: Notify::new(),
             config,
             log,
+            bounds: [AtomicU64::new(0), AtomicU64::new(u64::MAX)],
             exclude_new,
             jobs,
         }
@@ -373,7 +389,7 @@ async fn session(weak: Weak<Cluster>, host: Arc<Host>) {
         let transition = checker.on_result(&cluster, &host, &mut health, result);
         let passed = matches!(result, CheckResult::Success { .. });
         let traffic = cluster.stats.upstream_cx_total().value() > 0;
-        wait = Some(next_interval(&config, passed, transition, traffic, &mut random::u64));
+        wait = Some(checker.bounded(next_interval(&config, passed, transition, traffic, &mut random::u64)));
     }
 }
 

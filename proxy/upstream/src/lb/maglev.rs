@@ -33,10 +33,12 @@ impl MaglevTable {
             return MaglevTable { slots: Box::default(), hosts: Box::default() };
         }
         let most = hosts.iter().map(|(_, weight)| *weight).fold(0.0, f64::max);
-        let mut builds: Vec<Build> = hosts
+        // Hosts take their turns in the order of their keys: the table is the same however the cluster lists them.
+        let mut keyed: Vec<_> = hosts.iter().map(|(host, weight)| (hash_key(host, by_name), host, *weight)).collect();
+        keyed.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+        let mut builds: Vec<Build> = keyed
             .iter()
-            .map(|(host, weight)| {
-                let key = hash_key(host, by_name);
+            .map(|(key, _, weight)| {
                 let key = key.as_bytes();
                 let (offset, skip) = (xxh64(key, 0) % size, xxh64(key, 1) % (size - 1) + 1);
                 Build { offset, skip, weight: *weight, target: 0.0, next: 0, count: 0 }
@@ -72,7 +74,7 @@ impl MaglevTable {
         gauges.min_entries_per_host().set(builds.iter().map(|build| build.count).min().unwrap_or(0));
         gauges.max_entries_per_host().set(builds.iter().map(|build| build.count).max().unwrap_or(0));
         stats.keep(gauges);
-        MaglevTable { slots: slots.into(), hosts: hosts.iter().map(|(host, _)| host.clone()).collect() }
+        MaglevTable { slots: slots.into(), hosts: keyed.iter().map(|(_, host, _)| (*host).clone()).collect() }
     }
 }
 
@@ -114,5 +116,20 @@ mod tests {
             })
             .count();
         assert!(moved < 65537 / 20, "{moved}");
+    }
+
+    #[test]
+    fn the_order_in_which_hosts_are_listed_does_not_matter() {
+        let set = weighted_set(&[1, 2, 3, 2, 1]);
+        let listed: Vec<_> =
+            set.host_sets[0].hosts.iter().cloned().zip([1.0, 2.0, 3.0, 2.0, 1.0].map(|w| w / 9.0)).collect();
+        let mut turned = listed.clone();
+        turned.reverse();
+        for size in [7, 53, 65537] {
+            let (one, other) =
+                (MaglevTable::new(&listed, size, false, &stats()), MaglevTable::new(&turned, size, false, &stats()));
+            let picks = |table: &MaglevTable| (0..size).map(|hash| table.pick(hash, 0).unwrap().id).collect::<Vec<_>>();
+            assert!(picks(&one) == picks(&other), "{size}");
+        }
     }
 }

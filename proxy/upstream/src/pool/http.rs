@@ -273,6 +273,8 @@ impl HttpPool {
             inner.busy += 1;
             drop(inner);
             waiter.resolve(WaitState::Ready(Ready::Http1(connection)));
+            // Who still waits may get one of its own: other hosts may have closed connections since.
+            self.connect_for_pending();
             return;
         }
         if connection.has_ended() {
@@ -469,12 +471,11 @@ impl HttpPool {
         self.codecs.h1_stats.appear();
         let connection = H1Connection::new(connected, counted, &self.codecs.h1, &self.janitor);
         self.inner.borrow_mut().busy += 1;
-        self.release_new(connection);
+        self.release_h1(connection);
     }
 
-    /// As [`HttpPool::release_h1`], for a connection that served nobody yet.
-    fn release_new(self: &Rc<Self>, connection: Box<H1Connection>) {
-        self.release_h1(connection);
+    /// Opens what those need who wait after a place has become free.
+    pub(super) fn connect_for_pending(self: &Rc<Self>) {
         if !self.inner.borrow().pending.is_empty() {
             self.create_connections();
         }
@@ -499,9 +500,7 @@ impl HttpPool {
 
     /// A connection is gone: who waits needs another.
     fn connection_lost(self: &Rc<Self>) {
-        if !self.inner.borrow().pending.is_empty() {
-            self.create_connections();
-        }
+        self.connect_for_pending();
         self.forget_if_empty();
     }
 

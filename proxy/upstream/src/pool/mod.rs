@@ -191,6 +191,7 @@ impl Drop for PooledStream {
                 pool.stream_ended();
                 connection.close_stream(stream);
                 pool.serve_pending();
+                pool.connect_for_pending();
             }
             // It counts itself out.
             Kind::Raw(_) => {}

@@ -72,6 +72,7 @@ pub(crate) fn grant(retry: &mut RetryState, verdict: Verdict, cluster: &Cluster,
             stats.upstream_rq_retry_overflow().inc();
             Grant::Overflow
         }
+        Verdict::Retry if random::u64() % 100 >= u64::from(cluster.retry_percent()) => Grant::Unwanted(false),
         Verdict::Retry => {
             stats.upstream_rq_retry().inc();
             retry.arm();

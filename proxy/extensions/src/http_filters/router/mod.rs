@@ -251,6 +251,7 @@ impl Router {
             if let Some(location) = entry.new_location(&stream.request, &stream.info) {
                 reply = reply.header(names::LOCATION, location);
             }
+            entry.rewrite_redirected_path(&mut stream.request, !self.config.suppress_envoy_headers);
             stream.routed_reply(reply);
             return;
         }

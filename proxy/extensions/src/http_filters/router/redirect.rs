@@ -120,6 +120,8 @@ impl<'t> Url<'t> {
         }
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, rest) = rest.split_at(end);
+        // Who the user is is not part of a host.
+        let authority = authority.rsplit('@').next().unwrap_or_default();
         if authority.is_empty() || text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             return None;
         }
@@ -143,6 +145,7 @@ mod tests {
         assert_eq!(show("http://a:1/p?q#f"), Some(("http", "a:1", "/p?q".into())));
         assert_eq!(show("https://a"), Some(("https", "a", "/".into())));
         assert_eq!(show("https://a?q"), Some(("https", "a", "/?q".into())));
+        assert_eq!(show("http://user:word@a/p"), Some(("http", "a", "/p".into())));
         for text in ["/p", "p", "", "ftp://a/p", "http:///p", "http://a/ b"] {
             assert_eq!(show(text), None, "{text}");
         }

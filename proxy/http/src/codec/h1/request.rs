@@ -9,6 +9,7 @@ use super::parse::{
     tokens, value,
 };
 use super::server::ServerConfig;
+use crate::codec::single::{self, Head};
 use crate::codec::{Protocol, StreamError};
 use crate::headers::{HeaderName, HeaderValue, Headers, Known, names};
 use nuncio_config::hcm::{HeaderKeyFormat, UnderscoresAction};
@@ -391,7 +392,7 @@ fn build_request(
             }
             None => {}
         }
-        headers.push(name, value(bytes, l.value));
+        single::push(&mut headers, Head::Request, name, value(bytes, l.value));
     }
 
     if let Some(range) = target.authority {

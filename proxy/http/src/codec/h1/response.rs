@@ -5,6 +5,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use super::parse::{
     Framing, Limits, Lines, SPARE, Seen, check_unfinished, errors, field_bytes, parse_lines, value, value_end,
 };
+use crate::codec::single::{self, Head};
 use crate::codec::{Protocol, StreamError};
 use crate::headers::{HeaderName, Headers, Known, names, status_value};
 
@@ -77,7 +78,7 @@ pub fn parse_response(
             Some(Known::CONNECTION) => seen.connection(v),
             _ => {}
         }
-        headers.push(name, value(&bytes, l.value));
+        single::push(&mut headers, Head::Response, name, value(&bytes, l.value));
     }
     let http10 = protocol == Protocol::Http10;
     if http10 && seen.transfer_encoding {

@@ -12,6 +12,7 @@ use crate::codec::StreamError;
 use crate::codec::h1::parse::{Limits, parse_decimal};
 use crate::codec::h1::request::is_authority;
 use crate::codec::h2::hpack::{Fault, Field};
+use crate::codec::single::{self, Head};
 use crate::codec::stats::Http2Stats;
 use crate::headers::{HeaderName, HeaderValue, Headers, Known, is_token, names};
 
@@ -174,7 +175,11 @@ impl<'a> HeadReader<'a> {
                 self.host.get_or_insert(value);
             }
             Some(Known::PROTOCOL) => self.protocol = Some(value),
-            _ => self.headers.push(name, value),
+            _ => match self.kind {
+                Kind::Request => single::push(&mut self.headers, Head::Request, name, value),
+                Kind::Response => single::push(&mut self.headers, Head::Response, name, value),
+                Kind::Trailers => self.headers.push(name, value),
+            },
         }
         ControlFlow::Continue(())
     }
