@@ -304,7 +304,7 @@ impl Bench {
         let stats = ClusterStats::new(&Registry::new(1, StatsConfig::default()), "bench");
         let locality = Arc::default();
         let hosts = (0..n).map(|i| upstream_host(i, host(i), &locality)).collect();
-        let groups = vec![HostGroup { priority: 0, locality: locality.clone(), weight: None, hosts }];
+        let groups = vec![HostGroup { priority: 0, locality, weight: None, hosts }];
         let set = HostGroups { groups, overprovisioning_factor: 140, weighted_health: false, grouping: Grouping::None }
             .priority_set();
         let tables = LbTables::new(&config, &set, &stats);
