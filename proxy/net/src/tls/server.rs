@@ -1,6 +1,6 @@
 //! The TLS context of a filter chain: handshakes as a server, secrets that come and files that change.
 //!
-//! What rustls is configured with is the work of [`server_configs`](super::server_configs).
+//! What rustls is configured with is the work of `server_configs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
