@@ -246,10 +246,16 @@ pub const PARTS: &[Category] = &[
     ),
     (
         "envoy.upstream_options",
-        &[(
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        )],
+        &[
+            (
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            ),
+            (
+                "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions",
+                "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions",
+            ),
+        ],
     ),
 ];
 
